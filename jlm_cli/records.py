@@ -1,0 +1,194 @@
+"""What goes in and what comes out: a Sample to be judged, a Judgment of it, and their JSON."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+
+from jlm_cli.errors import RowError
+
+Verdict = Literal["1", "2", "tie"]
+VERDICTS: tuple[Verdict, ...] = ("1", "2", "tie")
+Json = dict[str, Any]
+
+_SCORE_LINE = re.compile(r"\d+(?:\.\d+)?(?:(?:\s*,\s*|\s+)\d+(?:\.\d+)?)*")
+_DIGITS = 6  # decimals kept in records: float32 does not know more
+
+
+@dataclass(frozen=True)
+class Gold:
+    """What a row is measured against: a verdict over two answers, or one score (0–10) each."""
+
+    verdict: Verdict | None
+    scores: tuple[float, ...] | None = None
+
+    def json(self) -> Any:
+        return list(self.scores) if self.scores is not None else self.verdict
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question with the answers to be judged; never changed after it was read."""
+
+    id: str | int | float | None
+    line: int
+    question: str
+    answers: tuple[str, ...]
+    reference: str | None = None
+    gold: Gold | None = None
+    models: tuple[str, ...] | None = None
+    category: str | None = None
+
+    def json(self) -> Json:
+        return {
+            "question": self.question,
+            "answers": list(self.answers),
+            "reference": self.reference,
+            "models": None if self.models is None else list(self.models),
+            "category": self.category,
+        }
+
+
+@dataclass(frozen=True)
+class Judgment:
+    """What the judge said of one order of the answers, in the input's numbering.
+
+    `p` are the probabilities of the verdicts 1, 2 and tie; `expected` the mean score of each
+    answer; `text` the score line and `reason` the words behind it, both as written.
+    """
+
+    scores: tuple[float, ...]
+    verdict: Verdict
+    p: tuple[float, float, float]
+    expected: tuple[float, ...]
+    text: str
+    reason: str | None
+    prompt_tokens: int
+    flags: tuple[str, ...] = ()
+
+    def json(self) -> Json:
+        return {
+            "scores": list(self.scores),
+            "verdict": self.verdict,
+            "p": probabilities_json(self.p),
+            "expected": rounded(self.expected),
+            "text": self.text,
+            "reason": self.reason,
+        }
+
+
+def rounded(values: tuple[float, ...]) -> list[float]:
+    return [round(value, _DIGITS) for value in values]
+
+
+def probabilities_json(p: tuple[float, float, float]) -> Json:
+    return dict(zip(VERDICTS, rounded(p), strict=True))
+
+
+def verdict_of(scores: tuple[float, ...]) -> Verdict:
+    """Higher score wins, equal scores tie (paper, section 3.2)."""
+    first, second = scores
+    return "1" if first > second else "2" if second > first else "tie"
+
+
+def combine(given: Judgment, swapped: Judgment) -> Json:
+    """Both orders as one judgment: a conflict is a tie (PandaLM protocol), p is averaged."""
+    p = tuple((a + b) / 2 for a, b in zip(given.p, swapped.p, strict=True))
+    expected = tuple((a + b) / 2 for a, b in zip(given.expected, swapped.expected, strict=True))
+    verdict = given.verdict if given.verdict == swapped.verdict else "tie"
+    return {
+        "verdict": verdict,
+        "p": dict(zip(VERDICTS, rounded(p), strict=True)),
+        "expected": rounded(expected),
+    }
+
+
+def judged_record(
+    sample: Sample, mode: str, given: Judgment, swapped: Judgment | None, compact: bool
+) -> Json:
+    """The output record of a judged sample, keys in the documented order."""
+    record: Json = {"id": sample.id, "line": sample.line, "mode": mode, **given.json()}
+    flags = given.flags
+    if swapped is not None:
+        flags = tuple(dict.fromkeys(given.flags + swapped.flags))
+        record["swapped"] = swapped.json()
+        record["consistent"] = given.verdict == swapped.verdict
+        record["combined"] = combine(given, swapped)
+    record["flags"] = sorted(flags)
+    record["prompt_tokens"] = given.prompt_tokens
+    record["gold"] = None if sample.gold is None else sample.gold.json()
+    if not compact:
+        record["sample"] = sample.json()
+    return record
+
+
+def error_record(row_id: Any, line: int, mode: str, error: RowError) -> Json:
+    return {
+        "id": row_id,
+        "line": line,
+        "mode": mode,
+        "error": {"code": error.code, "message": str(error)},
+    }
+
+
+def dump(value: Any) -> bytes:
+    """Compact UTF-8 JSON, one line, without the newline."""
+    return orjson.dumps(value)
+
+
+def read_score_line(text: str) -> tuple[float, ...] | None:
+    """The scores in a teacher's first line: decimals 0–10 between spaces or commas, or None."""
+    first = text.lstrip().split("\n", 1)[0].strip()
+    if not _SCORE_LINE.fullmatch(first):
+        return None
+    scores = tuple(float(part) for part in re.split(r"[\s,]+", first))
+    return scores if all(score <= 10 for score in scores) else None
+
+
+def read_gold(value: Any, n_answers: int) -> Gold | None:
+    """Gold from a verdict, a list of scores or a teacher's text.
+
+    A text whose first line is no score line for `n_answers` answers gives None (the caller
+    counts it). Raises RowError where the value is of no such kind.
+    """
+    if isinstance(value, str):
+        if value in VERDICTS:
+            return Gold(value)
+        return _gold_from_scores(read_score_line(value), n_answers)
+    numbers = isinstance(value, list) and all(type(item) in (int, float) for item in value)
+    if not numbers:
+        raise RowError("bad-type", f"field gold: {_kind(value)}; give {_GOLD_FORMS}")
+    if len(value) != n_answers or not all(0 <= item <= 10 for item in value):
+        raise RowError("bad-value", f"field gold: {value} is not one score 0-10 per answer")
+    return _gold_from_scores(tuple(float(item) for item in value), n_answers)
+
+
+_GOLD_FORMS = '"1", "2", "tie", a list of scores, or a teacher\'s text'
+
+
+def _gold_from_scores(scores: tuple[float, ...] | None, n_answers: int) -> Gold | None:
+    if scores is None or len(scores) != n_answers:
+        return None
+    return Gold(verdict_of(scores) if n_answers == 2 else None, scores)
+
+
+def _kind(value: Any) -> str:
+    """The JSON name of a value's type, as in 'is a number'."""
+    names = {bool: "a bool", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), "a text")
+
+
+def need_text(value: Any, field: str) -> str:
+    """The value as text. Raises RowError for null, numbers, bools, lists and objects."""
+    if not isinstance(value, str):
+        raise RowError("bad-type", f"field {field}: {_kind(value)} where a text is needed")
+    return value
+
+
+def need_id(value: Any) -> str | int | float | None:
+    if value is not None and type(value) not in (str, int, float):
+        raise RowError("bad-type", f"field id: {_kind(value)} where a text or a number is needed")
+    return value  # type: ignore[no-any-return]

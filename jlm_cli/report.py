@@ -1,0 +1,138 @@
+"""What a person sees: notes, a bar and tables on standard error; and the exit status."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tqdm import tqdm
+
+from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK
+from jlm_cli.metrics import Tally
+from jlm_cli.records import Json
+
+_ROWS_SHOWN = 12
+_NAMES = {
+    "agreement": "agreement with gold",
+    "f1": "macro F1",
+    "kappa": "Cohen's kappa",
+    "consistency": "swap consistency",
+    "bias_first": "bias toward 1st",
+    "bias_second": "bias toward 2nd",
+}
+
+
+def shown(text: object, width: int = 60) -> Text:
+    """Text from outside, made safe for a terminal: no markup, no control or bidi characters."""
+    safe = "".join(
+        char if unicodedata.category(char)[0] != "C" else " " if char in "\n\t" else "\ufffd"
+        for char in str(text)[: 4 * width]
+    )
+    safe = " ".join(safe.split())
+    return Text(safe if len(safe) <= width else safe[: width - 1] + "…")
+
+
+@dataclass
+class Report:
+    """Speaks to a person on standard error, and knows how the run ended."""
+
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            self._console.print(Text("jlm: ").append_text(shown(text, 400)), soft_wrap=True)
+
+    def bar(self, total: int) -> tqdm[Any]:
+        """A progress bar over rows; none when standard error is no terminal."""
+        hidden = self.quiet or not sys.stderr.isatty()
+        return tqdm(total=total, unit="row", disable=hidden, dynamic_ncols=True, leave=False)
+
+    def records(self, records: Sequence[Json]) -> None:
+        """The first judgments, one a line."""
+        if self.quiet or not records:
+            return
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        swap = any("swapped" in record for record in records)
+        for name in ("line", "id", "question", "scores", *(["swapped"] if swap else []), "verdict"):
+            table.add_column(name, overflow="ellipsis", no_wrap=True)
+        table.add_column("p", justify="right")
+        for record in records[:_ROWS_SHOWN]:
+            table.add_row(*self._cells(record, swap))
+        self._console.print(table)
+        if len(records) > _ROWS_SHOWN:
+            self._console.print(Text("…", style="dim"))
+
+    def _cells(self, record: Json, swap: bool) -> list[Text]:
+        place = [shown(record["line"]), shown("" if record["id"] is None else record["id"], 12)]
+        if "error" in record:
+            error = Text.assemble(("error: ", "red"), shown(record["error"]["message"], 80))
+            return [*place, error, *[Text() for _ in range(3 + swap)]]
+        verdict = record["combined"] if swap else record
+        answers = {"1": "answer 1", "2": "answer 2", "tie": "tie"}
+        conflict = swap and not record["consistent"]
+        return [
+            *place,
+            shown(record["sample"]["question"], 44),
+            shown(record["text"]),
+            *([shown(" ".join(f"{s:g}" for s in record["swapped"]["scores"]))] if swap else []),
+            Text(answers[verdict["verdict"]] + (" (conflict)" if conflict else "")),
+            Text(f"{verdict['p'][verdict['verdict']]:.2f}"),
+        ]
+
+    def summary(self, summary: Json, tally: Tally, output: str, untrained: bool) -> None:
+        """The figures of the run."""
+        if self.quiet:
+            return
+        counts = summary["verdicts"]
+        total = f"{summary['n_judged']} judged, {summary['n_error']} errors"
+        speed = f"{summary['seconds']:.1f} s, {summary['items_per_second']:.2f} rows/s"
+        table = Table(box=None, pad_edge=False, show_header=False)
+        table.add_row("rows", total)
+        table.add_row("verdicts", ", ".join(f"{name}: {count}" for name, count in counts.items()))
+        for section in ("objective", "reliability"):
+            for name, value in summary.get(section, {}).items():
+                if isinstance(value, dict) and "ci95" in value:
+                    table.add_row(_NAMES.get(name, name.replace("_", " ")), _figure(value))
+        if "combined" in summary:
+            table.add_row("accuracy, both orders", _figure(summary["combined"]["accuracy"]))
+        for name, value in summary.get("baselines", {}).items():
+            table.add_row(
+                Text(f"  {name.replace('_', ' ')}", style="dim"), _figure(value["agreement"])
+            )
+        for name, value in list(summary.get("win_rate", {}).items())[:_ROWS_SHOWN]:
+            table.add_row(Text("win rate ").append_text(shown(name, 30)), _figure(value))
+        for code, count in sorted(tally.errors.items()):
+            table.add_row(Text(f"error {code}", style="red"), str(count))
+        for flag, count in sorted(tally.flags.items()):
+            table.add_row(Text(f"flag {flag}", style="yellow"), str(count))
+        table.add_row("time", speed)
+        table.add_row("output", shown(output, 200))
+        self._console.print(table)
+        if untrained:
+            self._console.print(
+                Text(
+                    f"The model {summary['model']} is untrained as a judge: its verdicts mean "
+                    "nothing yet. Use --model BAAI/JudgeLM-7B-v1.0 or your own.",
+                    style="bold yellow",
+                )
+            )
+
+
+def _figure(figure: Json) -> str:
+    if figure["value"] is None:
+        return "–"
+    low, high = figure["ci95"]
+    return f"{figure['value']:.3f}  [{low:.3f}, {high:.3f}]"
+
+
+def exit_status(tally: Tally) -> int:
+    return EXIT_ERROR_RECORDS if tally.n_error else EXIT_OK

@@ -1,0 +1,99 @@
+"""The rows of a run: each line of the input as the Sample that is judged, or as its error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jlm_cli.config import Config
+from jlm_cli.errors import InputError, RowError
+from jlm_cli.records import Json, Sample, error_record, need_id
+from jlm_cli.schemas import (
+    Joined,
+    Schema,
+    load_gold,
+    load_references,
+    parse_row,
+    read_sample,
+    recognise,
+)
+from jlm_cli.source import Source, open_source
+
+
+@dataclass(frozen=True)
+class Rows:
+    """An input with its schema and its side files. Rows are numbered from 0, blank lines aside."""
+
+    source: Source
+    schema: Schema
+    references: Joined | None
+    gold: Joined | None
+    config: Config
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def sample(self, row: int) -> Sample:
+        """Raises RowError where the line cannot be judged; its message names line and field."""
+        try:
+            fields = parse_row(self.source.read(row))
+            sample = read_sample(fields, self.schema, self.source.line(row))
+            return _with_two_answers(self._joined(sample))
+        except RowError as error:
+            raise self.located(row, error) from None
+
+    def samples(self, rows: Iterable[int]) -> Iterator[tuple[int, Sample | RowError]]:
+        for row in rows:
+            try:
+                yield row, self.sample(row)
+            except RowError as error:
+                yield row, error
+
+    def located(self, row: int, error: RowError) -> RowError:
+        return RowError(error.code, f"{self.source.where(row)}: {error}")
+
+    def error(self, row: int, error: RowError) -> Json:
+        """The error record of a row."""
+        return error_record(self._id(row), self.source.line(row), self.config.command, error)
+
+    def _id(self, row: int) -> Any:
+        try:
+            fields = parse_row(self.source.read(row))
+            native = self.schema.native(fields) if self.schema.fields <= fields.keys() else fields
+            return need_id(native.get("id"))
+        except RowError:
+            return None
+
+    def _joined(self, sample: Sample) -> Sample:
+        if not self.config.use_reference:
+            sample = replace(sample, reference=None)
+        elif self.references is not None:
+            reference = self.references.find(sample.id)
+            if reference is None:
+                raise self.references.missing(sample.id, "reference")
+            sample = replace(sample, reference=reference)
+        if self.gold is not None:
+            sample = replace(sample, gold=self.gold.find(sample.id))
+        return sample
+
+
+def _with_two_answers(sample: Sample) -> Sample:
+    n = len(sample.answers)
+    if n != 2:
+        raise RowError("n-answers", f"field answers: judge takes two answers, here are {n}")
+    return sample
+
+
+def open_rows(config: Config) -> Rows:
+    """Raises InputError where a file is not what it should be."""
+    if len(config.inputs) != 1:
+        raise InputError(f"one input at a time: {', '.join(config.inputs)}")
+    source = open_source(config.inputs[0], config.limit)
+    return Rows(
+        source=source,
+        schema=recognise(source, config.schema, config.field_map),
+        references=None if config.reference is None else load_references(config.reference),
+        gold=None if config.gold is None else load_gold(config.gold),
+        config=config,
+    )

@@ -1,0 +1,294 @@
+"""File formats people have: each schema turns one JSON object into the native fields.
+
+A new schema is one function and one line in SCHEMAS. The first whose fields a row holds is
+taken for the whole input.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from jlm_cli.errors import InputError, RowError
+from jlm_cli.records import Gold, Json, Sample, need_id, need_text, read_gold
+from jlm_cli.source import Source, open_source
+
+_NATIVE_FIELDS = ("id", "question", "answers", "answer", "reference", "gold", "models", "category")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """`fields` tell the schema by; `native` gives the row in the fields of native input."""
+
+    name: str
+    fields: frozenset[str]
+    native: Callable[[Json], Json]
+
+
+def _native(row: Json) -> Json:
+    if "answers" not in row and "answer" in row:
+        return {**row, "answers": [row["answer"]]}
+    return row
+
+
+_ANSWER_BODY = re.compile(r"answer([1-9]\d*)_body")
+
+
+def _judgelm(row: Json) -> Json:
+    """Official JudgeLM questions; `score` there holds log-probabilities, no verdict."""
+    numbers = sorted(int(match[1]) for name in row if (match := _ANSWER_BODY.fullmatch(name)))
+    models = [row.get(f"answer{number}_model_id") for number in numbers]
+    return {
+        "id": row["question_id"],
+        "question": row["question_body"],
+        "answers": [row[f"answer{number}_body"] for number in numbers],
+        "reference": reference_text(row.get("reference")),
+        "models": models if all(isinstance(model, str) for model in models) else None,
+        "category": row.get("category"),
+    }
+
+
+_PANDALM_VOTES: dict[Any, str] = {1: "1", 2: "2", 0: "tie"}
+
+
+def _pandalm(row: Json) -> Json:
+    """PandaLM's test set: JSON bools among the responses stand for the words True and False."""
+    instruction = need_text(row["instruction"], "instruction")
+    extra = need_text(row.get("input") or "", "input")
+    bools = {True: "True", False: "False"}
+    answers = [
+        bools[body] if isinstance(body, bool) else body
+        for body in (row["response1"], row["response2"])
+    ]
+    models = str(row.get("cmp_key", "")).split("_")
+    return {
+        "id": row.get("idx"),
+        "question": f"{instruction}\n{extra}" if extra else instruction,
+        "answers": answers,
+        "gold": _majority([row.get(f"annotator{number}") for number in (1, 2, 3)]),
+        "models": models if len(models) == 2 else None,
+        "category": row.get("motivation_app"),
+    }
+
+
+def _majority(votes: list[Any]) -> str | None:
+    """The verdict at least two annotators gave; None where there is none."""
+    cast = [_PANDALM_VOTES[vote] for vote in votes if type(vote) is int and vote in _PANDALM_VOTES]
+    verdict, count = Counter(cast).most_common(1)[0] if cast else (None, 0)
+    return verdict if count >= 2 else None
+
+
+SCHEMAS = (
+    Schema("native", frozenset({"question", "answers"}), _native),
+    Schema("native-answer", frozenset({"question", "answer"}), _native),
+    Schema("judgelm", frozenset({"question_id", "question_body", "answer1_body"}), _judgelm),
+    Schema("pandalm", frozenset({"instruction", "response1", "response2"}), _pandalm),
+)
+
+
+def mapped(pairs: tuple[tuple[str, str], ...]) -> Schema:
+    """The schema of `--map NATIVE=FIELD`; FIELD may be dotted, answers may be answer_1, answer_2.
+
+    Raises InputError for a native name that does not exist.
+    """
+    known = {*_NATIVE_FIELDS, *(name for name, _ in pairs if re.fullmatch(r"answer_\d+", name))}
+    for name, _ in pairs:
+        if name not in known:
+            raise InputError(
+                f"--map {name}=…: no such native field; there are answer_1, answer_2, "
+                + ", ".join(_NATIVE_FIELDS)
+            )
+    numbered = sorted(
+        (int(name.removeprefix("answer_")), field)
+        for name, field in pairs
+        if name.startswith("answer_")
+    )
+    plain = [(name, field) for name, field in pairs if not name.startswith("answer_")]
+
+    def native(row: Json) -> Json:
+        fields = {name: _dotted(row, field) for name, field in plain}
+        if numbered:
+            fields["answers"] = [_dotted(row, field) for _, field in numbered]
+        return _native(fields)
+
+    return Schema("map", frozenset(), native)
+
+
+def _dotted(row: Json, path: str) -> Any:
+    if path in row:
+        return row[path]
+    value: Any = row
+    for part in path.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise RowError("missing-field", f"field {path} (named by --map) is missing")
+        value = value[part]
+    return value
+
+
+def recognise(source: Source, name: str, pairs: tuple[tuple[str, str], ...]) -> Schema:
+    """The schema of an input: by `--map`, by name, or by the fields of its first JSON object."""
+    if pairs:
+        return mapped(pairs)
+    if name != "auto":
+        by_name = {schema.name: schema for schema in SCHEMAS}
+        if name not in by_name:
+            raise InputError(f"--schema {name}: there are auto, {', '.join(by_name)}")
+        return by_name[name]
+    for index, raw in enumerate(source):
+        try:
+            row = parse_row(raw)
+        except RowError:
+            continue
+        return _fitting(row, source.where(index))
+    return SCHEMAS[0]
+
+
+def _fitting(row: Json, where: str) -> Schema:
+    for schema in SCHEMAS:
+        if schema.fields <= row.keys():
+            return schema
+    nearest = max(SCHEMAS, key=lambda schema: len(schema.fields & row.keys()))
+    missing = ", ".join(sorted(nearest.fields - row.keys()))
+    found = ", ".join(sorted(row)) or "none"
+    raise InputError(
+        f"{where}: no schema fits the fields {found}; the nearest is {nearest.name}, "
+        f"which also needs {missing}; name fields with --map question=FIELD --map answer_1=FIELD"
+    )
+
+
+def parse_row(raw: bytes) -> Json:
+    """One line as a JSON object. Raises RowError `bad-json` or `bad-type`."""
+    try:
+        row = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise RowError("bad-json", f"not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise RowError("bad-type", "the line is no JSON object")
+    return row
+
+
+def read_sample(row: Json, schema: Schema, line: int) -> Sample:
+    """The Sample in a row. Raises RowError that names the field."""
+    fields = _with_required(row, schema)
+    answers = fields["answers"]
+    if not isinstance(answers, list):
+        raise RowError("bad-type", "field answers: a list of texts is needed")
+    texts = tuple(need_text(text, f"answers[{n}]") for n, text in enumerate(answers))
+    reference, models = fields.get("reference"), fields.get("models")
+    gold, category = fields.get("gold"), fields.get("category")
+    return Sample(
+        id=need_id(fields.get("id")),
+        line=line,
+        question=need_text(fields["question"], "question"),
+        answers=texts,
+        reference=None if reference is None else need_text(reference, "reference"),
+        gold=None if gold is None else read_gold(gold, len(texts)),
+        models=None if models is None else _read_models(models, len(texts)),
+        category=None if category is None else need_text(category, "category"),
+    )
+
+
+def _with_required(row: Json, schema: Schema) -> Json:
+    for missing in sorted(schema.fields - row.keys()):
+        raise RowError("missing-field", f"field {missing} is missing")
+    fields = schema.native(row)
+    for name in ("question", "answers"):
+        if name not in fields:
+            raise RowError("missing-field", f"field {name} is missing")
+    return fields
+
+
+def _read_models(models: Any, n_answers: int) -> tuple[str, ...]:
+    if not isinstance(models, list) or len(models) != n_answers:
+        raise RowError("bad-value", "field models: a list with one name per answer is needed")
+    return tuple(need_text(model, f"models[{n}]") for n, model in enumerate(models))
+
+
+def reference_text(value: Any) -> str | None:
+    """A reference is a text or an object with `text` (official files hold both)."""
+    if isinstance(value, dict):
+        value = value.get("text")
+    return None if value is None else need_text(value, "reference")
+
+
+Key = tuple[type, Any]
+
+
+def key_of(row_id: Any) -> Key:
+    """What rows are joined by: `1` and `"1"` are two ids, as they are in JSON."""
+    return (type(row_id), row_id)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A side file by id: references or gold."""
+
+    name: str
+    by_id: dict[Key, Any]
+
+    def find(self, row_id: Any) -> Any | None:
+        return self.by_id.get(key_of(row_id))
+
+    def missing(self, row_id: Any, what: str) -> RowError:
+        """The error record of a row whose id the file does not hold."""
+        other = str(row_id) if not isinstance(row_id, str) else _number(row_id)
+        hint = ""
+        if other is not None and key_of(other) in self.by_id:
+            hint = f" (it has {other!r}: a text and a number are two ids)"
+        return RowError(f"missing-{what}", f"id {row_id!r} is not in {self.name}{hint}")
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"\d{1,18}", text) else None
+
+
+def _id_in(row: Json) -> Any:
+    for name in ("id", "question_id", "idx"):
+        if name in row:
+            return need_id(row[name])
+    raise RowError("missing-field", "field id (or question_id) is missing")
+
+
+def _reference_in(row: Json) -> str | None:
+    for name in ("reference", "text"):
+        if name in row:
+            return reference_text(row[name])
+    raise RowError("missing-field", "field reference is missing")
+
+
+def _gold_in(row: Json) -> Gold | None:
+    for name in ("gold", "verdict", "text", "score"):
+        if row.get(name) is not None:
+            return read_gold(row[name], 2)
+    raise RowError("missing-field", "field gold (or verdict, text, score) is missing")
+
+
+def load_references(path: Path) -> Joined:
+    """`--reference FILE`: id and reference on each line; the first of an id counts."""
+    return Joined(str(path), dict(reversed(list(_side_rows(path, _reference_in)))))
+
+
+def load_gold(path: Path) -> Joined:
+    """`--gold FILE`: id and gold on each line. Raises InputError on a duplicate id."""
+    by_id: dict[Key, Any] = {}
+    for key, gold in _side_rows(path, _gold_in):
+        if key in by_id:
+            raise InputError(f"{path}: id {key[1]!r} stands there twice; gold must be unique")
+        by_id[key] = gold
+    return Joined(str(path), by_id)
+
+
+def _side_rows(path: Path, value_in: Callable[[Json], Any]) -> Iterable[tuple[Key, Any]]:
+    source = open_source(str(path))
+    for index, raw in enumerate(source):
+        try:
+            row = parse_row(raw)
+            yield key_of(_id_in(row)), value_in(row)
+        except RowError as error:
+            raise InputError(f"{source.where(index)}: {error}") from error

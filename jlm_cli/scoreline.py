@@ -1,0 +1,340 @@
+"""The score line: its grammar, its tokens, and its distribution under a model.
+
+A line has few shapes, so it is not decoded but read off: a Walk starts at the prompt's end,
+asks for the next-token probabilities after the prefixes that matter, and ends with the joint
+distribution over all lines. Everything here is pure; an engine supplies the probabilities.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jlm_cli.errors import ModelError, RowError
+
+Floats = NDArray[np.float64]
+
+PRUNE = 1e-4  # prefixes with a smaller share of the valid mass are left out
+LOW_MASS = 0.5  # below this, free decoding would rather write something else than a score line
+END = -1
+_ROOT = 0
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """`count` scores from 1 to 10, halves allowed, single spaces between.
+
+    `lead` stands between the prompt and the first score.
+    """
+
+    count: int = 2
+    lead: str = ""
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        halves = [f"{whole}.5" for whole in range(1, 10)]
+        return tuple(map(str, range(1, 11))) + tuple(halves)
+
+
+@dataclass
+class Branch:
+    """A place within one score's tokens; `value` is set where a score is complete.
+
+    `whole` tells whether a score without a half leads through here.
+    """
+
+    children: dict[int, Branch] = field(default_factory=dict)
+    value: str | None = None
+    whole: bool = False
+
+    def add(self, tokens: Sequence[int], value: str) -> None:
+        branch = self
+        for token in tokens:
+            branch = branch.children.setdefault(token, Branch())
+            branch.whole = branch.whole or "." not in value
+        branch.value = value
+
+    @property
+    def depth(self) -> int:
+        return 1 + max((child.depth for child in self.children.values()), default=-1)
+
+
+@dataclass(frozen=True)
+class LineTokens:
+    """A grammar in a tokenizer's ids.
+
+    `first` and `later` hold the tokens of the first and of each further score (with the space
+    before it); `ends` are the tokens that end a line. `columns` lists every id that can occur,
+    in the order in which engines give their log-probabilities.
+    """
+
+    count: int
+    first: Branch
+    later: Branch
+    ends: tuple[int, ...]
+    columns: tuple[int, ...]
+    column: dict[int, int]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest line, its end included."""
+        return self.first.depth + (self.count - 1) * self.later.depth + 1
+
+    @classmethod
+    def build(
+        cls, grammar: Grammar, tail: str, encode: Callable[[str], list[int]], ends: Sequence[int]
+    ) -> LineTokens:
+        """Tokens of the lines that follow a prompt ending in `tail`.
+
+        Raises ModelError where the tokenizer merges a score with the text before it.
+        """
+        start = tail + grammar.lead
+        first, later = Branch(), Branch()
+        one = grammar.values[0]
+        for value in grammar.values:
+            first.add(_after(tail, f"{start}{value}", encode), value)
+            later.add(_after(f"{start}{one}", f"{start}{one} {value}", encode), value)
+        used = _ids_in(first) | _ids_in(later)
+        columns = (*sorted(used), *(end for end in sorted(set(ends)) if end not in used))
+        column = {token: place for place, token in enumerate(columns)}
+        tokens = cls(grammar.count, first, later, tuple(sorted(set(ends))), columns, column)
+        tokens._check(grammar, tail, start, encode)
+        return tokens
+
+    def spell(self, line: Sequence[str]) -> list[int]:
+        """The ids of a line of scores, without its end."""
+        ids: list[int] = []
+        for place, value in enumerate(line):
+            ids += _path_to(self.first if place == 0 else self.later, value)
+        return ids
+
+    def _check(
+        self, grammar: Grammar, tail: str, start: str, encode: Callable[[str], list[int]]
+    ) -> None:
+        for value in grammar.values:
+            line = [value] * self.count
+            text = start + " ".join(line)
+            if encode(tail) + self.spell(line) != encode(text):
+                raise ModelError(f"this tokenizer does not spell {text[-12:]!r} score by score")
+        if set(self.ends) & (_ids_in(self.first) | _ids_in(self.later)):
+            raise ModelError("this tokenizer has a token that both is and ends a score")
+
+
+def _after(before: str, text: str, encode: Callable[[str], list[int]]) -> list[int]:
+    head, ids = encode(before), encode(text)
+    if ids[: len(head)] != head:
+        raise ModelError(f"this tokenizer merges {text[-8:]!r} across the start of the score line")
+    return ids[len(head) :]
+
+
+def _ids_in(branch: Branch) -> set[int]:
+    ids = set(branch.children)
+    return ids.union(*(_ids_in(child) for child in branch.children.values()))
+
+
+def _path_to(branch: Branch, value: str) -> list[int]:
+    for token, child in branch.children.items():
+        if child.value == value:
+            return [token]
+        if rest := _path_to(child, value):
+            return [token, *rest]
+    return []
+
+
+@dataclass(frozen=True)
+class LineDistribution:
+    """What a model thinks of all lines at once.
+
+    `lines` [L, N] are score tuples with probabilities `p` [L], normalised over valid lines.
+    `mass` is the probability of writing a valid line at all; `greedy` the line that decoding
+    step by step among valid tokens gives.
+    """
+
+    lines: Floats
+    p: Floats
+    mass: float
+    greedy: tuple[str, ...]
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        return tuple(float(value) for value in self.greedy)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.greedy)
+
+    def expected(self) -> tuple[float, ...]:
+        """The mean score of each answer."""
+        return tuple(float(mean) for mean in self.p @ self.lines)
+
+    def outcome(self) -> tuple[float, float, float]:
+        """Probabilities that the first of two answers wins, that the second does, and of a tie."""
+        ahead = self.lines[:, 0] - self.lines[:, 1]
+        first, second = float(self.p[ahead > 0].sum()), float(self.p[ahead < 0].sum())
+        return first, second, float(self.p[ahead == 0].sum())
+
+
+@dataclass
+class Node:
+    """A prefix of a score line.
+
+    `known` are the log-probabilities of the columns behind it, once read; `slot` its place among
+    the tokens that were fed for this row (-1: not fed).
+    """
+
+    token: int
+    parent: int
+    depth: int
+    branch: Branch
+    line: tuple[str, ...]
+    log_p: float
+    slot: int = -1
+    known: Floats | None = None
+    children: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DraftToken:
+    """A token to be fed: `depth` counts from the prompt's end (1 is the first token behind it);
+    `path` are the slots of its ancestors, the nearest last."""
+
+    token: int
+    depth: int
+    path: tuple[int, ...]
+
+
+class Walk:
+    """The walk of one row: `read_root`, then `draft` and `read` in turn until no draft is left.
+
+    A row whose probabilities are NaN drafts nothing more; `result` then raises its RowError.
+    """
+
+    def __init__(self, tokens: LineTokens, prune: float = PRUNE) -> None:
+        self._tokens = tokens
+        self._log_prune = math.log(prune) if prune > 0 else -math.inf
+        self._nodes = [Node(END, -1, 0, tokens.first, (), 0.0)]
+        self._waiting: list[int] = []
+        self._fed = 0
+        self._lines: dict[tuple[str, ...], list[float]] = {}
+        self._failed: RowError | None = None
+
+    def read_root(self, known: Floats) -> None:
+        """`known` [columns]: log-probabilities behind the prompt."""
+        self._learn(_ROOT, known)
+
+    def read(self, rows: Floats) -> None:
+        """`rows` [drafted, columns], in the order of the last draft."""
+        for place, known in zip(self._waiting, rows, strict=True):
+            self._learn(place, known)
+
+    def draft(self) -> list[DraftToken]:
+        """The prefixes that still matter, and those that likely follow them, to be fed at once."""
+        self._waiting = []
+        if self._failed is not None:
+            return []
+        frontier = [place for place, node in enumerate(self._nodes) if self._open(node)]
+        floor = self._total(frontier) + self._log_prune
+        greedy = self._greedy_end()
+        for place in frontier:
+            if place == greedy or self._nodes[place].log_p >= floor:
+                self._feed(place)
+        return [self._draft_token(place) for place in self._waiting]
+
+    def result(self) -> LineDistribution:
+        """Raises RowError where the model's probabilities give no line."""
+        if self._failed is not None:
+            raise self._failed
+        log_p = np.array([np.logaddexp.reduce(parts) for parts in self._lines.values()])
+        total = np.logaddexp.reduce(log_p)
+        if not np.isfinite(total):
+            raise RowError("no-score", "the model gives every score line probability 0")
+        lines = np.array([[float(value) for value in line] for line in self._lines])
+        greedy = self._nodes[self._greedy_end()].line
+        return LineDistribution(lines, np.exp(log_p - total), float(np.exp(total)), greedy)
+
+    def _open(self, node: Node) -> bool:
+        """Its probability is known, what follows it is not."""
+        return node.known is None and node.slot < 0 and not math.isnan(node.log_p)
+
+    def _total(self, frontier: list[int]) -> float:
+        """Log of the mass that valid lines can have at most."""
+        parts = [part for line in self._lines.values() for part in line]
+        parts += [self._nodes[place].log_p for place in frontier]
+        return float(np.logaddexp.reduce(parts)) if parts else -math.inf
+
+    def _learn(self, place: int, known: Floats) -> None:
+        if np.isnan(known).any():
+            self._failed = RowError("nan", "the model's probabilities are not numbers (NaN)")
+            return
+        node = self._nodes[place]
+        node.known = known
+        for token in self._follow(node):
+            child = node.children.get(token)
+            log_p = node.log_p + float(known[self._tokens.column[token]])
+            if child is None:
+                self._add(place, token, log_p)
+            else:
+                self._nodes[child].log_p = log_p
+        if self._ends_here(node):
+            ends = [node.log_p + float(known[self._tokens.column[t]]) for t in self._tokens.ends]
+            self._lines[node.line] = ends
+
+    def _follow(self, node: Node) -> dict[int, Branch]:
+        """The tokens that may go on from a node, the line's end aside."""
+        if node.branch.value is not None and len(node.line) < self._tokens.count:
+            return {**node.branch.children, **self._tokens.later.children}
+        return node.branch.children
+
+    def _ends_here(self, node: Node) -> bool:
+        return node.branch.value is not None and len(node.line) == self._tokens.count
+
+    def _add(self, place: int, token: int, log_p: float) -> int:
+        node = self._nodes[place]
+        inner = node.branch.children.get(token)
+        branch = inner if inner is not None else self._tokens.later.children[token]
+        # a longer spelling of the score under way replaces its value: 1 becomes 10 or 1.5
+        line = node.line[:-1] if inner is not None and node.branch.value is not None else node.line
+        if branch.value is not None:
+            line = (*line, branch.value)
+        child = Node(token, place, node.depth + 1, branch, line, log_p)
+        self._nodes.append(child)
+        node.children[token] = len(self._nodes) - 1
+        return len(self._nodes) - 1
+
+    def _feed(self, place: int) -> None:
+        """Take a node into the draft, with what is all but sure to follow it."""
+        node = self._nodes[place]
+        node.slot = self._fed
+        self._fed += 1
+        self._waiting.append(place)
+        likely = {token: branch for token, branch in self._follow(node).items() if branch.whole}
+        if len(likely) <= 2:  # the space before the next score, and the 0 of a 10
+            for token in likely:
+                self._feed(self._add(place, token, math.nan))
+
+    def _draft_token(self, place: int) -> DraftToken:
+        node = self._nodes[place]
+        path: list[int] = []
+        ancestor = node.parent
+        while ancestor != _ROOT:
+            path.append(self._nodes[ancestor].slot)
+            ancestor = self._nodes[ancestor].parent
+        return DraftToken(node.token, node.depth, tuple(reversed(path)))
+
+    def _greedy_end(self) -> int:
+        """The last node of the greedy path, as far as it is known."""
+        place = _ROOT
+        while (known := self._nodes[place].known) is not None:
+            node = self._nodes[place]
+            best = max(
+                (*self._follow(node), *(self._tokens.ends if self._ends_here(node) else ())),
+                key=lambda token: known[self._tokens.column[token]],
+            )
+            if best not in node.children:
+                break
+            place = node.children[best]
+        return place

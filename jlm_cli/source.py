@@ -1,0 +1,142 @@
+"""Where rows come from: a JSONL file, a JSON list, or standard input, as seekable lines.
+
+Only the place of each row is kept in memory, so a million rows cost some tens of megabytes.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import shutil
+import sys
+import tempfile
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import orjson
+
+from jlm_cli.errors import InputError
+from jlm_cli.records import dump
+
+_GZIP = b"\x1f\x8b"
+_BOM = b"\xef\xbb\xbf"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+class Source:
+    """The non-blank rows of one input, in order, each to be read again at any time."""
+
+    def __init__(self, name: str, file: IO[bytes]) -> None:
+        self.name = name
+        self.n_blank = 0
+        self._file = file
+        self._starts = array("Q")
+        self._lines = array("Q")
+        self._digest = hashlib.sha256()
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def line(self, index: int) -> int:
+        """The physical line of row `index`, from 1 (of a JSON list: the item)."""
+        return self._lines[index]
+
+    def where(self, index: int) -> str:
+        return f"{self.name}:{self.line(index)}"
+
+    def read(self, index: int) -> bytes:
+        self._file.seek(self._starts[index])
+        return self._file.readline().strip()
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self.read(index) for index in range(len(self)))
+
+    def sha256(self) -> str:
+        """Of the bytes that were read, in hex."""
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def scan(self, limit: int | None) -> Source:
+        """Find the rows; `limit` ends the scan after that many."""
+        offset = 0
+        for number, raw in enumerate(self._file, start=1):
+            start, offset = offset, offset + len(raw)
+            if number == 1 and raw.startswith(_BOM):
+                start, raw = start + len(_BOM), raw[len(_BOM) :]
+            self._digest.update(raw)
+            if not raw.strip():
+                self.n_blank += 1
+                continue
+            self._starts.append(start)
+            self._lines.append(number)
+            if len(self._starts) == limit:
+                break
+        return self
+
+
+def open_source(name: str, limit: int | None = None) -> Source:
+    """Open `name` (`-` is standard input) and find its rows.
+
+    Raises InputError where it is no readable UTF-8 file of rows.
+    """
+    file = _spooled(sys.stdin.buffer) if name == "-" else _open_file(name)
+    label = "<stdin>" if name == "-" else name
+    start = file.read(4)
+    file.seek(0)
+    if start.startswith(_UTF16):
+        file.close()
+        raise InputError(f"{label}: this is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8")
+    if start.startswith(_GZIP):
+        file = _unzipped(file, label)
+    return Source(label, _list_as_lines(file)).scan(limit)
+
+
+def _open_file(name: str) -> IO[bytes]:
+    path = Path(name)
+    if path.is_dir():
+        raise InputError(f"{name}: is a folder; give a JSONL file")
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read: {error.strerror}") from error
+    if file.seekable():
+        return file
+    with file:
+        return _spooled(file)
+
+
+def _spooled(stream: IO[bytes]) -> IO[bytes]:
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its Source
+    shutil.copyfileobj(stream, spool)
+    spool.seek(0)
+    return spool
+
+
+def _unzipped(file: IO[bytes], label: str) -> IO[bytes]:
+    try:
+        with file, gzip.GzipFile(fileobj=file) as plain:
+            return _spooled(plain)  # type: ignore[arg-type]
+    except (OSError, EOFError) as error:
+        raise InputError(f"{label}: broken gzip data: {error}") from error
+
+
+def _list_as_lines(file: IO[bytes]) -> IO[bytes]:
+    """A JSON list becomes one line an item; anything else is left as it is."""
+    start = file.read(1024).removeprefix(_BOM).lstrip()
+    file.seek(0)
+    if not start.startswith(b"["):
+        return file
+    try:
+        items = orjson.loads(file.read().removeprefix(_BOM))
+    except orjson.JSONDecodeError:  # JSONL whose first line is a list: its rows will say so
+        file.seek(0)
+        return file
+    file.close()
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 - as above
+    spool.writelines(dump(item) + b"\n" for item in items)
+    spool.seek(0)
+    return spool
