@@ -1,4 +1,4 @@
-"""From a Sample to token ids: fits the context, and keeps user text from becoming control tokens."""
+"""From a Sample to token ids: fits the context, and keeps user text out of control tokens."""
 
 from __future__ import annotations
 

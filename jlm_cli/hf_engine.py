@@ -7,19 +7,27 @@ longest prompt; a 4-D mask says which places a token sees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.masking_utils import sdpa_mask
 
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Ids, Written
 from jlm_cli.scoreline import DraftToken, Floats
 
+DRAFT_ROOM = 64  # places kept free behind the prompts; a larger draft makes the block grow
 SHARED_START = 24  # tokens two prompts must share before reusing them beats a causal kernel
 _ROWS_AT_ONCE = 64  # rows of logits turned into log-probabilities at a time, to bound memory
 
@@ -28,28 +36,39 @@ _ROWS_AT_ONCE = 64  # rows of logits turned into log-probabilities at a time, to
 class _Window:
     """Where the next forward pass reads and writes: `rows` of the block, from place `start`."""
 
-    n_rows: int
-    places: int
-    rows: slice
+    n_rows: int = 0
+    places: int = 0
+    rows: slice = field(default_factory=lambda: slice(0))
     start: int = 0
 
 
 class _BlockLayer(CacheLayerMixin):
-    """One layer's keys and values, written at the window and returned from place 0 to its end."""
+    """One layer's keys and values, written at the window and returned from place 0 to its end.
+
+    The memory is kept from batch to batch.
+    """
 
     def __init__(self, window: _Window) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.window = window
+        self._memory: list[torch.Tensor] = []
+
+    def begin(self) -> None:
+        """Forget the last batch."""
+        self.is_initialized = False
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.keys = self._block(key_states)
-        self.values = self._block(value_states)
-        self.is_initialized = True
-
-    def _block(self, like: torch.Tensor) -> torch.Tensor:
-        _, heads, _, size = like.shape
+        states = (key_states, value_states)
+        shapes = [(self.window.n_rows, s.shape[1], self.window.places, s.shape[3]) for s in states]
+        sizes = [math.prod(shape) for shape in shapes]
+        if not self._memory or self._memory[0].numel() < sizes[0]:
+            self._memory = [s.new_empty(n) for s, n in zip(states, sizes, strict=True)]
         # zeros, for a masked place must hold a number: 0 times NaN is NaN
-        return like.new_zeros(self.window.n_rows, heads, self.window.places, size)
+        self.keys, self.values = (
+            memory[:size].zero_().view(shape)
+            for memory, size, shape in zip(self._memory, sizes, shapes, strict=True)
+        )
+        self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -84,6 +103,38 @@ class _BlockLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
+
+
+GROUPED = "jlm_grouped"
+
+
+def _grouped_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """torch's attention on [b, heads, q, size], without copying keys for each query head.
+
+    transformers copies them, except where no mask is given on CUDA.
+    """
+    out = torch.nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=attention_mask,
+        scale=scaling,
+        is_causal=attention_mask is None and query.shape[2] > 1,
+        enable_gqa=True,
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(GROUPED, _grouped_attention)
+AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
 class HFEngine:
@@ -133,13 +184,21 @@ class HFEngine:
 class TreeEngine(HFEngine):
     """Scores by one prefill and a tree step: for models that take a 4-D attention mask."""
 
+    def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary) -> None:
+        super().__init__(model, vocabulary)
+        self._window = _Window()
+        n_layers = model.config.get_text_config().num_hidden_layers
+        self._layers = [_BlockLayer(self._window) for _ in range(n_layers)]
+        self._cache = Cache(layers=self._layers)  # type: ignore[arg-type]
+        self.tokens_fed = 0  # of all batches so far, padding included
+
     def prefill(self, prompts: Sequence[Ids], columns: Sequence[int]) -> Floats:
         self.columns = columns
         self._lengths = np.array([len(prompt) for prompt in prompts])
         self._longest = int(self._lengths.max())
-        self._window = _Window(len(prompts), self._longest + 32, slice(0, len(prompts)))
-        layers = self.model.config.get_text_config().num_hidden_layers
-        self._cache = Cache(layers=[_BlockLayer(self._window) for _ in range(layers)])
+        self._window.n_rows, self._window.places = len(prompts), self._longest + DRAFT_ROOM
+        for layer in self._layers:
+            layer.begin()
         # slots of each row's fed tokens in the draft area, in the order in which they were fed
         self._places: list[list[int]] = [[] for _ in prompts]
         self._drafted = 0
@@ -182,15 +241,22 @@ class TreeEngine(HFEngine):
         """One pass over [b, q] ids; `sees` [b, 1, q, places] or None for causal; logits of the
         query places in `keep`, or of all."""
         self._window.rows, self._window.start = rows, start
+        self.tokens_fed += ids.size
         logits: torch.Tensor = self.model(
             input_ids=torch.from_numpy(ids).to(self.device),
             position_ids=torch.from_numpy(positions).to(self.device),
-            attention_mask=None if sees is None else torch.from_numpy(sees).to(self.device),
+            attention_mask=None if sees is None else self._mask(sees),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=0 if keep is None else torch.tensor(keep, device=self.device),
         ).logits
         return logits
+
+    def _mask(self, sees: np.ndarray[Any, Any]) -> torch.Tensor:
+        """Additive, made once: attention kernels would turn a boolean one in every layer."""
+        seen = torch.from_numpy(sees).to(self.device)
+        none = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
+        return none.masked_fill_(~seen, float("-inf"))
 
     def _prefill_padded(self, prompts: Sequence[Ids]) -> Floats:
         """All rows at once, padded on the right: causal attention never looks at the padding."""
@@ -215,7 +281,7 @@ class TreeEngine(HFEngine):
             ids = np.asarray(prompts[row], np.int64)[None]
             shared = 0 if previous < 0 else _shared(prompts[previous], prompts[row])
             if shared:
-                for layer in self._block_layers():
+                for layer in self._layers:
                     layer.copy_row(previous, row, shared)
             new = ids[:, shared:]
             positions = np.arange(shared, ids.shape[1])[None]
@@ -225,9 +291,6 @@ class TreeEngine(HFEngine):
             known[row] = self.log_p(logits[:, 0])[0]
             previous = row
         return known
-
-    def _block_layers(self) -> Iterator[_BlockLayer]:
-        return (layer for layer in self._cache.layers if isinstance(layer, _BlockLayer))
 
 
 def _causal(start: int, end: int) -> np.ndarray[Any, Any]:
@@ -274,6 +337,8 @@ _TRIAL_TOLERANCE = 0.05  # in log-probability; a mask that is ignored is off by 
 
 def make_engine(model: PreTrainedModel, vocabulary: Vocabulary) -> TreeEngine | PlainEngine:
     """The tree engine where the model really follows a 4-D mask, found out by a short trial."""
+    if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(GROUPED)
     tree, plain = TreeEngine(model, vocabulary), PlainEngine(model, vocabulary)
     return tree if _has_full_attention(model) and _agree(tree, plain) else plain
 

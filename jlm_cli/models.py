@@ -323,7 +323,7 @@ def choose_dtype(name: str | None, device: str) -> str:
     return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
 
 
-_CPU_BATCH_TOKENS = 4096  # prompts are prefilled one by one there; this bounds the cache
+_CPU_BATCH_TOKENS = 8192  # prompts are prefilled one by one there; this bounds the cache
 
 
 def batch_tokens(files: ModelFiles, device: str, dtype: str) -> int:
@@ -364,7 +364,8 @@ def load_engine(files: ModelFiles, vocabulary: Vocabulary, config: Config) -> En
     from jlm_cli.hf_engine import make_engine
 
     device = choose_device(config.device)
-    return make_engine(load_model(files, choose_dtype(config.dtype, device), device), vocabulary)
+    model = load_model(files, choose_dtype(config.dtype, device), device)
+    return make_engine(model, vocabulary)
 
 
 def load_model(files: ModelFiles, dtype: str, device: str) -> PreTrainedModel:
@@ -378,7 +379,7 @@ def load_model(files: ModelFiles, dtype: str, device: str) -> PreTrainedModel:
     quiet_transformers()
     source: dict[str, Any] = {}
     if files.gguf:
-        source = {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
+        source |= {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
     wanted: torch.dtype = getattr(torch, dtype)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(

@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 
 PRUNE = 1e-4  # prefixes with a smaller share of the valid mass are left out
 LOW_MASS = 0.5  # below this, free decoding would rather write something else than a score line
+LOW_MASS_WIDTH = 12  # such a row is flagged, and its flat tree followed along so many prefixes
 END = -1
 _ROOT = 0
 
@@ -191,7 +192,7 @@ class Node:
     depth: int
     branch: Branch
     line: tuple[str, ...]
-    log_p: float
+    log_p: float = math.nan
     slot: int = -1
     known: Floats | None = None
     children: dict[int, int] = field(default_factory=dict)
@@ -213,14 +214,16 @@ class Walk:
     A row whose probabilities are NaN drafts nothing more; `result` then raises its RowError.
     """
 
-    def __init__(self, tokens: LineTokens, prune: float = PRUNE) -> None:
+    def __init__(self, tokens: LineTokens, exact: bool = False) -> None:
+        """`exact` follows every prefix, however unlikely."""
         self._tokens = tokens
-        self._log_prune = math.log(prune) if prune > 0 else -math.inf
+        self._exact = exact
         self._nodes = [Node(END, -1, 0, tokens.first, (), 0.0)]
         self._waiting: list[int] = []
         self._fed = 0
         self._lines: dict[tuple[str, ...], list[float]] = {}
         self._failed: RowError | None = None
+        self._fresh: list[int] = []
 
     def read_root(self, known: Floats) -> None:
         """`known` [columns]: log-probabilities behind the prompt."""
@@ -234,14 +237,10 @@ class Walk:
     def draft(self) -> list[DraftToken]:
         """The prefixes that still matter, and those that likely follow them, to be fed at once."""
         self._waiting = []
-        if self._failed is not None:
-            return []
-        frontier = [place for place, node in enumerate(self._nodes) if self._open(node)]
-        floor = self._total(frontier) + self._log_prune
-        greedy = self._greedy_end()
-        for place in frontier:
-            if place == greedy or self._nodes[place].log_p >= floor:
+        if self._failed is None:
+            for place in self._worth_following():
                 self._feed(place)
+        self._fresh = []
         return [self._draft_token(place) for place in self._waiting]
 
     def result(self) -> LineDistribution:
@@ -256,15 +255,27 @@ class Walk:
         greedy = self._nodes[self._greedy_end()].line
         return LineDistribution(lines, np.exp(log_p - total), float(np.exp(total)), greedy)
 
-    def _open(self, node: Node) -> bool:
-        """Its probability is known, what follows it is not."""
-        return node.known is None and node.slot < 0 and not math.isnan(node.log_p)
+    def _worth_following(self) -> list[int]:
+        """Of the prefixes whose probability was learnt last, those that are followed.
 
-    def _total(self, frontier: list[int]) -> float:
-        """Log of the mass that valid lines can have at most."""
+        The greedy line always is. Prefixes that are left out once are never taken up again.
+        """
+        fresh = [place for place in self._fresh if self._nodes[place].slot < 0]
+        if self._exact or not fresh:
+            return fresh
+        log_p = {place: self._nodes[place].log_p for place in fresh}
         parts = [part for line in self._lines.values() for part in line]
-        parts += [self._nodes[place].log_p for place in frontier]
-        return float(np.logaddexp.reduce(parts)) if parts else -math.inf
+        most = float(np.logaddexp.reduce([*parts, *log_p.values()]))
+        if most >= math.log(LOW_MASS):
+            kept = [place for place in fresh if log_p[place] >= most + math.log(PRUNE)]
+        else:
+            whole = [place for place in fresh if self._is_whole(self._nodes[place])]
+            kept = sorted(whole, key=log_p.__getitem__, reverse=True)[:LOW_MASS_WIDTH]
+        greedy = self._greedy_end()
+        return [place for place in fresh if place in kept or place == greedy]
+
+    def _is_whole(self, node: Node) -> bool:
+        return node.branch.whole and not any("." in value for value in node.line)
 
     def _learn(self, place: int, known: Floats) -> None:
         if np.isnan(known).any():
@@ -273,12 +284,11 @@ class Walk:
         node = self._nodes[place]
         node.known = known
         for token in self._follow(node):
-            child = node.children.get(token)
-            log_p = node.log_p + float(known[self._tokens.column[token]])
-            if child is None:
-                self._add(place, token, log_p)
-            else:
-                self._nodes[child].log_p = log_p
+            if token not in node.children:
+                self._add(place, token)
+            child = node.children[token]
+            self._nodes[child].log_p = node.log_p + float(known[self._tokens.column[token]])
+            self._fresh.append(child)
         if self._ends_here(node):
             ends = [node.log_p + float(known[self._tokens.column[t]]) for t in self._tokens.ends]
             self._lines[node.line] = ends
@@ -292,7 +302,7 @@ class Walk:
     def _ends_here(self, node: Node) -> bool:
         return node.branch.value is not None and len(node.line) == self._tokens.count
 
-    def _add(self, place: int, token: int, log_p: float) -> int:
+    def _add(self, place: int, token: int) -> None:
         node = self._nodes[place]
         inner = node.branch.children.get(token)
         branch = inner if inner is not None else self._tokens.later.children[token]
@@ -300,10 +310,8 @@ class Walk:
         line = node.line[:-1] if inner is not None and node.branch.value is not None else node.line
         if branch.value is not None:
             line = (*line, branch.value)
-        child = Node(token, place, node.depth + 1, branch, line, log_p)
-        self._nodes.append(child)
-        node.children[token] = len(self._nodes) - 1
-        return len(self._nodes) - 1
+        node.children[token] = len(self._nodes)
+        self._nodes.append(Node(token, place, node.depth + 1, branch, line))
 
     def _feed(self, place: int) -> None:
         """Take a node into the draft, with what is all but sure to follow it."""
@@ -314,7 +322,8 @@ class Walk:
         likely = {token: branch for token, branch in self._follow(node).items() if branch.whole}
         if len(likely) <= 2:  # the space before the next score, and the 0 of a 10
             for token in likely:
-                self._feed(self._add(place, token, math.nan))
+                self._add(place, token)
+                self._feed(node.children[token])
 
     def _draft_token(self, place: int) -> DraftToken:
         node = self._nodes[place]
