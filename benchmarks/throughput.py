@@ -2,10 +2,14 @@
 
     python benchmarks/throughput.py --input pairs.jsonl --rows 48 --rounds 3
 
-Every round runs all three, one after the other, on the same model; the ratios printed are
-medians over rounds. (a) is what JudgeLM's released code does: one prompt at a time, float32 on
-CPU and float16 on CUDA, at most 8 tokens, until a newline. (b) generates in padded batches, in
-input order, in the dtype that jlm takes. (c) is jlm, from rows to records.
+Each way runs in a process of its own, as its users would run it, with the weights loaded before
+the clock starts; in every round all take their turn, and the ratios printed are medians over
+rounds. (a) `official` is what JudgeLM's released code does: one prompt at a time, float32 on CPU
+and float16 on CUDA, at most 8 tokens, until a newline. (b) `padded_generate` generates in padded
+batches, in input order, in the dtype that jlm takes. (c) `jlm` goes from rows to records.
+
+An untrained model would end at once with a newline instead of a score line; (a) and (b) then
+write as many tokens as the shortest score line has, and no more.
 """
 
 from __future__ import annotations
@@ -14,8 +18,12 @@ import argparse
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +32,47 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from jlm_cli import models, runner
-from jlm_cli.batching import make_plan
+from jlm_cli.batching import Plan, make_plan
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Templates
 from jlm_cli.engine import Judge
-from jlm_cli.hf_engine import TreeEngine, make_engine
-from jlm_cli.rows import open_rows
+from jlm_cli.hf_engine import make_engine
+from jlm_cli.rows import Rows, open_rows
 from jlm_cli.scoreline import Grammar, LineTokens
 
+WAYS = ("official", "padded_generate", "jlm")
 PADDED_BATCH = 8
-NEW_TOKENS = 8
+MOST_TOKENS = 8
 
-Prompts = list[list[int]]
+Json = dict[str, Any]
 
 
-def main() -> None:
-    options = _options()
-    files = models.find(options.model, print)
+@dataclass(frozen=True)
+class Setting:
+    """The same for all ways: rows, model, device, dtype."""
+
+    rows: Rows
+    encoder: Encoder
+    line: LineTokens
+    files: models.ModelFiles
+    device: str
+    dtype: str
+    prompts: list[list[int]]
+
+    @property
+    def plan(self) -> Plan:
+        questions = [self.rows.sample(row).question for row in range(len(self.rows))]
+        groups = [zlib.crc32(question.encode()) for question in questions]
+        sizes = [len(prompt) for prompt in self.prompts]
+        budget = models.batch_tokens(self.files, self.device, self.dtype)
+        return make_plan(range(len(sizes)), sizes, groups, budget)
+
+
+def setting_of(options: argparse.Namespace) -> Setting:
+    files = models.find(options.model, lambda text: None)
     device = models.choose_device(options.device)
-    dtype = models.choose_dtype(options.dtype, device)
-    vocabulary = models.load_vocabulary(files)
     config = Config((str(options.input),), None, files.name, limit=options.rows, device=device)
-    rows = open_rows(config)
+    vocabulary = models.load_vocabulary(files)
     templates = Templates.of(None)
     line = LineTokens.build(
         Grammar(),
@@ -53,147 +80,206 @@ def main() -> None:
         lambda text: list(vocabulary.locate(text).ids),
         models.line_ends(vocabulary),
     )
+    rows = open_rows(config)
     encoder = Encoder(vocabulary, templates, config, line.longest)
-    samples = [rows.sample(row) for row in range(len(rows))]
-    prompts = [list(one[0].ids) for one in encoder.encode(samples) if isinstance(one, list)]
-    sizes = [len(prompt) for prompt in prompts]
-
-    official = models.load_model(files, "float16" if device == "cuda" else "float32", device)
-    model = models.load_model(files, dtype, device)
-    newlines = sorted(set(models.line_ends(vocabulary)))
-    engine = make_engine(models.load_model(files, dtype, device), vocabulary)
-    judge = Judge(engine, line, vocabulary)
-    groups = [hash_of(sample.question) for sample in samples]
-    budget = models.batch_tokens(files, device, dtype)
-    plan = make_plan(range(len(rows)), sizes, groups, budget)
-
-    def jlm() -> None:
-        for batch in plan:
-            runner.judge_batch(rows, batch, encoder, judge)
-
-    def one_by_one() -> None:
-        for prompt in prompts:
-            generate(official, [prompt], newlines)
-
-    def padded() -> None:
-        for start in range(0, len(prompts), PADDED_BATCH):
-            generate(model, prompts[start : start + PADDED_BATCH], newlines)
-
-    ways = {"official": one_by_one, "padded_generate": padded, "jlm": jlm}
-    rounds = []
-    for number in range(options.rounds):
-        rates = {name: matmul_rate(name, device, model) for name in ("bfloat16", "float32")}
-        fed = getattr(engine, "tokens_fed", 0)
-        seconds = {name: timed(way, device) for name, way in ways.items()}
-        fed = getattr(engine, "tokens_fed", 0) - fed
-        rounds.append({"seconds": seconds, "matmul_gflops": rates, "tokens_fed": fed})
-        print(f"round {number + 1}: {seconds}", flush=True)
-    result = report(rounds, sizes, model, dtype)
-    result["conditions"] = {
-        "input": options.input.name,
-        "model": files.name,
-        "device": torch.cuda.get_device_name() if device == "cuda" else _cpu(),
-        "dtype": dtype,
-        "engine": type(engine).__name__ if isinstance(engine, TreeEngine) else "plain",
-        "batch_tokens": budget,
-        "torch": torch.__version__,
-    }
-    packed = orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    print(packed.decode())
-    if options.output is not None:
-        options.output.write_bytes(packed)
+    encoded = encoder.encode([rows.sample(row) for row in range(len(rows))])
+    prompts = [list(one[0].ids) for one in encoded if isinstance(one, list)]
+    dtype = models.choose_dtype(options.dtype, device)
+    return Setting(rows, encoder, line, files, device, dtype, prompts)
 
 
-def report(
-    rounds: list[dict[str, Any]], sizes: list[int], model: PreTrainedModel, dtype: str
-) -> dict[str, Any]:
-    """Ratios between the ways, and how near jlm comes to the machine's matmul rate."""
-
-    def median(value: Callable[[dict[str, Any]], float]) -> float:
-        return round(statistics.median(value(one) for one in rounds), 3)
-
-    per_token = 2 * sum(
-        layer.weight.numel()
-        for name, layer in model.named_modules()
-        if isinstance(layer, torch.nn.Linear) and "lm_head" not in name
+def work_of(name: str, setting: Setting) -> tuple[PreTrainedModel, Callable[[], int]]:
+    """The model of a way, and one round of it, which returns the tokens it fed."""
+    official = "float16" if setting.device == "cuda" else "float32"
+    dtype = official if name == "official" else setting.dtype
+    model = models.load_model(setting.files, dtype, setting.device)
+    if name == "jlm":
+        return model, _jlm(model, setting)
+    size = 1 if name == "official" else PADDED_BATCH
+    least = len(setting.line.spell(["8", "5"])) + 1 if setting.files.untrained else 0
+    how = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False,
+        min_new_tokens=least,
+        max_new_tokens=least or MOST_TOKENS,
+        eos_token_id=list(setting.line.ends),
+        pad_token_id=0,
     )
 
-    def share(one: dict[str, Any], kind: str) -> float:
-        """Of the matmul rate: the layers' products for the tokens that were really fed."""
-        rate = per_token * one["tokens_fed"] / one["seconds"]["jlm"] / 1e9
-        return float(rate / one["matmul_gflops"][kind])
+    def generate_all() -> int:
+        return sum(
+            _generate(model, setting.prompts[start : start + size], how)
+            for start in range(0, len(setting.prompts), size)
+        )
 
-    return {
-        "rows": len(sizes),
-        "prompt_tokens_median": int(statistics.median(sizes)),
-        "prompt_tokens_total": sum(sizes),
-        "rounds": rounds,
-        "pairs_per_second": {
-            name: median(lambda one, name=name: len(sizes) / one["seconds"][name])  # type: ignore[misc]
-            for name in rounds[0]["seconds"]
-        },
-        "jlm_over_official": median(lambda o: o["seconds"]["official"] / o["seconds"]["jlm"]),
-        "jlm_over_padded_generate": median(
-            lambda one: one["seconds"]["padded_generate"] / one["seconds"]["jlm"]
-        ),
-        "share_of_bf16_matmul_rate": median(lambda one: share(one, "bfloat16")),
-        "share_of_used_matmul_rate": median(lambda one: share(one, dtype)),
-        "tokens_fed_over_prompt_tokens": median(lambda one: one["tokens_fed"] / sum(sizes)),
-    }
+    return model, generate_all
 
 
-def generate(model: PreTrainedModel, prompts: Prompts, ends: list[int]) -> None:
-    """Greedy decoding of left-padded prompts until a newline, at most NEW_TOKENS."""
+def _jlm(model: PreTrainedModel, setting: Setting) -> Callable[[], int]:
+    vocabulary = models.load_vocabulary(setting.files)
+    engine = make_engine(model, vocabulary)
+    judge = Judge(engine, setting.line, vocabulary)
+
+    def judge_all() -> int:
+        before = getattr(engine, "tokens_fed", 0)
+        for batch in setting.plan:
+            runner.judge_batch(setting.rows, batch, setting.encoder, judge)
+        return getattr(engine, "tokens_fed", 0) - before
+
+    return judge_all
+
+
+def _generate(model: PreTrainedModel, prompts: list[list[int]], how: GenerationConfig) -> int:
+    """Decode left-padded prompts."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=model.device)
     seen = torch.tensor(
         [[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device
     )
-    how = GenerationConfig(
-        do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=ends, pad_token_id=0
-    )
     with torch.inference_mode():
-        model.generate(ids, attention_mask=seen, generation_config=how)  # type: ignore[operator]
+        out = model.generate(ids, attention_mask=seen, generation_config=how)
+    return int(out.numel())
 
 
-def timed(way: Callable[[], None], device: str) -> float:
+def child(options: argparse.Namespace) -> None:
+    """Serve rounds of one way: for each line read, run it once and print what it took."""
+    setting = setting_of(options)
+    model, work = work_of(options.way, setting)
+    facts = {"parameters_per_token": _products(model), "dtype": str(model.dtype).split(".")[1]}
+    print(orjson.dumps(facts).decode(), flush=True)
+    for _ in sys.stdin:
+        start = _now(setting.device)
+        fed = work()
+        seconds = _now(setting.device) - start
+        rates = {kind: _matmul_rate(kind, setting.device, model) for kind in _RATES}
+        print(orjson.dumps({"seconds": seconds, "fed": fed, "gflops": rates}).decode(), flush=True)
+
+
+_RATES = ("bfloat16", "float32")
+
+
+def _now(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
-    way()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return round(time.perf_counter() - start, 4)
+    return time.perf_counter()
 
 
-def matmul_rate(dtype: str, device: str, model: PreTrainedModel) -> float:
+def _products(model: PreTrainedModel) -> int:
+    """Multiply-adds of the layers for one token."""
+    return sum(
+        layer.weight.numel()
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and "lm_head" not in name
+    )
+
+
+def _matmul_rate(dtype: str, device: str, model: PreTrainedModel) -> float:
     """GFLOP/s of the largest product in a layer, over 2,048 tokens: the best of five."""
     config = model.config.get_text_config()
-    shape = (config.intermediate_size, config.hidden_size)
-    weight = torch.randn(shape, device=device).to(getattr(torch, dtype))
-    tokens = torch.randn(2048, config.hidden_size, device=device).to(weight.dtype)
+    wide, narrow = config.intermediate_size, config.hidden_size
+    weight = torch.randn(wide, narrow, device=device).to(getattr(torch, dtype))
+    tokens = torch.randn(2048, narrow, device=device).to(weight.dtype)
 
-    def product() -> None:
+    def once() -> float:
+        start = _now(device)
         for _ in range(10):
             torch.nn.functional.linear(tokens, weight)
+        return _now(device) - start
 
-    product()
-    best = min(timed(product, device) for _ in range(5))
-    return round(2 * 2048 * shape[0] * shape[1] * 10 / best / 1e9, 1)
+    once()
+    return round(2 * 2048 * wide * narrow * 10 / min(once() for _ in range(5)) / 1e9, 1)
 
 
-def hash_of(text: str) -> int:
-    import zlib
+def main() -> None:
+    options = _options()
+    if options.way:
+        child(options)
+        return
+    children = {way: _start(way) for way in WAYS}
+    facts = {way: _answer(one) for way, one in children.items()}
+    rounds = [dict(_round(children)) for _ in range(options.rounds + 1)][1:]  # the first warms up
+    for one in children.values():
+        one.stdin.close()  # type: ignore[union-attr]
+        one.wait()
+    result = _result(rounds, facts, setting_of(options), options)
+    packed = orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    print(packed.decode(), end="")
+    if options.output is not None:
+        options.output.write_bytes(packed)
 
-    return zlib.crc32(text.encode())
+
+def _start(way: str) -> subprocess.Popen[bytes]:
+    # only jlm's own process asks for huge pages
+    env = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1" if way == "jlm" else "0"}
+    command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+
+
+def _answer(one: subprocess.Popen[bytes]) -> Json:
+    assert one.stdout is not None
+    line = one.stdout.readline()
+    if not line:
+        raise SystemExit("a way of the benchmark failed; see above")
+    answer: Json = orjson.loads(line)
+    return answer
+
+
+def _round(children: dict[str, subprocess.Popen[bytes]]) -> Iterator[tuple[str, Json]]:
+    for way, one in children.items():
+        assert one.stdin is not None
+        one.stdin.write(b"go\n")
+        one.stdin.flush()
+        yield way, _answer(one)
+
+
+def _result(
+    rounds: list[Json], facts: dict[str, Json], setting: Setting, options: argparse.Namespace
+) -> Json:
+    """Ratios between the ways, and how near jlm comes to the machine's matmul rate."""
+    sizes = [len(prompt) for prompt in setting.prompts]
+
+    def median(value: Callable[[Json], float]) -> float:
+        return round(statistics.median(value(one) for one in rounds), 3)
+
+    def share(one: Json, kind: str) -> float:
+        """Of the matmul rate: the layers' products for the tokens that were really fed."""
+        done = 2 * facts["jlm"]["parameters_per_token"] * one["jlm"]["fed"]
+        best = max(one[way]["gflops"][kind] for way in WAYS)
+        return float(done / one["jlm"]["seconds"] / 1e9 / best)
+
+    def ratio(one: Json, way: str) -> float:
+        return float(one[way]["seconds"] / one["jlm"]["seconds"])
+
+    return {
+        "jlm_over_official": median(lambda one: ratio(one, "official")),
+        "jlm_over_padded_generate": median(lambda one: ratio(one, "padded_generate")),
+        "pairs_per_second": {
+            way: median(lambda one, way=way: len(sizes) / one[way]["seconds"])  # type: ignore[misc]
+            for way in WAYS
+        },
+        "share_of_bf16_matmul_rate": median(lambda one: share(one, "bfloat16")),
+        "share_of_used_matmul_rate": median(lambda one: share(one, setting.dtype)),
+        "tokens_fed_over_prompt_tokens": median(lambda one: one["jlm"]["fed"] / sum(sizes)),
+        "conditions": {
+            "input": options.input.name,
+            "rows": len(sizes),
+            "prompt_tokens_median": int(statistics.median(sizes)),
+            "model": setting.files.name,
+            "trained": not setting.files.untrained,
+            "device": torch.cuda.get_device_name() if setting.device == "cuda" else _cpu(),
+            "dtypes": {way: facts[way]["dtype"] for way in WAYS},
+            "torch": torch.__version__,
+        },
+        "rounds": rounds,
+    }
 
 
 def _cpu() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    best = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()} {best}, {os.cpu_count()} cores"
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     root = Path(__file__).resolve().parent.parent
     parser.add_argument("--input", type=Path, default=root / "samples" / "pairs.jsonl")
     parser.add_argument("--rows", type=int, default=48)
@@ -202,6 +288,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device")
     parser.add_argument("--dtype")
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

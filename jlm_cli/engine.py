@@ -107,12 +107,19 @@ def read_lines(
 ) -> list[LineDistribution | RowError]:
     """The distribution over score lines behind each prompt."""
     walks = [Walk(tokens) for _ in prompts]
+    follow(engine, prompts, tokens, walks)
+    return [_result(walk) for walk in walks]
+
+
+def follow(
+    engine: Engine, prompts: Sequence[Ids], tokens: LineTokens, walks: Sequence[Walk]
+) -> None:
+    """Lead each row's walk to its end."""
     for walk, known in zip(walks, engine.prefill(prompts, tokens.columns), strict=True):
         walk.read_root(known)
     while any(drafts := [walk.draft() for walk in walks]):
         for walk, rows in zip(walks, engine.extend(drafts), strict=True):
             walk.read(rows)
-    return [_result(walk) for walk in walks]
 
 
 def _result(walk: Walk) -> LineDistribution | RowError:

