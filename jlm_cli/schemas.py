@@ -285,10 +285,10 @@ def load_gold(path: Path) -> Joined:
 
 
 def _side_rows(path: Path, value_in: Callable[[Json], Any]) -> Iterable[tuple[Key, Any]]:
-    source = open_source(str(path))
-    for index, raw in enumerate(source):
-        try:
-            row = parse_row(raw)
-            yield key_of(_id_in(row)), value_in(row)
-        except RowError as error:
-            raise InputError(f"{source.where(index)}: {error}") from error
+    with open_source(str(path)) as source:
+        for index, raw in enumerate(source):
+            try:
+                row = parse_row(raw)
+                yield key_of(_id_in(row)), value_in(row)
+            except RowError as error:
+                raise InputError(f"{source.where(index)}: {error}") from error

@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 
 PRUNE = 1e-4  # prefixes with a smaller share of the valid mass are left out
 LOW_MASS = 0.5  # below this, free decoding would rather write something else than a score line
-LOW_MASS_WIDTH = 8  # such a row is flagged, and its flat tree followed along so many prefixes
+LOW_MASS_WIDTH = 6  # such a row is flagged, and its flat tree followed along so many prefixes
 END = -1
 _ROOT = 0
 

@@ -57,7 +57,10 @@ class Source:
         """Of the bytes that were read, in hex."""
         return self._digest.hexdigest()
 
-    def close(self) -> None:
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def scan(self, limit: int | None) -> Source:

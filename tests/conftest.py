@@ -152,7 +152,7 @@ def _sentencepiece_model() -> Path:
     return Path(str(data))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Loaded:
     """A real model in float32 with all that judging needs."""
 

@@ -15,7 +15,7 @@ from jlm_cli.errors import RowError
 from jlm_cli.models import FAKE, ModelFiles, load_vocabulary
 from jlm_cli.records import Sample
 
-SAMPLE = Sample("a", 1, "Why?", ("Because.", "No idea."), "A reason.")
+SAMPLE = Sample("a", 1, "Why?", ("Because it is so.", "No idea."), "A reason.")
 LINE = 8
 
 
@@ -56,7 +56,7 @@ def test_no_special_token_from_any_field(name: str, request: pytest.FixtureReque
     loaded: Loaded = request.getfixturevalue(name)
     vocabulary = loaded.vocabulary
     encoder = Encoder(vocabulary, Templates.of(None), config(swap=True), LINE)
-    tokens = sorted(vocabulary.tokenizer.id_to_token(id) for id in vocabulary.special)
+    tokens = sorted(str(vocabulary.tokenizer.id_to_token(id)) for id in vocabulary.special)
     assert tokens
     for token in tokens:
         for typed in (token, f"so {token}{token} it is"):
@@ -66,7 +66,7 @@ def test_no_special_token_from_any_field(name: str, request: pytest.FixtureReque
                 {"answers": (typed, "fine")},
                 {"answers": ("fine", typed)},
             ):
-                for prompt in encoded(encoder, replace(SAMPLE, **change)):  # type: ignore[arg-type]
+                for prompt in encoded(encoder, replace(SAMPLE, **change)):
                     body = prompt.ids[len(vocabulary.bos) :]
                     assert not vocabulary.special.intersection(body)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import torch
 from conftest import Loaded
 
 from jlm_cli.encoding import Prompt
-from jlm_cli.engine import Engine, Ids, Judge, Order, follow, read_lines
+from jlm_cli.engine import Engine, Judge, Order, follow, read_lines
 from jlm_cli.hf_engine import SHARED_START, PackedEngine, PlainEngine, make_engine
 from jlm_cli.records import Judgment
 from jlm_cli.scoreline import Grammar, LineDistribution, LineTokens, Walk
@@ -24,7 +24,7 @@ TEXTS = [
     f"{START}[Question]\nWhat is two and two?\n\n[Answer]\nFour.\n\n### Response:",
     f"{START}[Question]\nWhat is two and two?\n\n[Answer]\nIt is five, I am sure.\n\n### Response:",
     "### Response:",
-    f"{START}[Question]\nWho wrote Faust?\n\n[Answer]\nGoethe did, over sixty years.\n\n### Response:",
+    f"{START}[Question]\nWho wrote Faust?\n\n[Answer]\nGoethe did, for years.\n\n### Response:",
 ]
 
 
@@ -52,11 +52,12 @@ def exactly(engine: Engine, prompts: list[list[int]], tokens: LineTokens) -> lis
     return [walk.result() for walk in walks]
 
 
-def line_by_line(loaded: Loaded, prompt: Ids) -> dict[tuple[float, ...], float]:
+@functools.cache
+def line_by_line(loaded: Loaded, prompt: tuple[int, ...]) -> dict[tuple[float, ...], float]:
     """Log-probability of each line with its end, each scored in a pass of its own."""
     lines = list(itertools.product(Grammar().values, repeat=2))
     found = {}
-    for some in itertools.batched(lines, 38) if hasattr(itertools, "batched") else chunks(lines):
+    for some in (lines[start : start + 38] for start in range(0, len(lines), 38)):
         spelt = [loaded.tokens.spell(line) for line in some]
         width = max(map(len, spelt))
         ids = torch.tensor([[*prompt, *line, *[0] * (width - len(line))] for line in spelt])
@@ -69,16 +70,12 @@ def line_by_line(loaded: Loaded, prompt: Ids) -> dict[tuple[float, ...], float]:
     return found
 
 
-def chunks(lines: list[Any]) -> list[Any]:
-    return [lines[start : start + 38] for start in range(0, len(lines), 38)]
-
-
 @pytest.mark.parametrize("pack_tokens", [1, 40, 1200])
 def test_tree_equals_scoring_every_line(loaded: Loaded, pack_tokens: int) -> None:
     prompts = prompts_of(loaded)
     found = exactly(tree_of(loaded, pack_tokens), prompts, loaded.tokens)
     for prompt, result in list(zip(prompts, found, strict=True))[1:3]:
-        wanted = line_by_line(loaded, prompt)
+        wanted = line_by_line(loaded, tuple(prompt))
         total = np.logaddexp.reduce(list(wanted.values()))
         assert np.log(result.mass) == pytest.approx(total, abs=1e-3)
         assert len(result.p) == 361
@@ -123,16 +120,18 @@ def test_models_without_a_mask_take_the_plain_path(released: Loaded) -> None:
     """A sliding window and a recurrent model: neither takes the tree step, both are judged."""
     from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
 
-    shape = {"vocab_size": 32000, "hidden_size": 32, "num_hidden_layers": 2}
     window = MistralConfig(
-        **shape,
+        vocab_size=32000,
+        hidden_size=32,
         intermediate_size=64,
+        num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
         sliding_window=8,
     )
+    recurrent = MambaConfig(vocab_size=32000, hidden_size=32, num_hidden_layers=2)
     torch.manual_seed(0)
-    for model in (MistralForCausalLM(window), MambaForCausalLM(MambaConfig(**shape))):
+    for model in (MistralForCausalLM(window), MambaForCausalLM(recurrent)):
         engine = make_engine(model, released.vocabulary)
         assert isinstance(engine, PlainEngine)
         (result,) = read_lines(engine, prompts_of(released)[:1], released.tokens)
@@ -153,7 +152,7 @@ def taught(released: Loaded) -> Loaded:
             newline = released.vocabulary.encode(["a\n"])[0].ids[-1]
             targets.append((prompt, [*line, newline]))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(12):
+    for _ in range(20):
         for prompt, line in targets:
             ids = torch.tensor([[*prompt, *line]])
             labels = ids.clone()
@@ -166,7 +165,11 @@ def taught(released: Loaded) -> Loaded:
 
 
 def test_greedy_line_equals_free_greedy_decoding(taught: Loaded) -> None:
-    texts = [f"{text[:-13]} No. {n}\n\n### Response:" for text in TEXTS for n in range(8)]
+    texts = [
+        f"{text[:-13]} No. {n}\n\n### Response:"
+        for text in (*TEXTS[:2], TEXTS[3])
+        for n in range(8)
+    ]
     prompts = prompts_of(taught, texts)
     valid = 0
     for prompt, result in zip(

@@ -58,7 +58,7 @@ def test_adapter_folder(tmp_path: Path, replica: Path, released: Loaded) -> None
     torch.manual_seed(1)
     base = models.load_model(released.files, "float32", "cpu")
     lora = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
-    lora.save_pretrained(tmp_path / "adapter")
+    lora.save_pretrained(str(tmp_path / "adapter"))
     found = load(str(tmp_path / "adapter"))
     assert found.files.folder == replica and found.files.adapter == tmp_path / "adapter"
     ids = torch.tensor([[1, 5, 6, 7]])

@@ -40,9 +40,9 @@ PANDALM = {
 
 
 def samples(path: Path, schema: str = "auto", pairs: tuple[Any, ...] = ()) -> list[Sample]:
-    source = open_source(str(path))
-    found = recognise(source, schema, pairs)
-    return [read_sample(parse_row(raw), found, source.line(n)) for n, raw in enumerate(source)]
+    with open_source(str(path)) as source:
+        found = recognise(source, schema, pairs)
+        return [read_sample(parse_row(raw), found, source.line(n)) for n, raw in enumerate(source)]
 
 
 def test_native(tmp_path: Path) -> None:
