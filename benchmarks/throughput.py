@@ -175,12 +175,12 @@ def _products(model: PreTrainedModel) -> int:
 def _matmul_rate(dtype: str, device: str, model: PreTrainedModel) -> float:
     """GFLOP/s of the largest product in a layer, over 2,048 tokens: the best of five."""
     config = model.config.get_text_config()
-    wide, narrow = config.intermediate_size, config.hidden_size
+    wide, narrow = int(config.intermediate_size), int(config.hidden_size)
     weight = torch.randn(wide, narrow, device=device).to(getattr(torch, dtype))
     tokens = torch.randn(2048, narrow, device=device).to(weight.dtype)
 
     def once() -> float:
-        start: float = _now(device)
+        start = _now(device)
         for _ in range(10):
             torch.nn.functional.linear(tokens, weight)
         return _now(device) - start

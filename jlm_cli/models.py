@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 HUB_DEFAULT = "BAAI/JudgeLM-7B-v1.0"
 FAKE = "fake"
 
-# torch asks for huge pages (Linux): far fewer page faults for large tensors on CPU
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 TINY, TINY_BASE = "tiny", "tiny-base"
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -83,6 +81,7 @@ def default_name() -> str:
     """The model to take where none is named: JLM_MODEL, JudgeLM on CUDA, else the built-in."""
     if name := os.environ.get("JLM_MODEL"):
         return name
+    prepare_cpu()
     import torch
 
     return HUB_DEFAULT if torch.cuda.is_available() else TINY
@@ -316,8 +315,22 @@ def line_ends(vocabulary: Vocabulary) -> tuple[int, ...]:
     return tuple(sorted({*newlines, *vocabulary.ends, *(() if byte is None else (byte,))}))
 
 
+def prepare_cpu() -> None:
+    """What must be in the environment before torch computes; the user's own settings stay.
+
+    Huge pages spare the page faults of large tensors (Linux). MKL's strict mode gives the same
+    bytes for any number of threads, at no cost that could be measured.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    import torch
+
+    if (capability := torch.backends.cpu.get_cpu_capability()) in ("AVX2", "AVX512"):
+        os.environ.setdefault("MKL_CBWR", f"{capability},STRICT")
+
+
 def choose_device(name: str | None) -> str:
     """Raises ModelError where the device is not there."""
+    prepare_cpu()
     import torch
 
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}

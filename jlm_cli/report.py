@@ -60,11 +60,12 @@ class Report:
         """The first judgments, one a line."""
         if self.quiet or not records:
             return
-        table = Table(box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
         swap = any("swapped" in record for record in records)
-        for name in ("line", "id", "question", "scores", *(["swapped"] if swap else []), "verdict"):
-            table.add_column(name, overflow="ellipsis", no_wrap=True)
-        table.add_column("p", justify="right")
+        table.add_column("id", no_wrap=True)
+        table.add_column("question", no_wrap=True, ratio=1)
+        for name in ("scores", *(["swapped"] if swap else []), "verdict", "p"):
+            table.add_column(name, no_wrap=True)
         for record in records[:_ROWS_SHOWN]:
             table.add_row(*self._cells(record, swap))
         self._console.print(table)
@@ -72,19 +73,19 @@ class Report:
             self._console.print(Text("…", style="dim"))
 
     def _cells(self, record: Json, swap: bool) -> list[Text]:
-        place = [shown(record["line"]), shown("" if record["id"] is None else record["id"], 12)]
+        row_id = f"line {record['line']}" if record["id"] is None else record["id"]
         if "error" in record:
-            error = Text.assemble(("error: ", "red"), shown(record["error"]["message"], 80))
-            return [*place, error, *[Text() for _ in range(3 + swap)]]
+            error = Text.assemble(("error: ", "red"), shown(record["error"]["message"], 200))
+            return [shown(row_id, 16), error]
         verdict = record["combined"] if swap else record
         answers = {"1": "answer 1", "2": "answer 2", "tie": "tie"}
         conflict = swap and not record["consistent"]
         return [
-            *place,
-            shown(record["sample"]["question"], 44),
-            shown(record["text"]),
-            *([shown(" ".join(f"{s:g}" for s in record["swapped"]["scores"]))] if swap else []),
-            Text(answers[verdict["verdict"]] + (" (conflict)" if conflict else "")),
+            shown(row_id, 16),
+            shown(record["sample"]["question"], 200),
+            _scores(record),
+            *([_scores(record["swapped"])] if swap else []),
+            Text("tie (conflict)" if conflict else answers[verdict["verdict"]]),
             Text(f"{verdict['p'][verdict['verdict']]:.2f}"),
         ]
 
@@ -120,11 +121,15 @@ class Report:
         if untrained:
             self._console.print(
                 Text(
-                    f"The model {summary['model']} is untrained as a judge: its verdicts mean "
-                    "nothing yet. Use --model BAAI/JudgeLM-7B-v1.0 or your own.",
+                    f"The model {summary['model']} is untrained as a judge: these verdicts mean "
+                    "nothing. Take a trained one: --model BAAI/JudgeLM-7B-v1.0, or your own.",
                     style="bold yellow",
                 )
             )
+
+
+def _scores(judgment: Json) -> Text:
+    return Text(" ".join(f"{score:g}" for score in judgment["scores"]))
 
 
 def _figure(figure: Json) -> str:
