@@ -64,8 +64,8 @@ class Setting:
         questions = [self.rows.sample(row).question for row in range(len(self.rows))]
         groups = [zlib.crc32(question.encode()) for question in questions]
         sizes = [len(prompt) for prompt in self.prompts]
-        budget = models.batch_tokens(self.files, self.device, self.dtype)
-        return make_plan(range(len(sizes)), sizes, groups, budget)
+        compute = models.choose_compute(self.files, self.rows.config)
+        return make_plan(range(len(sizes)), sizes, groups, compute.batch_tokens)
 
 
 def setting_of(options: argparse.Namespace) -> Setting:

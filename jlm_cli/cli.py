@@ -13,7 +13,7 @@ import typer
 
 from jlm_cli import __version__
 from jlm_cli.config import Config
-from jlm_cli.errors import JlmError, UsageError
+from jlm_cli.errors import Ended, JlmError, UsageError
 
 app = typer.Typer(
     help="Judge language-model answers with a local model: scores first, reasons if wanted.",
@@ -87,6 +87,13 @@ def judge(
     ] = None,
     device: Annotated[Literal["cpu", "cuda", "mps"] | None, typer.Option()] = None,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option()] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes on the CPU, each with its own model.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs to use.  [default: all]")] = None,
+    gpus_per_model: Annotated[
+        int, typer.Option(min=1, help="GPUs that one model is spread over.")
+    ] = 1,
     batch_tokens: Annotated[
         int | None, typer.Option(min=1, help="Prompt tokens judged at once.  [default: by memory]")
     ] = None,
@@ -104,6 +111,12 @@ def judge(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Judge the first N rows.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Judge the output's error records again.")
+    ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what would be judged; load no weights.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="End at the first bad line.")] = False,
     compact: Annotated[
         bool, typer.Option("--compact", help="Leave samples out of results.")
@@ -119,6 +132,10 @@ def judge(
         raise UsageError("--json and -o - both want standard output; take one")
     if reference is not None and no_reference:
         raise UsageError("--reference and --no-reference exclude each other")
+    if workers is not None and (gpus is not None or device in ("cuda", "mps")):
+        raise UsageError("--workers is for processes on the CPU; take --gpus, or --device cpu")
+    if gpus is not None and device in ("cpu", "mps"):
+        raise UsageError(f"--gpus and --device {device} exclude each other")
     config = Config(
         inputs=tuple(inputs),
         output=target,
@@ -132,6 +149,9 @@ def judge(
         template=template,
         device=device,
         dtype=dtype,
+        workers=workers,
+        gpus=gpus,
+        gpus_per_model=gpus_per_model,
         batch_tokens=batch_tokens,
         max_length=max_length,
         on_overflow=on_overflow,
@@ -139,12 +159,13 @@ def judge(
         field_map=tuple(_pair(text) for text in field_map or ()),
         limit=limit,
         overwrite=overwrite,
+        retry_errors=retry_errors,
         strict=strict,
         compact=compact,
         quiet=quiet,
         print_json=print_json,
     )
-    raise typer.Exit(runner.run(config))
+    raise typer.Exit(runner.preflight(config) if plan else runner.run(config))
 
 
 def _output(inputs: list[str], output: str | None, command: str) -> Path | None:
@@ -166,15 +187,8 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-class _Ended(BaseException):
-    """A signal that ends the run."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    raise _Ended(number)
+    raise Ended(number)
 
 
 def main() -> NoReturn:
@@ -192,6 +206,6 @@ def main() -> NoReturn:
         sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(130)
-    except _Ended as ended:
-        sys.exit(128 + ended.number)
+    except Ended as ended:
+        sys.exit(ended.exit_code)
     sys.exit(0)

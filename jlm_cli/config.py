@@ -7,19 +7,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
-
 Overflow = Literal["truncate", "error"]
 
-# What may differ between a run and its resumption without changing a byte of the output.
-_NOT_IN_FINGERPRINT = frozenset({"output", "overwrite", "quiet", "print_json", "strict"})
+# What a run may go on with otherwise without changing a byte; and what it must go on with, but
+# which Run tells by what it came to: the contents of files, the device that was chosen.
+_COMPARED_BY_CONTENT = {"inputs", "model", "template", "device", "dtype", "batch_tokens"}
+_CHANGES_NOTHING = {"output", "partial", "stdin", "overwrite", "retry_errors", "quiet"} | {
+    "print_json",
+    "strict",
+    "workers",
+    "gpus",
+}
 
 
 @dataclass(frozen=True)
 class Config:
     """One run of `judge`.
 
-    Lengths are in tokens. `output` is None for standard output.
+    Lengths are in tokens. `output` is None for standard output; `partial` is the folder the
+    results gather in, `stdin` where standard input was put so that every worker can read it.
     """
 
     inputs: tuple[str, ...]
@@ -35,6 +41,9 @@ class Config:
     template: str | None = None
     device: str | None = None
     dtype: str | None = None
+    workers: int | None = None
+    gpus: int | None = None
+    gpus_per_model: int = 1
     batch_tokens: int | None = None
     max_length: int | None = None
     on_overflow: Overflow = "truncate"
@@ -42,20 +51,24 @@ class Config:
     field_map: tuple[tuple[str, str], ...] = ()
     limit: int | None = None
     overwrite: bool = False
+    retry_errors: bool = False
     strict: bool = False
     compact: bool = False
     quiet: bool = False
     print_json: bool = False
+    partial: Path | None = None
+    stdin: Path | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Everything that can change a byte of the output, as JSON-ready values."""
+        """The options that can change a byte of the output; side files by their SHA-256."""
         return {
-            name: str(value) if isinstance(value, Path) else value
+            name: file_sha256(value) if isinstance(value, Path) else value
             for name, value in asdict(self).items()
-            if name not in _NOT_IN_FINGERPRINT
+            if name not in _CHANGES_NOTHING | _COMPARED_BY_CONTENT
         }
 
-    def fingerprint(self) -> str:
-        """SHA-256 over `settings()`, in hex."""
-        packed = orjson.dumps(self.settings(), option=orjson.OPT_SORT_KEYS)
-        return hashlib.sha256(packed).hexdigest()
+
+def file_sha256(path: Path) -> str:
+    """In hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -69,6 +70,11 @@ class Templates:
                 "missing-reference", f"field reference: template {template.name} needs one"
             )
         return template
+
+    def identity(self) -> str:
+        """SHA-256 of the texts, in hex."""
+        texts = [t.text + t.answer for t in (self.plain, self.with_reference)]
+        return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
     @property
     def label(self) -> str:

@@ -18,6 +18,14 @@ EXIT_USAGE = 2
 EXIT_ERROR_RECORDS = 3
 
 
+class Ended(BaseException):
+    """A signal that ends the run."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
 class JlmError(Exception):
     """A failure that is told to the user in one line, without a traceback."""
 

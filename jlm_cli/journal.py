@@ -1,81 +1,166 @@
 """Results on their way to the output: appended batch by batch, merged in input order at the end.
 
-A part is a file of lines `row<TAB>crc32<TAB>record`. The output's own name appears only by
-rename, once everything is in it.
+They lie in a folder beside the output, `OUT.partial/`: `run.json` says what run it is, each
+worker appends to a part of its own. A part is a file of lines `row<TAB>crc32<TAB>record`; behind
+each batch stands a line `#<TAB>count`, and what is not followed by one was never written. The
+output's own name appears only by rename, once everything is in it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
-import tempfile
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
+import orjson
+from numpy.typing import NDArray
 
 from jlm_cli.errors import UsageError
+from jlm_cli.records import Json
+
+Rows = NDArray[np.int64]
+
+_EMPTY: Rows = np.empty(0, np.int64)
+_RECORD = re.compile(rb"(\d+)\t([0-9a-f]{8})\t(.*)\n", re.DOTALL)
+_COMMIT = re.compile(rb"#\t(\d+)\n")
 
 
-def folder_of(output: Path | None) -> Path:
+def folder_of(output: Path) -> Path:
     """Where the parts of an output lie while it is made."""
-    if output is None:
-        return Path(tempfile.mkdtemp(prefix="jlm-"))
     return output.with_name(output.name + ".partial")
 
 
-class Journal:
-    """The parts of one run, in a folder of their own."""
+@dataclass(frozen=True)
+class Part:
+    """The committed records of one part: their rows, where they start, where the last ends."""
 
-    def __init__(self, folder: Path) -> None:
+    path: Path
+    rows: array[int]
+    starts: array[int]
+    end: int
+
+
+def read_part(path: Path) -> Part:
+    """Raises UsageError where a record is damaged that stands before a committed one."""
+    part = Part(path, array("q"), array("q"), 0)
+    rows, starts, end, offset, broken = array("q"), array("q"), 0, 0, None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            record, commit = _RECORD.fullmatch(line), _COMMIT.fullmatch(line)
+            if commit and (broken or int(commit[1]) != len(rows)):
+                where = broken or number
+                raise UsageError(f"{path}:{where}: damaged; remove {path.parent} to begin anew")
+            if commit:
+                part.rows.extend(rows)
+                part.starts.extend(starts)
+                rows, starts, end = array("q"), array("q"), offset + len(line)
+            elif record and _checksum(record[1], record[3]) == int(record[2], 16):
+                rows.append(int(record[1]))
+                starts.append(offset)
+            else:
+                broken = broken or number
+            offset += len(line)
+    return Part(path, part.rows, part.starts, end)
+
+
+class Journal:
+    """The parts of one run. Only the first worker begins, merges and removes it."""
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder = folder
-        self._part = folder / "part-0"
+        self._part = folder / f"part-{rank}"
         self._file: IO[bytes] | None = None
 
-    def __enter__(self) -> Journal:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = self._part.open("wb")
-        except OSError as error:
-            raise UsageError(f"{self.folder}: cannot be written: {error.strerror}") from error
-        return self
+    def begin(self, facts: Json, discard: bool = False) -> Rows:
+        """Start the run that `facts` describe, or go on with it: the rows that are done.
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
+        What a killed run left half written is cut off. Where the folder belongs to another run,
+        that is given up (`discard`), or UsageError names the first fact that differs.
+        """
+        facts = orjson.loads(orjson.dumps(facts))
+        about = self.folder / "run.json"
+        before = orjson.loads(about.read_bytes()) if about.exists() else None
+        if before is not None and before != facts:
+            if not discard:
+                raise self._other_run(before, facts)
+            for path in self.folder.glob("part-*"):
+                path.unlink()
+        write_whole(about, iter([orjson.dumps(facts, option=orjson.OPT_INDENT_2)]))
+        parts = self._parts()
+        for part in parts:
+            os.truncate(part.path, part.end)
+        return _rows_of(parts)
+
+    def _other_run(self, before: Json, now: Json) -> UsageError:
+        name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
+        return UsageError(
+            f"{self.folder}: was begun with another {name} ({_brief(before.get(name))}, now "
+            f"{_brief(now.get(name))}); go on with that, or take --overwrite to begin anew"
+        )
 
     def append(self, records: Sequence[tuple[int, bytes]]) -> None:
         """Write one batch of (row, record) durably."""
-        assert self._file is not None
+        if self._file is None:
+            self._file = self._part.open("ab")
         for row, record in records:
-            self._file.write(b"%d\t%08x\t%s\n" % (row, zlib.crc32(record), record))
+            self._file.write(b"%d\t%08x\t%s\n" % (row, _checksum(b"%d" % row, record), record))
+        self._file.write(b"#\t%d\n" % len(records))
         self._file.flush()
         os.fsync(self._file.fileno())
 
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def n_records(self) -> int:
+        """How many rows have a record."""
+        return len(np.unique(_rows_of(self._parts())))
+
     def records(self) -> Iterator[bytes]:
         """All records in input order, each with its newline; memory for their places only."""
-        rows, starts = [], []
-        with self._part.open("rb") as file:
-            offset = 0
-            for line in file:
-                rows.append(int(line.split(b"\t", 1)[0]))
-                starts.append(offset)
-                offset += len(line)
-            for place in np.argsort(np.array(rows, np.int64), kind="stable"):
+        parts = self._parts()
+        which = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])
+        starts = np.concatenate([_EMPTY, *(np.asarray(part.starts, np.int64) for part in parts)])
+        files = [part.path.open("rb") for part in parts]
+        try:
+            for place in np.argsort(_rows_of(parts), kind="stable"):
+                file = files[which[place]]
                 file.seek(starts[place])
                 yield file.readline().split(b"\t", 2)[2]
+        finally:
+            for file in files:
+                file.close()
+
+    def _parts(self) -> list[Part]:
+        return [read_part(path) for path in sorted(self.folder.glob("part-*"))]
 
     def remove(self) -> None:
-        self._part.unlink(missing_ok=True)
+        """The folder and all in it, what says whose it is last."""
+        self.close()
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == "run.json"):
+            path.unlink()
         self.folder.rmdir()
+
+
+def _checksum(row: bytes, record: bytes) -> int:
+    return zlib.crc32(record, zlib.crc32(row))
+
+
+def _rows_of(parts: Sequence[Part]) -> Rows:
+    return np.concatenate([_EMPTY, *(np.asarray(part.rows, np.int64) for part in parts)])
+
+
+def _brief(value: Any) -> str:
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def write_whole(path: Path, lines: Iterator[bytes]) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from safetensors import SafetensorError
 
-from jlm_cli.config import Config
+from jlm_cli.config import Config, file_sha256
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.errors import ModelError
 
@@ -70,6 +70,13 @@ class ModelFiles:
     folder: Path
     gguf: str | None = None
     adapter: Path | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What tells the model's files from others: small ones by content, weights by size and
+        time of change."""
+        folders = [folder for folder in (self.folder, self.adapter) if folder and self.name != FAKE]
+        files = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
+        return {"name": self.name, **{path.name: _identity_of(path) for path in files}}
 
     @property
     def untrained(self) -> bool:
@@ -358,24 +365,90 @@ def choose_dtype(name: str | None, device: str) -> str:
     return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
 
 
-_CPU_BATCH_TOKENS = 8192  # prompts are prefilled one by one there; this bounds the cache
+_CPU_BATCH_TOKENS = 4096  # packs are smaller still there; this bounds the keys and values
 
 
-def batch_tokens(files: ModelFiles, device: str, dtype: str) -> int:
-    """Tokens of prompts judged at once: from the device's total memory and the model."""
-    if files.name == FAKE or device != "cuda":
-        return _CPU_BATCH_TOKENS
+@dataclass(frozen=True)
+class Compute:
+    """Where and how a model computes: found out once, the same for every worker.
+
+    `weights` and `cache` are estimates in bytes of what the model and a batch take, `memory`
+    what the device has.
+    """
+
+    device: str
+    dtype: str
+    batch_tokens: int
+    gpus_per_model: int = 1
+    weights: int = 0
+    cache: int = 0
+    memory: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        """What of it can change a byte of the output."""
+        return {"device": self.device, "dtype": self.dtype, "batch_tokens": self.batch_tokens}
+
+
+def choose_compute(files: ModelFiles, config: Config) -> Compute:
+    """Device, number format and batch size for a run. Raises ModelError."""
+    if files.name == FAKE:
+        return Compute("cpu", "float32", config.batch_tokens or _CPU_BATCH_TOKENS)
+    device = "cpu" if config.workers is not None else choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    cache, hidden = _sizes(files, dtype)
+    weights, memory = _weight_bytes(files, dtype), _memory(device) * config.gpus_per_model
+    automatic = budget_from(memory, weights, cache, hidden) if device == "cuda" else 0
+    tokens = config.batch_tokens or automatic or _CPU_BATCH_TOKENS
+    return Compute(
+        device,
+        dtype,
+        tokens,
+        config.gpus_per_model,
+        weights,
+        cache * tokens,
+        memory,
+    )
+
+
+def _sizes(files: ModelFiles, dtype: str) -> tuple[int, int]:
+    """Bytes of keys and values for one token, and the width of the model."""
     import torch
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(files.folder).get_text_config()
+    source: dict[str, Any] = {"gguf_file": files.gguf} if files.gguf else {}
+    try:
+        config = AutoConfig.from_pretrained(files.folder, **source).get_text_config()
+    except _LOADING_ERRORS as error:
+        raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
+    n_heads = getattr(config, "num_attention_heads", 1)
+    head = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    n_heads = getattr(config, "num_key_value_heads", None) or n_heads
     size = getattr(torch, dtype).itemsize
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    cache = 2 * config.num_hidden_layers * heads * head * size
-    return budget_from(
-        torch.cuda.mem_get_info()[1], _weight_bytes(files), cache, config.hidden_size
-    )
+    return 2 * int(config.num_hidden_layers) * n_heads * head * size, int(config.hidden_size)
+
+
+def _memory(device: str) -> int:
+    """Bytes of the device, all of them: what is free now must not change a run's bytes."""
+    import torch
+
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0
+
+
+def n_gpus() -> int:
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    from importlib.metadata import version
+
+    return {f"version of {name}": version(name) for name in ("jlm", "torch", "transformers")}
 
 
 def budget_from(total: int, weights: int, cache_per_token: int, hidden: int) -> int:
@@ -385,12 +458,23 @@ def budget_from(total: int, weights: int, cache_per_token: int, hidden: int) -> 
     return int(min(max(room / per_token, 2048), 65536))
 
 
-def _weight_bytes(files: ModelFiles) -> int:
+def _weight_bytes(files: ModelFiles, dtype: str) -> int:
+    """Of the model in `dtype`; files are taken to hold two bytes a weight, GGUF half of one."""
+    import torch
+
     kinds = (".gguf",) if files.gguf else (".safetensors", ".bin")
-    return sum(path.stat().st_size for path in files.folder.iterdir() if path.suffix in kinds)
+    size = sum(path.stat().st_size for path in files.folder.iterdir() if path.suffix in kinds)
+    return int(size * getattr(torch, dtype).itemsize / (0.6 if files.gguf else 2))
 
 
-def load_engine(files: ModelFiles, vocabulary: Vocabulary, config: Config) -> Engine:
+def _identity_of(path: Path) -> list[Any]:
+    status = path.stat()
+    if status.st_size < 1 << 20:
+        return [file_sha256(path)]
+    return [status.st_size, status.st_mtime_ns]
+
+
+def load_engine(files: ModelFiles, vocabulary: Vocabulary, compute: Compute) -> Engine:
     """The model on its device, ready to judge. Raises ModelError."""
     from jlm_cli.engine import FakeEngine
 
@@ -398,27 +482,40 @@ def load_engine(files: ModelFiles, vocabulary: Vocabulary, config: Config) -> En
         return FakeEngine()
     from jlm_cli.hf_engine import make_engine
 
-    device = choose_device(config.device)
-    model = load_model(files, choose_dtype(config.dtype, device), device)
-    return make_engine(model, vocabulary)
+    return make_engine(load_model(files, compute.dtype, _place(compute)), vocabulary)
 
 
-def load_model(files: ModelFiles, dtype: str, device: str) -> PreTrainedModel:
-    """The weights on their device, adapter merged. Code in a model's folder is never run.
+def _place(compute: Compute) -> str | dict[str, Any]:
+    """This worker's device, or its share of them for a model that takes several GPUs."""
+    from jlm_cli.sharding import local_rank
 
-    Pickled weights go through torch's weights-only unpickler, as transformers does it.
+    if compute.device != "cuda":
+        return compute.device
+    first = local_rank() * compute.gpus_per_model
+    if compute.gpus_per_model == 1:
+        return f"cuda:{first}"
+    share = compute.memory // compute.gpus_per_model
+    mine = range(first, first + compute.gpus_per_model)
+    return {"device_map": "auto", "max_memory": {gpu: int(0.9 * share) for gpu in mine}}
+
+
+def load_model(files: ModelFiles, dtype: str, device: str | dict[str, Any]) -> PreTrainedModel:
+    """The weights on a device (or as `device_map` and `max_memory` say), adapter merged.
+
+    Code in a model's folder is never run; pickled weights go through torch's weights-only
+    unpickler, as transformers does it.
     """
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
     quiet_transformers()
-    source: dict[str, Any] = {}
+    source: dict[str, Any] = {"device_map": device} if isinstance(device, str) else device
     if files.gguf:
         source |= {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
     wanted: torch.dtype = getattr(torch, dtype)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            files.folder, dtype=wanted, device_map=device, trust_remote_code=False, **source
+            files.folder, dtype=wanted, trust_remote_code=False, **source
         )
         return model if files.adapter is None else _with_adapter(model, files.adapter)
     except _LOADING_ERRORS as error:

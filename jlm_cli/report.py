@@ -15,9 +15,15 @@ from tqdm import tqdm
 
 from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK
 from jlm_cli.metrics import Tally
+from jlm_cli.models import Compute
 from jlm_cli.records import Json
 
 _ROWS_SHOWN = 12
+_MEMORY = {
+    "weights": "weights, about",
+    "cache": "keys and values of a batch",
+    "memory": "memory of the device",
+}
 _NAMES = {
     "agreement": "agreement with gold",
     "f1": "macro F1",
@@ -50,6 +56,34 @@ class Report:
     def note(self, text: str) -> None:
         if not self.quiet:
             self._console.print(Text("jlm: ").append_text(shown(text, 400)), soft_wrap=True)
+
+    def preflight(self, facts: Json) -> None:
+        """One line before a run: what is ahead, and what is odd about it."""
+        odd = [
+            f"{facts[name]} {name.replace('_', ' ')}"
+            for name in ("over_the_context", "rows_with_a_double_id")
+            if facts[name]
+        ]
+        odd += [f"{count} {code}" for code, count in facts["errors"].items()]
+        size = f"{facts['tokens']:,} tokens, longest prompt {facts['tokens_longest_prompt']:,}"
+        head = f"{facts['rows']} rows of schema {facts['schema']}: {size}"
+        self.note("; ".join([f"{head}, {facts['batches']} batches", *odd]))
+
+    def plan(self, facts: Json, compute: Compute) -> None:
+        """`--plan`: all that the survey found, and what memory a run would take."""
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for name, value in facts.items():
+            if name == "errors":
+                for code, count in value.items():
+                    table.add_row(Text(f"error {code}", style="red"), f"{count:,}")
+            else:
+                text = f"{value:,}" if isinstance(value, int) else str(value)
+                table.add_row(name.replace("_", " "), shown(text))
+        for name in ("weights", "cache", "memory"):
+            table.add_row(_MEMORY[name], f"{getattr(compute, name) / 1e9:.1f} GB")
+        if compute.weights + compute.cache > compute.memory > 0:
+            table.add_row(Text("this will not fit", style="bold red"), compute.device)
+        self._console.print(table)
 
     def bar(self, total: int) -> tqdm[Any]:
         """A progress bar over rows; none when standard error is no terminal."""
@@ -107,7 +141,7 @@ class Report:
             table.add_row("accuracy, both orders", _figure(summary["combined"]["accuracy"]))
         for name, value in summary.get("baselines", {}).items():
             table.add_row(
-                Text(f"  {name.replace('_', ' ')}", style="dim"), _figure(value["agreement"])
+                Text(f"baseline {name.replace('_', ' ')}", style="dim"), _figure(value["agreement"])
             )
         for name, value in list(summary.get("win_rate", {}).items())[:_ROWS_SHOWN]:
             table.add_row(Text("win rate ").append_text(shown(name, 30)), _figure(value))

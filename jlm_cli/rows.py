@@ -89,7 +89,7 @@ def open_rows(config: Config) -> Rows:
     """Raises InputError where a file is not what it should be."""
     if len(config.inputs) != 1:
         raise InputError(f"one input at a time: {', '.join(config.inputs)}")
-    source = open_source(config.inputs[0], config.limit)
+    source = open_source(config.inputs[0], config.limit, config.stdin)
     return Rows(
         source=source,
         schema=recognise(source, config.schema, config.field_map),

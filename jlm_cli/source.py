@@ -81,12 +81,12 @@ class Source:
         return self
 
 
-def open_source(name: str, limit: int | None = None) -> Source:
-    """Open `name` (`-` is standard input) and find its rows.
+def open_source(name: str, limit: int | None = None, stdin: Path | None = None) -> Source:
+    """Open `name` and find its rows; `-` is standard input, which was put into `stdin`.
 
     Raises InputError where it is no readable UTF-8 file of rows.
     """
-    file = _spooled(sys.stdin.buffer) if name == "-" else _open_file(name)
+    file = _open_file(str(stdin) if name == "-" else name)
     label = "<stdin>" if name == "-" else name
     start = file.read(4)
     file.seek(0)
@@ -96,6 +96,13 @@ def open_source(name: str, limit: int | None = None) -> Source:
     if start.startswith(_GZIP):
         file = _unzipped(file, label)
     return Source(label, _list_as_lines(file)).scan(limit)
+
+
+def spool_stdin(path: Path) -> Path:
+    """Put standard input into a file, so that it can be read again and by every worker."""
+    with path.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return path
 
 
 def _open_file(name: str) -> IO[bytes]:

@@ -1,0 +1,167 @@
+"""Journal, resuming, and what a resumption refuses."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Jlm, pair, read_rows, write_rows
+from filelock import FileLock
+
+from jlm_cli import prompts
+from jlm_cli.errors import UsageError
+from jlm_cli.journal import Journal
+
+FACTS = {"model": "m", "input": "abc"}
+RECORDS = [(n, json.dumps({"id": n, "text": "ü\t" * n}).encode()) for n in (4, 0, 3, 1, 2)]
+
+
+def filled(folder: Path) -> bytes:
+    """A journal of two parts; the bytes of the first, which holds two batches."""
+    folder.mkdir()
+    first, second = Journal(folder), Journal(folder, rank=1)
+    first.begin(FACTS)
+    first.append(RECORDS[:2])
+    second.append(RECORDS[2:3])
+    first.append(RECORDS[3:])
+    first.close()
+    second.close()
+    return (folder / "part-0").read_bytes()
+
+
+def test_records_come_in_input_order(tmp_path: Path) -> None:
+    filled(tmp_path / "j")
+    journal = Journal(tmp_path / "j")
+    assert list(journal.records()) == [record + b"\n" for _, record in sorted(RECORDS)]
+    assert journal.n_records() == 5
+    journal.remove()
+    assert not (tmp_path / "j").exists()
+
+
+def test_cut_at_every_byte_of_the_last_batch(tmp_path: Path) -> None:
+    """What was committed before the cut is there, what was not is gone, and nothing breaks."""
+    whole = filled(tmp_path / "j")
+    part = tmp_path / "j" / "part-0"
+    first_batch = whole.index(b"#\t2\n") + 4
+    for length in range(first_batch, len(whole) + 1):
+        for tail in (b"", b"\0" * 4096):
+            part.write_bytes(whole[:length] + tail)
+            done = Journal(tmp_path / "j").begin(FACTS)
+            kept = {0, 1, 2, 3, 4} if length == len(whole) else {0, 3, 4}
+            assert set(done.tolist()) == kept, length
+            assert part.read_bytes() == (whole if length == len(whole) else whole[:first_batch])
+
+
+def test_damage_in_the_middle_is_refused_by_name(tmp_path: Path) -> None:
+    whole = filled(tmp_path / "j")
+    part = tmp_path / "j" / "part-0"
+    draw = random.Random(0)
+    before_last_commit = whole.rindex(b"#")
+    for _ in range(200):
+        place = draw.randrange(before_last_commit)
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << draw.randrange(8)
+        part.write_bytes(damaged)
+        with pytest.raises(UsageError, match=r"part-0:[0-9]+: damaged"):
+            Journal(tmp_path / "j").begin(FACTS)
+
+
+def test_another_run_is_refused_by_the_name_of_what_differs(tmp_path: Path) -> None:
+    filled(tmp_path / "j")
+    with pytest.raises(UsageError, match=r'another input \("abc", now "xyz"\)'):
+        Journal(tmp_path / "j").begin({**FACTS, "input": "xyz"})
+    assert len(Journal(tmp_path / "j").begin({**FACTS, "input": "xyz"}, discard=True)) == 0
+
+
+@pytest.fixture
+def begun(tmp_path: Path, jlm: Jlm) -> Path:
+    """A run of three rows that was ended by a bad plan file before it judged."""
+    write_rows(tmp_path / "in.jsonl", [pair(n) for n in range(3)])
+    write_rows(tmp_path / "refs.jsonl", [{"id": n, "reference": "R"} for n in range(3)])
+    folder = tmp_path / "in.judge.jsonl.partial"
+    folder.mkdir()
+    (folder / "plan.tmp.npz").mkdir()  # in the way of the plan
+    assert jlm("judge", "in.jsonl").code == 1
+    (folder / "plan.tmp.npz").rmdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("--swap",), "swap"),
+        (("--reason",), "reason"),
+        (("--max-length", "1500"), "max_length"),
+        (("--batch-tokens", "99"), "batch_tokens"),
+        (("--reference", "refs.jsonl"), "reference"),
+        (("--limit", "2"), "limit"),
+        (("--compact",), "compact"),
+    ],
+)
+def test_changed_settings_are_refused(
+    begun: Path, jlm: Jlm, words: tuple[str, ...], name: str
+) -> None:
+    done = jlm("judge", "in.jsonl", *words)
+    assert done.code == 2
+    assert f"was begun with another {name} (" in done.err
+    assert jlm("judge", "in.jsonl", *words, "--overwrite").code == 0
+
+
+def test_changed_template_is_refused(begun: Path, tmp_path: Path, jlm: Jlm) -> None:
+    text = (prompts.folder() / "judgelm.toml").read_text()
+    (tmp_path / "mine.toml").write_text(text.replace("helpful and precise", "precise"))
+    done = jlm("judge", "in.jsonl", "--template", "mine.toml")
+    assert done.code == 2 and "was begun with another template (" in done.err
+
+
+def test_changed_input_is_refused(begun: Path, tmp_path: Path, jlm: Jlm) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps(pair(9)) + "\n")
+    done = jlm("judge", "in.jsonl")
+    assert done.code == 2 and "was begun with another input (" in done.err
+
+
+def test_two_runs_at_once(begun: Path, jlm: Jlm) -> None:
+    with FileLock(begun / "lock"):
+        done = jlm("judge", "in.jsonl")
+    assert done.code == 2 and "another run is writing there" in done.err
+    assert jlm("judge", "in.jsonl").code == 0
+
+
+def test_retry_errors(tmp_path: Path, jlm: Jlm) -> None:
+    """Rows whose reference was missing are judged again, the others stay as they are."""
+    write_rows(tmp_path / "in.jsonl", [pair(n) for n in range(20)])
+    some = [{"id": n, "reference": f"R{n}"} for n in range(20)]
+    write_rows(tmp_path / "refs.jsonl", some[5:])
+    words = ("judge", "in.jsonl", "--reference", "refs.jsonl", "-q")
+    assert jlm(*words, "--retry-errors").code == 2
+    assert jlm(*words).code == 3
+    before: list[Any] = read_rows(tmp_path / "in.judge.jsonl")
+    write_rows(tmp_path / "refs.jsonl", some)
+    assert jlm(*words, "--retry-errors").code == 0
+    after = read_rows(tmp_path / "in.judge.jsonl")
+    assert after[5:] == before[5:]
+    assert all("error" in record for record in before[:5])
+    assert all("error" not in record for record in after)
+    write_rows(tmp_path / "in.jsonl", [pair(n) for n in range(19)])
+    done = jlm(*words, "--retry-errors")
+    assert done.code == 2 and "holds 20 records, the input 19 rows" in done.err
+
+
+def test_plan_writes_nothing(tmp_path: Path, jlm: Jlm) -> None:
+    given = [pair(1), pair(1), {"question": "Q", "answers": ["a", "b"]}, {"question": "Q"}]
+    write_rows(tmp_path / "in.jsonl", given)
+    done = jlm("judge", "in.jsonl", "--plan")
+    assert done.code == 0
+    for name, value in (
+        ("rows", 4),
+        ("judgeable", 3),
+        ("error missing-field", 1),
+        ("rows without id", 1),
+        ("rows with a double id", 1),
+        ("batches", 1),
+    ):
+        assert any(line.split() == [*name.split(), str(value)] for line in done.err.splitlines())
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]

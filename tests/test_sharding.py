@@ -1,0 +1,211 @@
+"""Several workers, real processes and real signals: same bytes, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Jlm, pair, read_rows, write_rows
+
+N = 2500
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """An input, and the output of an unbroken run of one worker."""
+    folder = tmp_path_factory.mktemp("made")
+    given = [pair(n, answers=["a" * (n % 50), "b" * (n % 31)], gold="1") for n in range(N)]
+    given[7] = {**given[7], "answers": ["one"]}
+    path = write_rows(folder / "in.jsonl", given)
+    assert end(start(folder))[0] == 3
+    return path, (folder / "out.jsonl").read_bytes()
+
+
+@pytest.fixture
+def rows(tmp_path: Path, made: tuple[Path, bytes]) -> Path:
+    return Path(shutil.copy(made[0], tmp_path))
+
+
+@pytest.fixture
+def wanted(rows: Path, made: tuple[Path, bytes]) -> bytes:
+    return made[1]
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "jlm_cli", "judge", "in.jsonl", "-o", "out.jsonl", "-q", *words],
+        cwd=folder,
+        env={**os.environ, "JLM_MODEL": "fake"},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def wait_for_records(folder: Path, part: str = "part-*") -> None:
+    """Until some batches are journalled."""
+    for _ in range(1200):
+        sizes = [path.stat().st_size for path in folder.glob(f"out.jsonl.partial/{part}")]
+        if sum(sizes) > 20000:
+            return
+        time.sleep(0.02)
+    raise AssertionError("nothing was journalled")
+
+
+def children(pid: int) -> Iterator[int]:
+    """Workers: the processes below `pid` that are Python children of the launcher."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+            command = (path.parent / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == pid and b"spawn_main" in command:
+            yield int(path.parent.name)
+
+
+def end(process: subprocess.Popen[bytes]) -> tuple[int, str]:
+    _, err = process.communicate(timeout=60)
+    return process.returncode, err.decode()
+
+
+@pytest.mark.parametrize("workers", ["2", "3"])
+def test_any_number_of_workers_gives_the_same_bytes(
+    tmp_path: Path, jlm: Jlm, wanted: bytes, workers: str
+) -> None:
+    done = jlm("judge", "in.jsonl", "-q", "--workers", workers)
+    assert (done.code, done.err) == (3, "")
+    assert (tmp_path / "in.judge.jsonl").read_bytes() == wanted
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(("before", "after"), [("1", "1"), ("2", "1"), ("2", "3"), ("1", "2")])
+def test_killed_and_resumed(
+    tmp_path: Path, jlm: Jlm, wanted: bytes, before: str, after: str
+) -> None:
+    process = start(tmp_path, "--workers", before)
+    wait_for_records(tmp_path)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "out.jsonl").exists()
+    done = jlm("judge", "in.jsonl", "-o", "out.jsonl", "--workers", after)
+    assert done.code == 3
+    assert "going on: " in done.err
+    assert (tmp_path / "out.jsonl").read_bytes() == wanted
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_signals_end_with_their_code_and_can_be_resumed(
+    tmp_path: Path, jlm: Jlm, wanted: bytes, number: int, code: int, workers: str
+) -> None:
+    process = start(tmp_path, "--workers", workers)
+    wait_for_records(tmp_path)
+    process.send_signal(number)
+    found, err = end(process)
+    assert (found, "Traceback" in err) == (code, False), err
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q").code == 3
+    assert (tmp_path / "out.jsonl").read_bytes() == wanted
+
+
+def test_a_dead_worker_is_named(tmp_path: Path, jlm: Jlm, wanted: bytes) -> None:
+    process = start(tmp_path, "--workers", "2")
+    wait_for_records(tmp_path, "part-1")
+    first, *_ = children(process.pid)
+    os.kill(first, signal.SIGKILL)
+    code, err = end(process)
+    assert code == 1
+    assert "died (signal 9); what is done is kept: the same command goes on" in err
+    assert "Traceback" not in err
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q", "--workers", "2").code == 3
+    assert (tmp_path / "out.jsonl").read_bytes() == wanted
+
+
+def test_workers_die_with_their_parent(tmp_path: Path, rows: Path) -> None:
+    process = start(tmp_path, "--workers", "2")
+    wait_for_records(tmp_path)
+    below = list(children(process.pid))
+    assert len(below) == 2
+    process.kill()
+    process.communicate()
+    for _ in range(100):
+        if not any(_alive(pid) for pid in below):
+            return
+        time.sleep(0.02)
+    raise AssertionError("workers outlived their parent by two seconds")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_joins_a_launcher(tmp_path: Path, jlm: Jlm, wanted: bytes) -> None:
+    """torchrun around the command: two processes on one counter, one output."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+    command += ["jlm_cli", "judge", "in.jsonl", "-o", "out.jsonl", "-q"]
+    env = {**os.environ, "JLM_MODEL": "fake", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True)
+    assert (tmp_path / "out.jsonl").read_bytes() == wanted, done.stderr.decode()
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_fewer_rows_than_workers(tmp_path: Path, jlm: Jlm, n: int) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(number) for number in range(n)])
+    done = jlm("judge", "in.jsonl", "--workers", "3", "-q")
+    assert done.code == 0, done.err
+    assert len(read_rows(tmp_path / "in.judge.jsonl")) == n
+
+
+def test_a_mistake_seen_by_workers_is_told_once(tmp_path: Path, jlm: Jlm, rows: Path) -> None:
+    done = jlm("judge", "in.jsonl", "--workers", "2", "--strict")
+    assert done.code == 2
+    assert done.err.strip().splitlines()[-1].startswith("jlm: in.jsonl:8: field answers")
+    assert done.err.count("field answers") == 1 and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--gpus", "8"), "--gpus 8: there are 0 CUDA devices on this machine"),
+        (("--workers", "2", "--gpus", "1"), "--workers is for processes on the CPU"),
+        (("--gpus", "1", "--device", "cpu"), "--gpus and --device cpu exclude each other"),
+    ],
+)
+def test_what_the_machine_lacks(
+    tmp_path: Path, jlm: Jlm, words: tuple[str, ...], message: str
+) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    done = jlm("judge", "in.jsonl", *words, env={"CUDA_VISIBLE_DEVICES": ""})
+    assert done.code == 2 and done.err.strip() == f"jlm: {done.err.strip()[5:]}"
+    assert message in done.err
+
+
+def test_pipe_with_workers(jlm: Jlm) -> None:
+    given = "".join(json.dumps(pair(n)) + "\n" for n in range(40))
+    one: Any = jlm("judge", "-", "-q", stdin=given)
+    two = jlm("judge", "-", "-q", "--workers", "2", stdin=given)
+    assert one.out == two.out and len(one.out.splitlines()) == 40
+
+
+def test_real_model_gives_the_same_bytes(tmp_path: Path, jlm: Jlm, replica: Path) -> None:
+    """Two workers of one thread, one worker of two threads: the same float32 sums."""
+    given = [pair(n, answers=["a word " * (n % 40), "b"]) for n in range(60)]
+    write_rows(tmp_path / "in.jsonl", given)
+    words = ("judge", "in.jsonl", "-q", "-m", str(replica), "--batch-tokens", "2000")
+    for workers in ("1", "2"):
+        done = jlm(*words, "-o", f"{workers}.jsonl", "--workers", workers)
+        assert done.code == 0, done.err
+    assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
