@@ -8,8 +8,10 @@ from typing import Any
 
 from jlm_cli.config import Config
 from jlm_cli.errors import InputError, RowError
+from jlm_cli.pairing import paired
 from jlm_cli.records import Json, Sample, error_record, need_id
 from jlm_cli.schemas import (
+    SCHEMAS,
     Joined,
     Schema,
     load_gold,
@@ -87,12 +89,16 @@ def _with_two_answers(sample: Sample) -> Sample:
 
 def open_rows(config: Config) -> Rows:
     """Raises InputError where a file is not what it should be."""
-    if len(config.inputs) != 1:
-        raise InputError(f"one input at a time: {', '.join(config.inputs)}")
-    source = open_source(config.inputs[0], config.limit, config.stdin)
+    if len(config.inputs) > 1:
+        if "-" in config.inputs:
+            raise InputError("-: standard input cannot be one of several inputs")
+        source, schema = paired(config.inputs, config.limit), SCHEMAS[0]
+    else:
+        source = open_source(config.inputs[0], config.limit, config.stdin)
+        schema = recognise(source, config.schema, config.field_map)
     return Rows(
         source=source,
-        schema=recognise(source, config.schema, config.field_map),
+        schema=schema,
         references=None if config.reference is None else load_references(config.reference),
         gold=None if config.gold is None else load_gold(config.gold),
         config=config,

@@ -7,6 +7,7 @@ taken for the whole input.
 from __future__ import annotations
 
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -41,14 +42,21 @@ _ANSWER_BODY = re.compile(r"answer([1-9]\d*)_body")
 
 
 def _judgelm(row: Json) -> Json:
-    """Official JudgeLM questions; `score` there holds log-probabilities, no verdict."""
+    """Official JudgeLM questions, predictions and training rows.
+
+    `score` of questions holds log-probabilities, no verdict; gold is the teacher's `text` of
+    training rows, of those with a reference the text written with it. `error` is no text.
+    """
     numbers = sorted(int(match[1]) for name in row if (match := _ANSWER_BODY.fullmatch(name)))
     models = [row.get(f"answer{number}_model_id") for number in numbers]
+    with_reference = row.get("reference") is not None and "text_w_reference" in row
+    teacher = row.get("text_w_reference" if with_reference else "text")
     return {
         "id": row["question_id"],
         "question": row["question_body"],
         "answers": [row[f"answer{number}_body"] for number in numbers],
         "reference": reference_text(row.get("reference")),
+        "gold": None if teacher == "error" else teacher,
         "models": models if all(isinstance(model, str) for model in models) else None,
         "category": row.get("category"),
     }
@@ -84,11 +92,54 @@ def _majority(votes: list[Any]) -> str | None:
     return verdict if count >= 2 else None
 
 
+def _alpaca(row: Json) -> Json:
+    """AlpacaEval annotations: `preference` runs from 1 (first) to 2 (second)."""
+    preference, gold = row.get("preference"), None
+    if isinstance(preference, int | float) and 1 <= preference <= 2:
+        gold = "1" if preference < 1.5 else "2" if preference > 1.5 else "tie"
+    models = [row.get(f"generator_{number}") for number in (1, 2)]
+    return {
+        "id": row.get("id"),
+        "question": row["instruction"],
+        "answers": [row["output_1"], row["output_2"]],
+        "gold": gold,
+        "models": models if all(isinstance(model, str) for model in models) else None,
+        "category": row.get("dataset"),
+    }
+
+
+def _rewardbench(row: Json) -> Json:
+    """RewardBench: the chosen answer goes first or second by its question, so that a judge that
+    always takes the first is right half the time, not always."""
+    sides = ("chosen", "rejected")
+    if zlib.crc32(need_text(row["prompt"], "prompt").encode()) % 2:
+        sides = ("rejected", "chosen")
+    models = [row.get(f"{side}_model") for side in sides]
+    return {
+        "id": row.get("id"),
+        "question": row["prompt"],
+        "answers": [row[side] for side in sides],
+        "gold": str(1 + sides.index("chosen")),
+        "models": models if all(isinstance(model, str) for model in models) else None,
+        "category": row.get("subset"),
+    }
+
+
 SCHEMAS = (
     Schema("native", frozenset({"question", "answers"}), _native),
     Schema("native-answer", frozenset({"question", "answer"}), _native),
     Schema("judgelm", frozenset({"question_id", "question_body", "answer1_body"}), _judgelm),
     Schema("pandalm", frozenset({"instruction", "response1", "response2"}), _pandalm),
+    Schema("alpaca", frozenset({"instruction", "output_1", "output_2"}), _alpaca),
+    Schema("rewardbench", frozenset({"prompt", "chosen", "rejected"}), _rewardbench),
+)
+
+
+# files with one model's answers (pairing.py)
+_ONE_MODEL = (
+    {"instruction", "output", "generator"},
+    {"question_id", "question_body", "text"},
+    {"question_id", "model_id", "choices"},
 )
 
 
@@ -153,6 +204,8 @@ def _fitting(row: Json, where: str) -> Schema:
     for schema in SCHEMAS:
         if schema.fields <= row.keys():
             return schema
+    if any(fields <= row.keys() for fields in _ONE_MODEL):
+        raise InputError(f"{where}: one model's answers; give the files of two models")
     nearest = max(SCHEMAS, key=lambda schema: len(schema.fields & row.keys()))
     missing = ", ".join(sorted(nearest.fields - row.keys()))
     found = ", ".join(sorted(row)) or "none"

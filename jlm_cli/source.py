@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -42,6 +42,11 @@ class Source:
     def line(self, index: int) -> int:
         """The physical line of row `index`, from 1 (of a JSON list: the item)."""
         return self._lines[index]
+
+    def renumbered(self, lines: Sequence[int]) -> Source:
+        """The same rows, said to stand on other lines: those of the file they were made from."""
+        self._lines = array("Q", lines)
+        return self
 
     def where(self, index: int) -> str:
         return f"{self.name}:{self.line(index)}"

@@ -177,7 +177,8 @@ def test_compact_has_the_same_figures(tmp_path: Path, jlm: Jlm) -> None:
         (("in.jsonl", "--gold", "odd.jsonl"), "odd.jsonl:1: field id"),
         (("in.jsonl", "--reference", "nope.jsonl"), "nope.jsonl: cannot be read"),
         (("in.jsonl", "--reference", "a", "--no-reference"), "exclude each other"),
-        (("in.jsonl", "in.jsonl"), "one input at a time"),
+        (("in.jsonl", "in.jsonl"), "in.jsonl: is no file of one model's answers; known are"),
+        (("in.jsonl", "-"), "-: standard input cannot be one of several inputs"),
     ],
 )
 def test_mistakes_get_one_line(

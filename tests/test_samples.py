@@ -1,0 +1,113 @@
+"""Every sample file runs as it is, with its format told by its fields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Jlm, read_rows, write_rows
+
+SAMPLES = ROOT / "samples"
+RUNS: dict[str, tuple[tuple[str, ...], list[Any]]] = {
+    "native": (("pairs.jsonl",), ["1", "2", "1", "2", "1", "2", "1", "tie"]),
+    "judgelm": (("judgelm_questions.jsonl",), [None, None, None]),
+    "judgelm training": (("judgelm_100k.jsonl",), [[10, 1], [10, 1], None]),
+    "pandalm": (("pandalm.json",), ["1", "1", "1"]),
+    "alpaca annotations": (("alpaca_annotations.json",), ["2", "2", "tie"]),
+    "alpaca outputs": (("alpaca_model_a.json", "alpaca_model_b.json"), [None] * 3),
+    "rewardbench": (("rewardbench.jsonl",), ["1", "1", "2"]),
+    "judgelm answers": (("answers_model_a.jsonl", "answers_model_b.jsonl"), [None] * 3),
+    "mt-bench": (
+        ("mtbench_questions.jsonl", "mtbench_model_a.jsonl", "mtbench_model_b.jsonl"),
+        [None, None],
+    ),
+}
+SIDE_FILES = {"judgelm_references.jsonl", "judgelm_gold.jsonl"}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_sample_runs(tmp_path: Path, jlm: Jlm, name: str) -> None:
+    files, gold = RUNS[name]
+    done = jlm("judge", *(str(SAMPLES / file) for file in files), "-o", "out.jsonl")
+    assert done.code == 0, done.err
+    records = read_rows(tmp_path / "out.jsonl")
+    assert [record["gold"] for record in records] == gold
+    if name not in ("native", "judgelm"):
+        assert all(sorted(r["sample"]["models"]) == ["model-a", "model-b"] for r in records)
+
+
+def test_no_sample_is_left_out() -> None:
+    used = {file for files, _ in RUNS.values() for file in files} | SIDE_FILES
+    assert {path.name for path in SAMPLES.iterdir()} == used
+
+
+def test_rewardbench_gold_follows_the_chosen_answer(tmp_path: Path, jlm: Jlm) -> None:
+    chosen = [row["chosen"] for row in read_rows(SAMPLES / "rewardbench.jsonl")]
+    jlm("judge", str(SAMPLES / "rewardbench.jsonl"), "-o", "out.jsonl")
+    for record, text in zip(read_rows(tmp_path / "out.jsonl"), chosen, strict=True):
+        assert record["sample"]["answers"][int(record["gold"]) - 1] == text
+
+
+def test_references_and_gold_of_the_pipeline(tmp_path: Path, jlm: Jlm) -> None:
+    references, gold = SAMPLES / "judgelm_references.jsonl", SAMPLES / "judgelm_gold.jsonl"
+    words = ("--reference", str(references), "--gold", str(gold))
+    done = jlm("judge", str(SAMPLES / "judgelm_questions.jsonl"), "-o", "out.jsonl", *words)
+    assert done.code == 0, done.err
+    records = read_rows(tmp_path / "out.jsonl")
+    assert [record["gold"] for record in records] == [[9, 2], [10, 1], [10, 2]]
+    assert records[2]["sample"]["reference"] == "Gracias."
+
+
+def test_mtbench_turns_stand_in_order(tmp_path: Path, jlm: Jlm) -> None:
+    files = RUNS["mt-bench"][0]
+    jlm("judge", *(str(SAMPLES / file) for file in files), "-o", "out.jsonl")
+    (first, _) = read_rows(tmp_path / "out.jsonl")
+    sample = first["sample"]
+    assert first["id"] == 80 and sample["category"] == "quiz"
+    assert (
+        sample["question"] == "[Turn 1]\nName a planet.\n\n[Turn 2]\nIs it larger than the Earth?"
+    )
+    assert sample["answers"][0] == "[Turn 1]\nJupiter.\n\n[Turn 2]\nYes, far larger."
+
+
+def answers(model: str, ids: list[int]) -> list[dict[str, Any]]:
+    return [
+        {"question_id": n, "question_body": f"Q{n}", "text": f"{model}{n}", "model": model}
+        for n in ids
+    ]
+
+
+def test_an_answer_without_its_counterpart_is_an_error_record(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "a.jsonl", answers("a", [1, 2]))
+    write_rows(tmp_path / "b.jsonl", answers("b", [2, 3]))
+    assert jlm("judge", "a.jsonl", "b.jsonl", "-o", "out.jsonl").code == 3
+    records = read_rows(tmp_path / "out.jsonl")
+    assert [(record["id"], "error" in record) for record in records] == [
+        (1, True),
+        (2, False),
+        (3, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (("a.jsonl",), "a.jsonl:1: one model's answers; give the files of two models"),
+        (("a.jsonl", "twice.jsonl"), "twice.jsonl:2: '1' stands there twice"),
+        (("a.jsonl", "short.jsonl"), "short.jsonl:2: field question_body is missing"),
+        (("a.jsonl", "a.jsonl", "a.jsonl"), "several inputs are two models' answers"),
+        (("m.jsonl", "m.jsonl"), "MT-bench's question file is needed"),
+    ],
+)
+def test_files_that_do_not_fit(
+    tmp_path: Path, jlm: Jlm, files: tuple[str, ...], message: str
+) -> None:
+    write_rows(tmp_path / "a.jsonl", answers("a", [1, 2]))
+    write_rows(tmp_path / "twice.jsonl", answers("b", [1, 1]))
+    write_rows(tmp_path / "short.jsonl", [*answers("b", [1]), {"question_id": 2}])
+    turns = [{"turns": ["t"]}]
+    write_rows(tmp_path / "m.jsonl", [{"question_id": 1, "model_id": "m", "choices": turns}])
+    done = jlm("judge", *files, "-o", "out.jsonl")
+    assert done.code == 2, done.err
+    assert message in done.err.strip().splitlines()[-1]
