@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -151,15 +152,18 @@ def _judgment(order: Order, result: LineDistribution) -> Judgment:
 class FakeEngine:
     """Scores that depend on nothing but the prompt's bytes: for tests of everything around it.
 
-    Its tokens are bytes; behind a prompt it writes a valid line with probability 0.95.
+    Its tokens are bytes; behind a prompt it writes a valid line with probability 0.95. It can
+    take its time over each batch (`delay`, seconds), so that a test can reach into a run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, delay: float = 0.0) -> None:
+        self._delay = delay
         self._seeds: list[bytes] = []
         self._fed: list[list[int]] = []
         self._columns: Sequence[int] = ()
 
     def prefill(self, prompts: Sequence[Ids], columns: Sequence[int]) -> Floats:
+        time.sleep(self._delay)
         self._columns = columns
         self._seeds = [_digest(bytes(prompt)) for prompt in prompts]
         self._fed = [[] for _ in prompts]

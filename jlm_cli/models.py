@@ -479,7 +479,7 @@ def load_engine(files: ModelFiles, vocabulary: Vocabulary, compute: Compute) -> 
     from jlm_cli.engine import FakeEngine
 
     if files.name == FAKE:
-        return FakeEngine()
+        return FakeEngine(float(os.environ.get("JLM_FAKE_DELAY", "0")))
     from jlm_cli.hf_engine import make_engine
 
     return make_engine(load_model(files, compute.dtype, _place(compute)), vocabulary)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from jlm_cli import models, sharding
 from jlm_cli.batching import Plan, make_plan
@@ -53,6 +53,8 @@ class Run:
 def run(config: Config) -> int:
     """Judge the whole input, in as many processes as it takes; the exit status. Raises JlmError."""
     check_output(config)
+    if sharding.started_by_launcher() and (config.output is None or "-" in config.inputs):
+        raise UsageError("processes of a launcher share files, not pipes: name input and output")
     scratch = Path(tempfile.mkdtemp(prefix="jlm-"))
     try:
         if "-" in config.inputs:
@@ -158,17 +160,15 @@ def _plan_of(now: Run, survey: Survey) -> Plan:
     return make_plan(survey.rows, survey.tokens, survey.groups, now.compute.batch_tokens)
 
 
-def _locked(folder: Path) -> FileLock:
-    """Hold the folder for this run alone; the lock dies with its owner."""
+def _locked(folder: Path) -> AcquireReturnProxy[FileLock]:
+    """Hold the folder for this run alone, while the `with` lasts; the lock dies with its owner."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        lock.acquire(timeout=0)
+        return FileLock(folder / "lock").acquire(timeout=0)
     except Timeout:
         raise UsageError(f"{folder}: another run is writing there") from None
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from error
-    return lock
 
 
 def _begin(now: Run, journal: Journal, report: Report) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from conftest import Jlm, pair, read_rows, write_rows
 
-N = 2500
+N = 400
+SLOWLY = {"JLM_FAKE_DELAY": "0.1"}  # ten seconds for a whole run: time to reach into it
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,11 @@ def wanted(rows: Path, made: tuple[Path, bytes]) -> bytes:
     return made[1]
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-m", "jlm_cli", "judge", "in.jsonl", "-o", "out.jsonl", "-q", *words],
         cwd=folder,
-        env={**os.environ, "JLM_MODEL": "fake"},
+        env={**os.environ, "JLM_MODEL": "fake", **(env or {})},
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
@@ -54,7 +55,7 @@ def wait_for_records(folder: Path, part: str = "part-*") -> None:
     """Until some batches are journalled."""
     for _ in range(1200):
         sizes = [path.stat().st_size for path in folder.glob(f"out.jsonl.partial/{part}")]
-        if sum(sizes) > 20000:
+        if sum(sizes) > 5000:
             return
         time.sleep(0.02)
     raise AssertionError("nothing was journalled")
@@ -91,7 +92,7 @@ def test_any_number_of_workers_gives_the_same_bytes(
 def test_killed_and_resumed(
     tmp_path: Path, jlm: Jlm, wanted: bytes, before: str, after: str
 ) -> None:
-    process = start(tmp_path, "--workers", before)
+    process = start(tmp_path, "--workers", before, env=SLOWLY)
     wait_for_records(tmp_path)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -109,7 +110,7 @@ def test_killed_and_resumed(
 def test_signals_end_with_their_code_and_can_be_resumed(
     tmp_path: Path, jlm: Jlm, wanted: bytes, number: int, code: int, workers: str
 ) -> None:
-    process = start(tmp_path, "--workers", workers)
+    process = start(tmp_path, "--workers", workers, env=SLOWLY)
     wait_for_records(tmp_path)
     process.send_signal(number)
     found, err = end(process)
@@ -119,7 +120,7 @@ def test_signals_end_with_their_code_and_can_be_resumed(
 
 
 def test_a_dead_worker_is_named(tmp_path: Path, jlm: Jlm, wanted: bytes) -> None:
-    process = start(tmp_path, "--workers", "2")
+    process = start(tmp_path, "--workers", "2", env=SLOWLY)
     wait_for_records(tmp_path, "part-1")
     first, *_ = children(process.pid)
     os.kill(first, signal.SIGKILL)
@@ -132,7 +133,7 @@ def test_a_dead_worker_is_named(tmp_path: Path, jlm: Jlm, wanted: bytes) -> None
 
 
 def test_workers_die_with_their_parent(tmp_path: Path, rows: Path) -> None:
-    process = start(tmp_path, "--workers", "2")
+    process = start(tmp_path, "--workers", "2", env=SLOWLY)
     wait_for_records(tmp_path)
     below = list(children(process.pid))
     assert len(below) == 2
@@ -159,6 +160,11 @@ def test_joins_a_launcher(tmp_path: Path, jlm: Jlm, wanted: bytes) -> None:
     env = {**os.environ, "JLM_MODEL": "fake", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True)
     assert (tmp_path / "out.jsonl").read_bytes() == wanted, done.stderr.decode()
+
+
+def test_a_launcher_needs_files(jlm: Jlm) -> None:
+    done = jlm("judge", "-", "-o", "-", env={"RANK": "0", "WORLD_SIZE": "2"})
+    assert done.code == 2 and "share files, not pipes" in done.err
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])
