@@ -109,7 +109,7 @@ def judge(
         list[str] | None,
         typer.Option("--map", metavar="NATIVE=FIELD", help="Name the fields of another format."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="Judge the first N rows.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Judge the first N rows.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
     retry_errors: Annotated[
         bool, typer.Option("--retry-errors", help="Judge the output's error records again.")
