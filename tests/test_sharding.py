@@ -48,7 +48,13 @@ def start(folder: Path, *words: str, env: dict[str, str] | None = None) -> subpr
         env={**os.environ, "JLM_MODEL": "fake", **(env or {})},
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=_hear_interrupts,
     )
+
+
+def _hear_interrupts() -> None:
+    """A shell's background jobs inherit a deaf ear for SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_records(folder: Path, part: str = "part-*") -> None:
