@@ -38,7 +38,7 @@ from jlm_cli.encoding import Encoder, Templates
 from jlm_cli.engine import Judge
 from jlm_cli.hf_engine import make_engine
 from jlm_cli.rows import Rows, open_rows
-from jlm_cli.scoreline import Grammar, LineTokens
+from jlm_cli.scoreline import LineTokens
 
 WAYS = ("official", "padded_generate", "jlm")
 PADDED_BATCH = 8
@@ -74,12 +74,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
     config = Config((str(options.input),), None, files.name, limit=options.rows, device=device)
     vocabulary = models.load_vocabulary(files)
     templates = Templates.of(None)
-    line = LineTokens.build(
-        Grammar(),
-        templates.plain.tail,
-        lambda text: list(vocabulary.locate(text).ids),
-        models.line_ends(vocabulary),
-    )
+    line = models.line_tokens(vocabulary, templates)
     rows = open_rows(config)
     encoder = Encoder(vocabulary, templates, config, line.longest)
     encoded = encoder.encode([rows.sample(row) for row in range(len(rows))])

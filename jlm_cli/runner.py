@@ -28,7 +28,7 @@ from jlm_cli.metrics import summary_of, tally_of
 from jlm_cli.records import Json, dump, judged_record
 from jlm_cli.report import Report, exit_status
 from jlm_cli.rows import Rows, open_rows
-from jlm_cli.scoreline import Grammar, LineTokens
+from jlm_cli.scoreline import LineTokens
 from jlm_cli.source import spool_stdin
 from jlm_cli.survey import Survey, encoded, take_survey
 
@@ -92,12 +92,7 @@ def open_run(config: Config, report: Report) -> Run:
     report.note(f"model {files.name} on {compute.device} in {compute.dtype}")
     vocabulary = models.load_vocabulary(files)
     templates = Templates.of(config.template)
-    line = LineTokens.build(
-        Grammar(),
-        templates.plain.tail,
-        lambda text: list(vocabulary.locate(text).ids),
-        models.line_ends(vocabulary),
-    )
+    line = models.line_tokens(vocabulary, templates)
     encoder = Encoder(vocabulary, templates, config, line.longest)
     return Run(config, rows, files, vocabulary, templates, line, encoder, compute)
 

@@ -11,9 +11,9 @@ import shutil
 import sys
 import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import orjson
 
@@ -151,7 +151,12 @@ def _list_as_lines(file: IO[bytes]) -> IO[bytes]:
         file.seek(0)
         return file
     file.close()
+    return spooled_rows(items)
+
+
+def spooled_rows(rows: Iterable[Any]) -> IO[bytes]:
+    """Rows that were made here, as a file of one line each."""
     spool = tempfile.TemporaryFile()  # noqa: SIM115 - as above
-    spool.writelines(dump(item) + b"\n" for item in items)
+    spool.writelines(dump(row) + b"\n" for row in rows)
     spool.seek(0)
     return spool

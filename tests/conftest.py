@@ -17,7 +17,7 @@ import pytest
 
 from jlm_cli import models
 from jlm_cli.encoding import Templates, Vocabulary
-from jlm_cli.scoreline import Grammar, LineTokens
+from jlm_cli.scoreline import LineTokens
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -165,12 +165,7 @@ class Loaded:
 def load(name: str) -> Loaded:
     files = models.find(name, lambda text: None)
     vocabulary = models.load_vocabulary(files)
-    tokens = LineTokens.build(
-        Grammar(),
-        Templates.of(None).plain.tail,
-        lambda text: list(vocabulary.locate(text).ids),
-        models.line_ends(vocabulary),
-    )
+    tokens = models.line_tokens(vocabulary, Templates.of(None))
     return Loaded(files, vocabulary, tokens, models.load_model(files, "float32", "cpu"))
 
 
