@@ -87,6 +87,10 @@ def judge(
     ] = None,
     device: Annotated[Literal["cpu", "cuda", "mps"] | None, typer.Option()] = None,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option()] = None,
+    quantize: Annotated[
+        Literal["8bit", "4bit"] | None,
+        typer.Option(help="Weights in fewer bits, by bitsandbytes (extra: quantize)."),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes on the CPU, each with its own model.")
     ] = None,
@@ -149,6 +153,7 @@ def judge(
         template=template,
         device=device,
         dtype=dtype,
+        quantize=quantize,
         workers=workers,
         gpus=gpus,
         gpus_per_model=gpus_per_model,

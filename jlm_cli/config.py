@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Overflow = Literal["truncate", "error"]
+Quantize = Literal["8bit", "4bit"]
 
 # What a run may go on with otherwise without changing a byte; and what it must go on with, but
 # which Run tells by what it came to: the contents of files, the device that was chosen.
@@ -41,6 +42,7 @@ class Config:
     template: str | None = None
     device: str | None = None
     dtype: str | None = None
+    quantize: Quantize | None = None
     workers: int | None = None
     gpus: int | None = None
     gpus_per_model: int = 1
