@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,24 @@ class Vocabulary:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def speller(self) -> Callable[[int], str]:
+        """Takes the ids of a text one by one and gives the text that each adds, maybe none yet."""
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(skip_special_tokens=True)
+        return lambda token: stream.step(self.tokenizer, token) or ""
+
+    def neutralised(self, text: str) -> str:
+        """The text, with what would become a control token broken up."""
+        while (found := self._special_in(text)) is not None:
+            text = _broken(text, *found)
+        return text
+
+    def _special_in(self, text: str) -> tuple[int, int] | None:
+        encoding = self.locate(text)
+        placed = zip(encoding.ids, encoding.offsets, strict=True)
+        return next((place for token, place in placed if token in self.special), None)
 
 
 @dataclass(frozen=True)
@@ -129,13 +147,27 @@ class Encoder:
         """The common case passes through; the rest is neutralised, shortened or refused."""
         flags: list[str] = []
         try:
-            if any(self._vocabulary.special.intersection(row[self._n_bos :]) for row in ids):
-                sample, ids = self._neutralise(sample, flags)
-            if self._excess(ids) > 0:
-                ids = self._shorten(sample, ids, flags)
+            _, ids = self._fit(sample, ids, flags)
         except RowError as error:
             return error
         return [Prompt(tuple(row), tuple(flags)) for row in ids]
+
+    def text(self, sample: Sample) -> tuple[str, tuple[str, ...]]:
+        """The prompt of the order as given, as text, and the flags of what was done to make it
+        fit. Raises RowError."""
+        flags: list[str] = []
+        sample, _ = self._fit(sample, self._ids(sample), flags)
+        return _text(self._renders(sample)[0]), tuple(flags)
+
+    def _fit(
+        self, sample: Sample, ids: list[list[int]], flags: list[str]
+    ) -> tuple[Sample, list[list[int]]]:
+        """The sample as its prompts hold it, and their ids."""
+        if any(self._vocabulary.special.intersection(row[self._n_bos :]) for row in ids):
+            sample, ids = self._neutralise(sample, flags)
+        if self._excess(ids) > 0:
+            sample, ids = self._shorten(sample, ids, flags)
+        return sample, ids
 
     @property
     def _n_bos(self) -> int:
@@ -153,10 +185,8 @@ class Encoder:
         """Break up user text that became a special or added token, until none is left."""
         while (found := self._special_in(sample)) is not None:
             field, start, end = found
-            text = _field_of(sample, field)
-            # a space inside keeps the text readable; a token of one character can only go
-            broken = text[start] + " " + text[start + 1 : end] if end - start > 1 else "\ufffd"
-            sample = _with_field(sample, field, text[:start] + broken + text[end:])
+            broken = _broken(_field_of(sample, field), start, end)
+            sample = _with_field(sample, field, broken)
             flags.append(f"special:{field}")
         flags[:] = dict.fromkeys(flags)
         return sample, self._ids(sample)
@@ -174,7 +204,9 @@ class Encoder:
                         return name, start - field_start, min(end, field_end) - field_start
         return None
 
-    def _shorten(self, sample: Sample, ids: list[list[int]], flags: list[str]) -> list[list[int]]:
+    def _shorten(
+        self, sample: Sample, ids: list[list[int]], flags: list[str]
+    ) -> tuple[Sample, list[list[int]]]:
         """Cut the longer answer's tail first, alike for both orders, until the prompt fits."""
         assert self._limit is not None
         if self._config.on_overflow == "error":
@@ -190,7 +222,7 @@ class Encoder:
         ):
             if before != after:
                 flags.append(f"truncated:answer_{n}")
-        return ids
+        return sample, ids
 
     def _cut_answers(self, sample: Sample, cut: int) -> Sample:
         render = self._renders(sample)[0]
@@ -209,6 +241,12 @@ class Encoder:
                 kept = _field_of(sample, field)[: tokens[level] - start]
                 sample = _with_field(sample, field, kept)
         return sample
+
+
+def _broken(text: str, start: int, end: int) -> str:
+    """A space inside keeps the text readable; a token of one character can only go."""
+    inside = text[start] + " " + text[start + 1 : end] if end - start > 1 else "\ufffd"
+    return text[:start] + inside + text[end:]
 
 
 def _text(pieces: Iterable[Piece]) -> str:

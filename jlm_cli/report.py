@@ -44,6 +44,16 @@ def shown(text: object, width: int = 60) -> Text:
     return Text(safe if len(safe) <= width else safe[: width - 1] + "…")
 
 
+def escaped(text: str) -> str:
+    """All of a text from outside, safe for a terminal: what could steer it is spelled out."""
+    return "".join(
+        char
+        if char in "\n\t\u200c\u200d" or unicodedata.category(char)[0] != "C"
+        else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 @dataclass
 class Report:
     """Speaks to a person on standard error, and knows how the run ended."""
@@ -153,13 +163,16 @@ class Report:
         table.add_row("output", shown(output, 200))
         self._console.print(table)
         if untrained:
-            self._console.print(
-                Text(
-                    f"The model {summary['model']} is untrained as a judge: these verdicts mean "
-                    "nothing. Take a trained one: --model BAAI/JudgeLM-7B-v1.0, or your own.",
-                    style="bold yellow",
-                )
+            self.untrained(summary["model"])
+
+    def untrained(self, model: str) -> None:
+        self._console.print(
+            Text(
+                f"The model {model} is untrained as a judge: these verdicts mean nothing. "
+                "Take a trained one: --model BAAI/JudgeLM-7B-v1.0, or your own.",
+                style="bold yellow",
             )
+        )
 
 
 def _scores(judgment: Json) -> Text:
