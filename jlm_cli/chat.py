@@ -155,13 +155,8 @@ class Chat:
         self._judge_anew(swapped(self.case.sample))
         turned = {"1": "2", "2": "1", "tie": "tie"}[before]
         same = turned == self.case.record["verdict"]
-        self.screen.show(
-            Text(
-                "The answers have changed places; the verdict is the same."
-                if same
-                else "The answers have changed places, and with them the verdict."
-            )
-        )
+        outcome = "consistent" if same else "not consistent, the order made the difference"
+        self.screen.show(Text(f"The answers have changed places: {outcome}."))
 
     def refer(self, reference: str) -> None:
         self._judge_anew(replace(self.case.sample, reference=reference))

@@ -225,7 +225,7 @@ def _known(read: tuple[list[int], Cache] | None, ids: list[int]) -> tuple[int, C
         return shared, cache
     if shared == 0 or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return 0, None
-    cache.crop(shared)
+    cache.crop(shared - len(before))
     return shared, cache
 
 
