@@ -254,8 +254,7 @@ def talk(config: Config, choice: Choice | None) -> int:
         chat.screen.show(card(chat.case, _BRIEF))
     else:
         chat.open(case)
-        if chat.screen.interactive:
-            chat.screen.show(card(case, _BRIEF))
+        chat.screen.present(card(case, _BRIEF))
     chat.screen.hint("ask about it; /help names the commands, Ctrl-D ends")
     chat.converse()
     return EXIT_OK

@@ -46,7 +46,7 @@ ModelName = Annotated[
         "-m",
         "--model",
         help="tiny, tiny-base, a folder, a .gguf file or a hub id with @REVISION.  "
-        "[default: $JLM_MODEL, else JudgeLM-7B on CUDA, else tiny]",
+        "\\[default: $JLM_MODEL, else JudgeLM-7B on CUDA, else tiny]",
     ),
 ]
 TemplateName = Annotated[
@@ -205,7 +205,7 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Limit of a reply, in tokens.")] = 512,
     max_length: Annotated[
         int | None,
-        typer.Option(min=1, help="Longest conversation, in tokens.  [default: by the model]"),
+        typer.Option(min=1, help="Longest conversation, in tokens.  \\[default: the model's]"),
     ] = None,
     device: Device = None,
     dtype: Dtype = None,

@@ -23,7 +23,8 @@ class Screen:
             stream.reconfigure(errors=errors)  # type: ignore[union-attr]
         self.interactive = sys.stdin.isatty()
         self.report = Report()
-        self.out = Console(highlight=False, soft_wrap=True)
+        self._out = Console(highlight=False, soft_wrap=True)
+        self._err = Console(highlight=False, soft_wrap=True, stderr=True)
         self._edits = self.interactive and sys.stdout.isatty()
         if self._edits:
             _edit_lines(words)
@@ -44,7 +45,13 @@ class Screen:
             print(file=sys.stderr)
 
     def show(self, text: Text) -> None:
-        self.out.print(text)
+        """What was asked for."""
+        self._out.print(text)
+
+    def present(self, text: Text) -> None:
+        """What a person is to see first."""
+        if self.interactive:
+            self._err.print(text)
 
     def note(self, text: str) -> None:
         """One line of jlm's own, on a terminal or not."""
