@@ -118,7 +118,7 @@ class Chat:
         known = min(self._dropped, len(before))
         ids, more = self.layout.fit(self.opening, before[known:], message, room)
         if more:
-            self.screen.note(f"the conversation is too long: the oldest {more} turns were dropped")
+            self.screen.note(f"too long by now: the oldest turns were dropped, {more} of them")
         limit = most if context is None else min(most, context - len(ids))
         reply: list[int] = []
         stopped = self._stream(ids, limit, draw, reply)

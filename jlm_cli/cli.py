@@ -213,7 +213,8 @@ def chat(
 ) -> None:
     """Talk with the judge about a judgment, or about a question typed in."""
     from jlm_cli import models
-    from jlm_cli.chat import Choice, talk
+    from jlm_cli.case import Choice
+    from jlm_cli.chat import talk
 
     if judged is None and (row_id is not None or line is not None or inputs):
         raise UsageError("--id, --line and --input belong to a judged file; name it")

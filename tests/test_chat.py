@@ -127,7 +127,7 @@ def test_the_oldest_turns_are_dropped(judged: Path, jlm: Jlm) -> None:
     words = "".join(f"Message {n}\n" for n in range(6))
     done = jlm("chat", judged.name, "--id", "a", "--max-length", str(length), stdin=words)
     assert done.code == 0 and len(REPLY.findall(done.out)) == 6
-    assert "the conversation is too long: the oldest " in done.err
+    assert "too long by now: the oldest turns were dropped, " in done.err
     save = f"{words}/save all.json\n"
     assert jlm("chat", judged.name, "--id", "a", stdin=save).code == 0
     saved = json.loads((judged.parent / "all.json").read_text())
