@@ -11,6 +11,7 @@ from rich.text import Text
 
 from jlm_cli.config import Config
 from jlm_cli.errors import InputError, RowError, UsageError
+from jlm_cli.prompts import Template
 from jlm_cli.records import Json, Sample, dump, need_text
 from jlm_cli.report import escaped
 from jlm_cli.rows import open_rows
@@ -18,6 +19,7 @@ from jlm_cli.runner import summary_path
 from jlm_cli.schemas import SCHEMAS, parse_row, read_sample
 from jlm_cli.source import Source, open_source
 
+_MODES = {"judge": ("verdict", "scores"), "grade": ("score", "expected")}
 _IDS_NAMED = 8  # in a message that says what there is
 
 
@@ -68,10 +70,11 @@ class Choice:
         where = f"{self.judged}: line {record.get('line')}"
         if isinstance(error := record.get("error"), dict):
             raise InputError(f"{where}: was not judged ({error.get('code')}); choose another")
-        if not {"mode", "text", "scores", "verdict", "p"} <= record.keys():
-            raise InputError(f"{where}: is no judgment; give a file that jlm judge wrote")
-        if record["mode"] != "judge":
-            raise InputError(f"{where}: is of jlm {record['mode']}; chat talks about jlm judge's")
+        mode = record.get("mode")
+        if mode == "rank":
+            raise InputError(f"{where}: is of jlm rank; chat talks about one of judge or grade")
+        if mode not in _MODES or not {"text", "p", *_MODES[mode]} <= record.keys():
+            raise InputError(f"{where}: is no judgment; give a file that jlm judge or grade wrote")
         return record
 
 
@@ -95,9 +98,15 @@ class Case:
     sample: Sample
 
     @property
-    def judgment(self) -> str:
-        """All that the judge wrote: the score line, and the reason on further lines."""
+    def said(self) -> str:
+        """The words of the judge, line and reason."""
         return "\n".join(filter(None, (self.record["text"], self.record["reason"])))
+
+    def judgment(self, template: Template) -> str:
+        """All that the judge wrote behind its prompt, in its order."""
+        if template.reason_first is None:
+            return template.lead + self.said
+        return f"{self.record['reason'] or ''}{template.reason_first}{self.record['text']}"
 
 
 def case_of(record: Json, config: Config) -> Case:
@@ -171,8 +180,11 @@ def card(case: Case, brief: int | None = None) -> Text:
 
 def _verdict(record: Json) -> str:
     names = {"1": "answer 1 is better", "2": "answer 2 is better", "tie": "a tie"}
-    parts = [names[record["verdict"]], f"scores {record['text']}"]
-    parts.append("p " + ", ".join(f"{name}: {p:.2f}" for name, p in record["p"].items()))
+    if record["mode"] == "grade":
+        parts = [f"score {record['text'].strip()}", f"expected {record['expected']:.1f}"]
+    else:
+        p = ", ".join(f"{name}: {share:.2f}" for name, share in record["p"].items())
+        parts = [names[record["verdict"]], f"scores {record['text']}", f"p {p}"]
     if "swapped" in record:
         parts.append("in the other order " + names[record["swapped"]["verdict"]])
     if record["flags"]:

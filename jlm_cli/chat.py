@@ -13,10 +13,11 @@ from jlm_cli import models
 from jlm_cli.case import Case, Choice, card, case_of, other_settings
 from jlm_cli.config import Config
 from jlm_cli.conversation import Layout, Opening, Turn
-from jlm_cli.encoding import Encoder, Templates, swapped
-from jlm_cli.engine import Judge, Order
+from jlm_cli.encoding import Encoder, Lines
+from jlm_cli.engine import Judge
 from jlm_cli.errors import EXIT_OK, JlmError, RowError, UsageError
 from jlm_cli.journal import write_whole
+from jlm_cli.modes import arranged, flags_of, mode_of
 from jlm_cli.records import Sample, judged_record
 from jlm_cli.report import Report, escaped
 from jlm_cli.screen import Screen
@@ -31,12 +32,12 @@ class Quit(Exception):
 class Chat:
     """A conversation: what it is about, what was said, and the judge that speaks."""
 
-    def __init__(self, judge: Judge, templates: Templates, config: Config, layout: Layout) -> None:
+    def __init__(self, judge: Judge, config: Config, layout: Layout) -> None:
         self.judge = judge
-        self.templates = templates
-        self.encoder = Encoder(judge.vocabulary, templates, config, judge.tokens.longest)
         self.config = config
         self.layout = layout
+        self.vocabulary = judge.lines.vocabulary
+        self.mode = mode_of(config)
         self.screen = Screen(tuple(COMMANDS))
         self.turns: list[Turn] = []
         self._dropped = 0  # of the oldest turns, that the model no longer sees
@@ -44,12 +45,12 @@ class Chat:
 
     def open(self, case: Case) -> None:
         """Begin anew with a judgment. Raises RowError where it leaves no room to talk."""
-        vocabulary = self.judge.vocabulary
-        judgment = vocabulary.neutralised(case.judgment)
-        taken = len(vocabulary.locate(judgment).ids)
-        quarter = 0 if self.layout.context is None else self.layout.context // 4
-        encoder = Encoder(vocabulary, self.templates, self.config, taken + quarter)
-        prompt, flags = encoder.text(case.sample)
+        taken = len(self.vocabulary.locate(case.said).ids)
+        config, context = self.config, self.layout.context
+        if context is not None:  # the prompt leaves a quarter of it to talk in
+            config = replace(config, max_length=max(1, context - context // 4 - taken))
+        view, prompt, flags = Encoder(self.judge.lines, self.mode, config).text(case.sample)
+        judgment = self.vocabulary.neutralised(case.judgment(view.template))
         self.case, self.opening = case, Opening(prompt, judgment)
         self.turns, self._dropped, self._draws = [], 0, 0
         if flags:
@@ -57,13 +58,15 @@ class Chat:
 
     def judged(self, sample: Sample) -> Case:
         """The sample judged now. Raises RowError."""
-        (prompts,) = self.encoder.encode([sample])
+        (prompts,) = Encoder(self.judge.lines, self.mode, self.config).encode([sample])
         if isinstance(prompts, RowError):
             raise prompts
-        (judgment,) = self.judge.judge([Order(prompts[0])])
-        if isinstance(judgment, RowError):
-            raise judgment
-        return Case(judged_record(sample, "judge", judgment, None, compact=False), sample)
+        (reading,) = self.judge.judge(prompts)
+        if isinstance(reading, RowError):
+            raise reading
+        said, flags = self.mode.record(sample, [reading]), flags_of([reading])
+        mode, tokens = self.config.command, reading.prompt_tokens
+        return Case(judged_record(sample, mode, said, flags, tokens, compact=False), sample)
 
     def converse(self) -> None:
         """Take lines until there are no more."""
@@ -101,7 +104,7 @@ class Chat:
         command.act(self, rest.strip())
 
     def reply(self, message: str) -> None:
-        words = self.judge.vocabulary.neutralised(message)
+        words = self.vocabulary.neutralised(message)
         if words != message:
             self.screen.note("your message spelled a control token; it was broken up")
         self._answer(words, self.turns, draw=0)
@@ -131,7 +134,7 @@ class Chat:
 
     def _stream(self, ids: list[int], limit: int, draw: int, reply: list[int]) -> bool:
         """Show what the model writes and gather its ids; whether it was stopped."""
-        spell = self.judge.vocabulary.speller()
+        spell = self.vocabulary.speller()
 
         def pieces() -> Iterator[str]:
             for token in self.judge.engine.stream(ids, limit, draw):
@@ -151,8 +154,10 @@ class Chat:
         self.screen.show(card(self.case))
 
     def swap(self) -> None:
+        if len(self.case.sample.answers) != 2:
+            raise UsageError("/swap: there is one answer")
         before = self.case.record["verdict"]
-        self._judge_anew(swapped(self.case.sample))
+        self._judge_anew(arranged(self.case.sample, (2, 1)))
         turned = {"1": "2", "2": "1", "tie": "tie"}[before]
         same = turned == self.case.record["verdict"]
         outcome = "consistent" if same else "not consistent, the order made the difference"
@@ -180,7 +185,7 @@ class Chat:
         self.screen.note(f"saved in {path}")
 
     def _said(self) -> list[tuple[str, str]]:
-        decode = self.judge.vocabulary.decode
+        decode = self.vocabulary.decode
         return [(turn.message, decode(turn.reply).strip()) for turn in self.turns]
 
     def _as_json(self) -> bytes:
@@ -231,19 +236,22 @@ def talk(config: Config, choice: Choice | None) -> int:
     Raises JlmError.
     """
     case = None if choice is None else case_of(choice.find(), config)
+    if case is not None:
+        config = replace(config, command=case.record["mode"])
+    mode = mode_of(config)
     report = Report()
     files = models.find(config.model, report.note)
     compute = models.choose_compute(files, config)
     vocabulary = models.load_vocabulary(files)
-    templates = Templates.of(config.template)
-    line = models.line_tokens(vocabulary, templates)
     layout = Layout(vocabulary, models.chat_layout(files), config.max_length or vocabulary.context)
     report.note(f"model {files.name} on {compute.device} in {compute.dtype}")
     if choice is not None:
-        for other in other_settings(choice.judged, files.name, templates.label):
+        template = " | ".join(dict.fromkeys(one.name for one in mode.templates))
+        for other in other_settings(choice.judged, files.name, template):
             report.note(other)
-    judge = Judge(models.load_engine(files, vocabulary, compute), line, vocabulary)
-    chat = Chat(judge, templates, config, layout)
+    engine = models.load_engine(files, vocabulary, compute)
+    judge = Judge(engine, Lines(vocabulary), reason=False, new_tokens=config.max_new_tokens)
+    chat = Chat(judge, config, layout)
     if files.untrained and chat.screen.interactive:
         report.untrained(files.name)
     if case is None:

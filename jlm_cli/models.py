@@ -18,7 +18,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,9 +28,8 @@ import orjson
 from safetensors import SafetensorError
 
 from jlm_cli.config import Config, Quantize, file_sha256
-from jlm_cli.encoding import Templates, Vocabulary
+from jlm_cli.encoding import ChatWrap, Vocabulary
 from jlm_cli.errors import ModelError
-from jlm_cli.scoreline import Grammar, LineTokens
 
 if TYPE_CHECKING:
     import torch
@@ -350,8 +349,10 @@ def _vocabulary(tokenizer: Any, context: int | None) -> Vocabulary:
         tokenizer=plain,
         bos=(opening[0],) if has_bos else (),
         ends=() if eos is None else (eos,),
+        line_ends=_line_ends(plain.get_vocab(), () if eos is None else (eos,)),
         special=frozenset(special),
         context=context,
+        wrap=_chat_wrap(tokenizer) if tokenizer.chat_template else None,
     )
 
 
@@ -366,25 +367,47 @@ def _fake_vocabulary() -> Vocabulary:
     tokenizer = Tokenizer(models.BPE(vocab={**ids, "<end>": 256}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return Vocabulary(tokenizer, (), (256,), frozenset({256}), None)
+    behind = "\nJudge:"
+
+    def wrap(system: str) -> ChatWrap:
+        return ChatWrap(tuple(f"{system}\nUser: ".encode()), tuple(behind.encode()), behind)
+
+    ends = _line_ends(tokenizer.get_vocab(), (256,))
+    return Vocabulary(tokenizer, (), (256,), ends, frozenset({256}), None, wrap)
 
 
-def line_ends(vocabulary: Vocabulary) -> tuple[int, ...]:
+def _line_ends(tokens: dict[str, int], ends: Sequence[int]) -> tuple[int, ...]:
     """The tokens that end a score line: all that begin with a newline, and the ends of text."""
-    tokens = vocabulary.tokenizer.get_vocab()
     newlines = (token_id for token, token_id in tokens.items() if token[:1] in "Ċ\n" and token)
     byte = tokens.get("<0x0A>")
-    return tuple(sorted({*newlines, *vocabulary.ends, *(() if byte is None else (byte,))}))
+    return tuple(sorted({*newlines, *ends, *(() if byte is None else (byte,))}))
 
 
-def line_tokens(vocabulary: Vocabulary, templates: Templates) -> LineTokens:
-    """The score lines behind a template's prompts, in a model's tokens. Raises ModelError."""
-    return LineTokens.build(
-        Grammar(),
-        templates.plain.tail,
-        lambda text: list(vocabulary.locate(text).ids),
-        line_ends(vocabulary),
-    )
+_ANYTHING = "\ue000"  # stands for the user's text while a chat template is taken apart
+
+
+def _chat_wrap(tokenizer: Any) -> Callable[[str], ChatWrap]:
+    """What a tokenizer's chat template puts around a user's text, behind a system prompt."""
+
+    def wrap(system: str) -> ChatWrap:
+        user = {"role": "user", "content": _ANYTHING}
+        try:
+            text = _applied(tokenizer, [{"role": "system", "content": system}, user])
+        except Exception:  # a template's own refusal can be anything: this one knows no system role
+            text = _applied(tokenizer, [{**user, "content": f"{system}\n\n{_ANYTHING}"}])
+        before, _, after = text.partition(_ANYTHING)
+        ids = [tokenizer(part, add_special_tokens=False).input_ids for part in (before, after)]
+        tail = after
+        for token in tokenizer.all_special_tokens:
+            tail = tail.rpartition(token)[2]
+        return ChatWrap(tuple(ids[0]), tuple(ids[1]), tail)
+
+    return wrap
+
+
+def _applied(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return str(text)
 
 
 def prepare_cpu() -> None:

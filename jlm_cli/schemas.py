@@ -78,6 +78,7 @@ def _pandalm(row: Json) -> Json:
     return {
         "id": row.get("idx"),
         "question": f"{instruction}\n{extra}" if extra else instruction,
+        "input": extra or None,
         "answers": answers,
         "gold": _majority([row.get(f"annotator{number}") for number in (1, 2, 3)]),
         "models": models if len(models) == 2 else None,
@@ -240,10 +241,11 @@ def read_sample(row: Json, schema: Schema, line: int) -> Sample:
         line=line,
         question=need_text(fields["question"], "question"),
         answers=texts,
-        reference=None if reference is None else need_text(reference, "reference"),
+        reference=None if reference is None else _paragraphs(reference),
         gold=None if gold is None else read_gold(gold, len(texts)),
         models=None if models is None else _read_models(models, len(texts)),
         category=None if category is None else need_text(category, "category"),
+        input=fields.get("input") if schema.name == "pandalm" else None,
     )
 
 
@@ -267,7 +269,14 @@ def reference_text(value: Any) -> str | None:
     """A reference is a text or an object with `text` (official files hold both)."""
     if isinstance(value, dict):
         value = value.get("text")
-    return None if value is None else need_text(value, "reference")
+    return None if value is None else _paragraphs(value)
+
+
+def _paragraphs(value: Any) -> str:
+    """A text, or a list of paragraphs as a retriever gives them (paper, Table 15)."""
+    if not isinstance(value, list):
+        return need_text(value, "reference")
+    return "\n\n".join(need_text(part, f"reference[{n}]") for n, part in enumerate(value))
 
 
 Key = tuple[type, Any]

@@ -105,6 +105,20 @@ def test_fresh_question(jlm: Jlm) -> None:
     assert "ended before there was a question with two answers" in done.err
 
 
+def test_grade(tmp_path: Path, jlm: Jlm) -> None:
+    """The judgment stands behind the reference's score of 10."""
+    row = {"id": "g", "question": "What is 1 + 1?", "answer": "Two.", "reference": "2"}
+    write_rows(tmp_path / "in.jsonl", [row])
+    assert jlm("grade", "in.jsonl", "-q").code == 0
+    score = f"{read_rows(tmp_path / 'in.grade.jsonl')[0]['score']:g}"
+    done = jlm("chat", "in.grade.jsonl", stdin="Why?\n/show\n/reference Two.\nWhy?\n")
+    assert done.code == 0 and f"Response:10 {score}USER: Why? ASSISTANT:\n" in done.out
+    assert f"Answer 1   Two.\nReference  2\nVerdict    score {score}; expected " in done.out
+    assert "Reference  Two.\n" in done.out and len(REPLY.findall(done.out)) == 2
+    done = jlm("chat", "in.grade.jsonl", stdin="/swap")
+    assert done.code == 2 and "/swap: there is one answer" in done.err
+
+
 def test_compact_records_need_their_input(tmp_path: Path, jlm: Jlm) -> None:
     rows = [pair("a"), pair("b", reference="Maybe.")]
     write_rows(tmp_path / "in.jsonl", rows)
@@ -196,9 +210,9 @@ def test_save_never_replaces(judged: Path, jlm: Jlm) -> None:
         (["empty.jsonl"], "empty.jsonl: is empty"),
         (["broken.jsonl"], "broken.jsonl:1: not JSON"),
         (["in.jsonl", "--line", "1"], "no record of line 1; the last one is of line 0"),
-        (["in.jsonl", "--id", "a"], "is no judgment; give a file that jlm judge wrote"),
+        (["in.jsonl", "--id", "a"], "is no judgment; give a file that jlm judge or grade wrote"),
         (["odd.jsonl", "--line", "1"], "was not judged (bad-type); choose another"),
-        (["odd.jsonl", "--line", "2"], "line 2: is of jlm grade; chat talks about jlm judge's"),
+        (["odd.jsonl", "--line", "2"], "line 2: is of jlm rank; chat talks about one of judge or"),
         (["odd.jsonl", "--line", "3"], "line 3: is no sound judgment: field text: a number"),
         (["odd.jsonl", "--line", "4"], "line 4: is no sound judgment: field question: null"),
         (["odd.jsonl", "--line", "5"], "line 5: is no sound judgment"),
@@ -212,7 +226,7 @@ def test_bad_input_is_one_line(judged: Path, jlm: Jlm, words: list[str], message
     good = read_rows(judged)[0]
     odd: list[Any] = [
         {"id": 1, "line": 1, "mode": "judge", "error": {"code": "bad-type", "message": HOSTILE}},
-        {**good, "line": 2, "mode": "grade"},
+        {**good, "line": 2, "mode": "rank"},
         {**good, "line": 3, "text": 8},
         {**good, "line": 4, "sample": {**good["sample"], "question": None}},
         {**good, "line": 5, "sample": 5},

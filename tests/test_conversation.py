@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,8 +93,7 @@ def test_no_text_becomes_a_control_token(
 
 def test_text_that_is_a_control_token_is_refused() -> None:
     """Should it ever get there: a tokenizer whose vocabulary spells one from text."""
-    wide = fake()
-    strict = Vocabulary(wide.tokenizer, (), (256,), frozenset({256, ord("~")}), None)
+    strict = replace(fake(), special=frozenset({256, ord("~")}))
     assert strict.neutralised("a~b") == "a\ufffdb"
     with pytest.raises(RowError, match="control token"):
         Layout(strict, None, None).ids(opening(), [], "a~b")
