@@ -310,7 +310,7 @@ def rank(
 @app.command(epilog=_CHAT_EXAMPLES)
 def chat(
     judged: Annotated[
-        str | None, typer.Argument(metavar="[JUDGED.jsonl]", help="Results of jlm judge.")
+        str | None, typer.Argument(metavar="[JUDGED.jsonl]", help="Results of jlm judge or grade.")
     ] = None,
     row_id: Annotated[str | None, typer.Option("--id", help="The record's id.")] = None,
     line: Annotated[

@@ -309,9 +309,7 @@ def _around(files: ModelFiles, count: int) -> list[str]:
         {"role": ("user", "assistant")[n % 2], "content": mark} for n, mark in enumerate(marks)
     ]
     try:
-        text = _tokenizer(files).apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
+        text = _applied(_tokenizer(files), messages)
     except (TemplateError, TypeError) as error:
         raise ModelError(
             f"--model {files.name}: its chat template fails: {_first_line(error)}"
