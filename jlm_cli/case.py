@@ -92,7 +92,7 @@ def _named(values: list[Any]) -> str:
 
 @dataclass(frozen=True)
 class Case:
-    """A judgment and what it judged. `flags` say how the sample was changed to fit."""
+    """A judgment and what it judged; `record` is what `jlm judge` or `grade` would write."""
 
     record: Json
     sample: Sample
@@ -114,20 +114,23 @@ def case_of(record: Json, config: Config) -> Case:
 
     Raises InputError.
     """
-    line = int(record["line"])
+    where = f"line {record.get('line')}"
     if "sample" not in record and not config.inputs:
-        raise InputError(f"line {line}: holds no sample (--compact); give its --input FILE")
+        raise InputError(f"{where}: holds no sample (--compact); give its --input FILE")
     try:
         if "sample" in record:
-            sample = read_sample({**record["sample"], "id": record["id"]}, SCHEMAS[0], line)
+            fields = {**record["sample"], "id": record["id"]}
+            sample = read_sample(fields, SCHEMAS[0], int(record["line"]))
         else:
             sample = _sample_in(record, config)
         need_text(record["text"], "text")
         if record["reason"] is not None:
             need_text(record["reason"], "reason")
-    except (RowError, KeyError, TypeError) as error:
-        raise InputError(f"line {line}: is no sound judgment: {error}") from error
-    return Case({**record, "sample": sample.json()}, sample)
+        case = Case({**record, "sample": sample.json()}, sample)
+        card(case)  # reads all the rest
+    except (RowError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where}: is no sound judgment: {error}") from error
+    return case
 
 
 def _sample_in(record: Json, config: Config) -> Sample:

@@ -156,20 +156,20 @@ class Chat:
     def swap(self) -> None:
         if len(self.case.sample.answers) != 2:
             raise UsageError("/swap: there is one answer")
-        before = self.case.record["verdict"]
-        self._judge_anew(arranged(self.case.sample, (2, 1)))
-        turned = {"1": "2", "2": "1", "tie": "tie"}[before]
-        same = turned == self.case.record["verdict"]
+        case = self.judged(arranged(self.case.sample, (2, 1)))
+        turned = {"1": "2", "2": "1", "tie": "tie"}[self.case.record["verdict"]]
+        same = turned == case.record["verdict"]
         outcome = "consistent" if same else "not consistent, the order made the difference"
-        self.screen.show(Text(f"The answers have changed places: {outcome}."))
+        self._go_on_with(case, f"The answers have changed places: {outcome}.")
 
     def refer(self, reference: str) -> None:
-        self._judge_anew(replace(self.case.sample, reference=reference))
+        case = self.judged(replace(self.case.sample, reference=reference))
+        self._go_on_with(case, "The answers were judged against the reference.")
 
-    def _judge_anew(self, sample: Sample) -> None:
+    def _go_on_with(self, case: Case, remark: str) -> None:
         talked = bool(self.turns)
-        self.open(self.judged(sample))
-        self.screen.show(card(self.case, _BRIEF))
+        self.open(case)
+        self.screen.show(card(case, _BRIEF).append(f"\n{remark}"))
         if talked:
             self.screen.hint("the conversation begins anew")
 
@@ -235,9 +235,11 @@ def talk(config: Config, choice: Choice | None) -> int:
 
     Raises JlmError.
     """
-    case = None if choice is None else case_of(choice.find(), config)
-    if case is not None:
-        config = replace(config, command=case.record["mode"])
+    case = None
+    if choice is not None:
+        record = choice.find()
+        config = replace(config, command=record["mode"])
+        case = case_of(record, config)
     mode = mode_of(config)
     report = Report()
     files = models.find(config.model, report.note)

@@ -110,6 +110,9 @@ def test_grade(tmp_path: Path, jlm: Jlm) -> None:
     row = {"id": "g", "question": "What is 1 + 1?", "answer": "Two.", "reference": "2"}
     write_rows(tmp_path / "in.jsonl", [row])
     assert jlm("grade", "in.jsonl", "-q").code == 0
+    assert jlm("grade", "in.jsonl", "-q", "--compact", "-o", "small.jsonl").code == 0
+    small = jlm("chat", "small.jsonl", "--input", "in.jsonl", stdin="Why?\n")
+    assert small.code == 0 and small.out == jlm("chat", "in.grade.jsonl", stdin="Why?\n").out
     score = f"{read_rows(tmp_path / 'in.grade.jsonl')[0]['score']:g}"
     done = jlm("chat", "in.grade.jsonl", stdin="Why?\n/show\n/reference Two.\nWhy?\n")
     assert done.code == 0 and f"Response:10 {score}USER: Why? ASSISTANT:\n" in done.out
@@ -216,6 +219,8 @@ def test_save_never_replaces(judged: Path, jlm: Jlm) -> None:
         (["odd.jsonl", "--line", "3"], "line 3: is no sound judgment: field text: a number"),
         (["odd.jsonl", "--line", "4"], "line 4: is no sound judgment: field question: null"),
         (["odd.jsonl", "--line", "5"], "line 5: is no sound judgment"),
+        (["odd.jsonl", "--id", "b"], "line None: is no sound judgment: 'line'"),
+        (["odd.jsonl", "--line", "7"], "line 7: is no sound judgment"),
         (["in.judge.jsonl", "--id", "a", "--template", "x"], "--template x: not found"),
         (["in.judge.jsonl", "--id", "a", "-m", "no/such/model"], "--model no/such/model"),
     ],
@@ -230,6 +235,8 @@ def test_bad_input_is_one_line(judged: Path, jlm: Jlm, words: list[str], message
         {**good, "line": 3, "text": 8},
         {**good, "line": 4, "sample": {**good["sample"], "question": None}},
         {**good, "line": 5, "sample": 5},
+        {key: value for key, value in good.items() if key != "line"} | {"id": "b"},
+        {**good, "line": 7, "p": [], "flags": 3, "verdict": {}},
     ]
     write_rows(judged.parent / "odd.jsonl", odd)
     done = jlm("chat", *words, stdin="Why?\n")
