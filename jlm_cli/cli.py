@@ -11,7 +11,8 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from jlm_cli import __version__
+from jlm_cli import __version__, cli_train
+from jlm_cli.cli_train import pair
 from jlm_cli.config import Config
 from jlm_cli.errors import Ended, JlmError, UsageError
 
@@ -156,7 +157,7 @@ def judge(
         max_length=max_length,
         on_overflow=on_overflow,
         schema=schema,
-        field_map=tuple(_pair(text) for text in field_map or ()),
+        field_map=tuple(pair(text) for text in field_map or ()),
         limit=limit,
         overwrite=overwrite,
         retry_errors=retry_errors,
@@ -166,6 +167,9 @@ def judge(
         print_json=print_json,
     )
     raise typer.Exit(runner.preflight(config) if plan else runner.run(config))
+
+
+app.command(epilog=cli_train.EXAMPLES)(cli_train.train)
 
 
 def _output(inputs: list[str], output: str | None, command: str) -> Path | None:
@@ -178,13 +182,6 @@ def _output(inputs: list[str], output: str | None, command: str) -> Path | None:
     for suffix in (".gz", ".jsonl", ".json"):
         stem = stem.removesuffix(suffix)
     return Path(f"{stem}.{command}.jsonl")
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise UsageError(f"--map {text}: write it as NATIVE=FIELD, like --map question=prompt")
-    return name, value
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -1,0 +1,492 @@
+"""Training on transformers' Trainer and accelerate. Imported only when a model is trained.
+
+Every process goes through the same code; `accelerate launch` and torchrun decide how many there
+are and whether weights are sharded (FSDP, DeepSpeed ZeRO-3). A global batch holds the same
+samples, and its loss has the same scale, however many processes share it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.utils.data import Dataset
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from jlm_cli import models
+from jlm_cli.config import Config
+from jlm_cli.encoding import Encoder
+from jlm_cli.engine import Judge, Order
+from jlm_cli.errors import Ended, RowError, UsageError
+from jlm_cli.examples import LINE, READ, Example
+from jlm_cli.hf_engine import PackedEngine, PlainEngine, make_engine
+from jlm_cli.metrics import figures, summary_of, tally_of
+from jlm_cli.recipes import Recipe
+from jlm_cli.records import Json, Sample, judged_record
+from jlm_cli.report import Report
+from jlm_cli.train import Course, Trained, draft_of, last_checkpoint, mark_whole
+
+_IGNORED = -100
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+_LOGGED = 50  # entries of the loss in a run's history, about
+_MICRO_BATCH = 8  # samples in one pass at most, where nothing else is asked for
+_JUDGED_AT_ONCE = 16
+_STUCK = 0.97  # of the label entropy: a loss above this has learnt nothing of the answers
+
+# of a base's folder, what the tokenizer is read from; copied, so that it stays as it is
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+Batch = dict[str, torch.Tensor]
+
+
+def train(course: Course, report: Report) -> Trained:
+    """Train to the end, from the last checkpoint if there is one; the weights go into a draft
+    beside the output. Raises Ended where a signal stopped it, with a checkpoint left behind."""
+    arguments = training_arguments(course)
+    model = prepare_model(course, arguments)
+    watch = Watch(course, report)
+    trainer = JudgeTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=InOrder(course.schedule.examples, course.schedule.order),
+        data_collator=collate,
+        callbacks=[watch],
+    )
+    trainer.remove_callback(PrinterCallback)
+    watch.trainer = trainer
+    checkpoint = last_checkpoint(course.config.partial)
+    with heard_signals(watch), report.bar(len(course.schedule.order)) as watch.bar:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if watch.signal is not None:
+            report.note(
+                f"stopped at step {trainer.state.global_step} of {course.schedule.steps}; "
+                "the same command goes on from there"
+            )
+            raise Ended(watch.signal)
+    return _finished(trainer, course, watch)
+
+
+def _finished(trainer: JudgeTrainer, course: Course, watch: Watch) -> Trained:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    _round(model, getattr(torch, course.config.save_dtype))
+    found = watch.judge_watched()
+    save_weights(trainer, course)
+    history = [_rounded(entry) for entry in trainer.state.log_history]
+    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    return Trained(
+        history=history,
+        figures=found,
+        weights_trained=sum(size for size, trained in sizes if trained),
+        weights_total=sum(size for size, _ in sizes),
+    )
+
+
+def _rounded(entry: Mapping[str, Any]) -> Json:
+    return {k: round(v, 6) if isinstance(v, float) else v for k, v in entry.items()}
+
+
+def training_arguments(course: Course) -> TrainingArguments:
+    """The recipe in the Trainer's words. Sets up the process group as well."""
+    recipe, steps, config = course.recipe, course.schedule.steps, course.config
+    device = models.choose_device(config.device)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    micro = micro_batch(recipe.batch, world, config.micro_batch)
+    return TrainingArguments(
+        output_dir=str(config.partial),
+        num_train_epochs=1,  # the schedule holds all epochs
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=recipe.batch // (micro * world),
+        train_sampling_strategy="sequential",
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=_SCHEDULES[recipe.schedule],
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.clip,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
+        tf32=True if device == "cuda" else None,
+        use_cpu=device == "cpu",
+        ddp_backend="gloo" if device == "cpu" and world > 1 else None,
+        logging_steps=max(1, steps // _LOGGED),
+        save_strategy="steps",
+        save_steps=max(1, math.ceil(steps / config.checkpoints)),
+        save_total_limit=2,  # the older one stays until the newer is known to be whole
+        seed=config.seed,
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=device == "cuda",
+        label_names=["labels"],
+    )
+
+
+def micro_batch(batch: int, world: int, wanted: int | None) -> int:
+    """Samples in one pass of one process. Raises UsageError where the batch cannot be shared."""
+    if batch % world:
+        raise UsageError(f"--batch {batch}: cannot be shared by {world} processes")
+    share = batch // world
+    if wanted is not None:
+        if share % wanted:
+            raise UsageError(f"--micro-batch {wanted}: does not divide {share}, a process's share")
+        return wanted
+    return max(size for size in range(1, min(share, _MICRO_BATCH) + 1) if share % size == 0)
+
+
+def prepare_model(course: Course, arguments: TrainingArguments) -> Any:
+    """The base with what is trained marked so. float32: small steps vanish in bfloat16."""
+    recipe = course.recipe
+    model = models.load_model(course.files, "float32", {})
+    model.config.use_cache = False
+    if arguments.gradient_checkpointing:
+        model.enable_input_require_grads()  # type: ignore[no-untyped-call]
+    if recipe.lora:
+        return _with_lora(model, recipe, course.config.seed)
+    if recipe.freeze == "embeddings":
+        inner: Any = model
+        for embeddings in (inner.get_input_embeddings(), inner.get_output_embeddings()):
+            if embeddings is not None:
+                embeddings.requires_grad_(False)
+    return model
+
+
+def _with_lora(model: PreTrainedModel, recipe: Recipe, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)  # for the adapters' first weights
+    wanted = LoraConfig(
+        r=recipe.lora,
+        lora_alpha=2 * recipe.lora,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, wanted)
+
+
+def without_adapter_shell(model: Any) -> Any:
+    """The transformers model itself, in which peft's adapters sit."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+class InOrder(Dataset[Example]):
+    """The examples in the order they are learnt."""
+
+    def __init__(self, examples: Sequence[Example], order: Sequence[int]) -> None:
+        self._examples = examples
+        self._order = order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, place: int) -> Example:
+        return self._examples[self._order[place]]
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Left-padded, so that what is learnt stands at the end of every row.
+
+    input_ids, attention_mask, position_ids [rows, longest]; labels and line [rows, learnt + 1],
+    of the last places: the model's logits are computed for these alone.
+    """
+    longest = max(map(len, examples))
+    learnt = max(int((example.roles != READ).sum()) for example in examples)
+    shape = (len(examples), longest)
+    ids, roles = np.zeros(shape, np.int64), np.full(shape, READ)
+    seen = np.zeros(shape, np.int64)
+    for row, example in enumerate(examples):
+        ids[row, -len(example) :] = example.ids
+        roles[row, -len(example) :] = example.roles
+        seen[row, -len(example) :] = 1
+    ends = slice(longest - learnt - 1, None)
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy(seen),
+        "position_ids": torch.from_numpy((seen.cumsum(1) - 1).clip(0)),
+        "labels": torch.from_numpy(np.where(roles != READ, ids, _IGNORED)[:, ends]),
+        "line": torch.from_numpy(roles[:, ends] == LINE),
+    }
+
+
+class JudgeTrainer(Trainer):
+    """The loss on what a judge writes; beside it, that of the score lines alone."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.model_accepts_loss_kwargs = True  # so that learnt tokens are counted over all
+        forward = without_adapter_shell(self.model).forward
+        self._keeps = "logits_to_keep" in inspect.signature(forward).parameters
+        self._line_loss = torch.zeros(2, dtype=torch.float64)  # summed over rows, and the rows
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        labels, line = inputs["labels"], inputs["line"]
+        read = {name: value for name, value in inputs.items() if name not in ("labels", "line")}
+        kept = {"logits_to_keep": labels.shape[1]} if self._keeps else {}
+        outputs = model(**read, **kept, use_cache=False)
+        logits = outputs.logits[:, -labels.shape[1] : -1].float()
+        losses = functional.cross_entropy(
+            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED, reduction="none"
+        ).view(labels.shape[0], -1)
+        self._line_loss[0] += float((losses.detach() * line[:, 1:]).sum())
+        self._line_loss[1] += len(labels)
+        assert num_items_in_batch is not None
+        # gradients are averaged over processes, but each process divides by the tokens of all
+        loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            summed = self._line_loss.to(self.args.device, torch.float32)
+            total = self.accelerator.reduce(summed)
+            logs["line_loss"] = float(total[0] / total[1])
+            self._line_loss.zero_()
+        kept = ("loss", "line_loss", "grad_norm", "learning_rate")
+        super().log({k: v for k, v in logs.items() if k in kept or k.startswith("watched_")})
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """A checkpoint counts from when its last file is there."""
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            mark_whole(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
+
+class Watch(TrainerCallback):
+    """What happens between steps: progress, judging the watched rows, signals."""
+
+    trainer: JudgeTrainer
+    bar: Any
+
+    def __init__(self, course: Course, report: Report) -> None:
+        self.signal: int | None = None
+        self._course = course
+        self._report = report
+        self._engine: PackedEngine | PlainEngine | None = None
+        self._warned = False
+        config = Config((), None, course.config.base, swap=True, template=course.config.template)
+        room = course.line.longest
+        self._encoder = Encoder(
+            course.vocabulary,
+            course.templates,
+            replace(config, max_length=course.recipe.max_length),
+            room,
+        )
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """A first signal ends the run behind the step under way, a second one at once."""
+        if self.signal is not None:
+            raise Ended(number)
+        self.signal = number
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        self.bar.update(state.global_step * self._course.recipe.batch - self.bar.n)
+        if self._agreed_signal():
+            control.should_save = control.should_training_stop = True
+            return
+        last = state.global_step >= self._course.schedule.steps
+        if state.global_step % args.save_steps == 0 and not last:
+            found = self.judge_watched()
+            shown = {f"watched_{k}": v["value"] for k, v in found.items() if "value" in v}
+            if shown:
+                self.trainer.log(shown)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        entry = state.log_history[-1]
+        values = [f"{k.removeprefix('watched_')} {v:.3f}" for k, v in entry.items() if _told(k, v)]
+        self._report.note(
+            f"step {entry['step']}/{self._course.schedule.steps}: {', '.join(values)}"
+        )
+        if not self._warned and self._is_stuck(state):
+            self._warned = True
+            self._report.note(
+                "the loss on score lines stays at "
+                f"{self._course.schedule.entropy():.2f}, that of guessing by frequency: nothing of "
+                "the answers has been learnt yet; take plainer pairs first, more samples, or "
+                "another learning rate"
+            )
+
+    def _is_stuck(self, state: TrainerState) -> bool:
+        """Whether in the second half of the run the loss is still that of a blind guess."""
+        steps, entropy = self._course.schedule.steps, self._course.schedule.entropy()
+        late = [
+            entry["line_loss"]
+            for entry in state.log_history
+            if "line_loss" in entry and entry["step"] > steps / 3
+        ]
+        enough = state.global_step >= steps / 2 and len(late) >= 3
+        return enough and entropy > 0 and float(np.mean(late[-10:])) >= _STUCK * entropy
+
+    def _agreed_signal(self) -> bool:
+        """Whether any process heard one: all must stop behind the same step."""
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes > 1:
+            heard = torch.tensor([self.signal or 0], device=self.trainer.args.device)
+            heard = accelerator.gather(heard).max()
+            self.signal = int(heard) or None
+        return self.signal is not None
+
+    def judge_watched(self) -> Json:
+        """Agreement and swap consistency on the watched rows, by judging itself."""
+        course = self._course
+        if not course.material.watched or course.config.form.explain_first:
+            return {}
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        base = without_adapter_shell(model)
+        if self._engine is None:
+            self._engine = make_engine(base, course.vocabulary)
+        base.eval()
+        judge = Judge(self._engine, course.line, course.vocabulary)
+        try:
+            records = list(judged(course.material.watched, self._encoder, judge))
+        finally:
+            model.train()
+        return figures_of(records)
+
+
+def _told(name: str, value: Any) -> bool:
+    return isinstance(value, float) and name not in ("epoch", "learning_rate", "grad_norm")
+
+
+def judged(samples: Sequence[Sample], encoder: Encoder, judge: Judge) -> Iterator[Json]:
+    """The records of samples in both orders; those that cannot be judged are left out."""
+    for start in range(0, len(samples), _JUDGED_AT_ONCE):
+        some = samples[start : start + _JUDGED_AT_ONCE]
+        there = [
+            (sample, prompts)
+            for sample, prompts in zip(some, encoder.encode(some), strict=True)
+            if not isinstance(prompts, RowError)
+        ]
+        orders = [Order(p, swapped=n == 1) for _, prompts in there for n, p in enumerate(prompts)]
+        results = iter(judge.judge(orders) if orders else [])
+        for sample, _ in there:
+            given, other = next(results), next(results)
+            if not isinstance(given, RowError) and not isinstance(other, RowError):
+                yield judged_record(sample, "judge", given, other, compact=False)
+
+
+def figures_of(records: Sequence[Json]) -> Json:
+    """Agreement, macro F1, consistency and biases, baselines, and the ordering: the share of
+    decided pairs, in both orders, whose better answer has the higher expected score."""
+    summary = summary_of(tally_of(records), swap=True)
+    hits = [
+        (float(np.sign(found["expected"][0] - found["expected"][1])) == wanted)
+        for record in records
+        if (wanted := _sign(record["gold"]))
+        for found in (record, record["swapped"])
+    ]
+    counts = np.array([sum(hits), len(hits) - sum(hits)], float)
+    ordering = figures({"ordering": lambda c: c[..., 0] / np.maximum(c.sum(-1), 1)}, counts)
+    return {
+        "agreement": summary.get("objective", {}).get("agreement", {}),
+        "f1": summary.get("objective", {}).get("f1", {}),
+        **{k: v for k, v in summary.get("reliability", {}).items() if k != "n"},
+        **(ordering if hits else {}),
+        "baselines": summary.get("baselines", {}),
+    }
+
+
+def _sign(gold: Any) -> float:
+    """Of a pair of gold scores: 1 where the first is better, -1 where the second is."""
+    return float(np.sign(gold[0] - gold[1]))
+
+
+@contextmanager
+def heard_signals(watch: Watch) -> Iterator[None]:
+    """Signals stop the run in an orderly way while it trains."""
+    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, watch.hear) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _round(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Weights as they will be saved, so that the last figures are those of the saved model."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.to(dtype))
+
+
+def save_weights(trainer: JudgeTrainer, course: Course) -> None:
+    """The model's or the adapter's folder, as a draft without its name."""
+    draft = draft_of(course.config.output)
+    dtype: torch.dtype = getattr(torch, course.config.save_dtype)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        saved = {name: weight.to(dtype) for name, weight in state.items()}
+        if course.recipe.lora:
+            _save_adapter(model, draft, saved, course.config.base)
+        else:
+            model.config.use_cache = True
+            model.config.dtype = dtype
+            model.save_pretrained(draft, state_dict=saved)
+            copy_tokenizer(course.files, draft)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _save_adapter(model: Any, folder: Path, state: Mapping[str, torch.Tensor], base: str) -> None:
+    """With the base's name as `jlm -m` knows it."""
+    path = Path(base)
+    name = str(path.resolve()) if path.exists() else base
+    for adapter in model.peft_config.values():
+        adapter.base_model_name_or_path = name
+    model.save_pretrained(folder, state_dict=state)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def copy_tokenizer(files: models.ModelFiles, folder: Path) -> None:
+    if files.gguf is None:
+        for name in _TOKENIZER_FILES:
+            if (files.folder / name).is_file():
+                shutil.copyfile(files.folder / name, folder / name)
+        return
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(files.folder, gguf_file=files.gguf)
+    tokenizer.save_pretrained(folder)
