@@ -52,6 +52,7 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _LOGGED = 50  # entries of the loss in a run's history, about
 _MICRO_BATCH = 8  # samples in one pass at most, where nothing else is asked for
 _JUDGED_AT_ONCE = 16
+_WATCHED = ("agreement", "consistency", "ordering")
 _STUCK = 0.97  # of the label entropy: a loss above this has learnt nothing of the answers
 
 # of a base's folder, what the tokenizer is read from; copied, so that it stays as it is
@@ -73,7 +74,7 @@ def train(course: Course, report: Report) -> Trained:
     """Train to the end, from the last checkpoint if there is one; the weights go into a draft
     beside the output. Raises Ended where a signal stopped it, with a checkpoint left behind."""
     arguments = training_arguments(course)
-    model = prepare_model(course, arguments)
+    model = prepare_model(course)
     watch = Watch(course, report)
     trainer = JudgeTrainer(
         model=model,
@@ -132,8 +133,6 @@ def training_arguments(course: Course) -> TrainingArguments:
         warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
         tf32=True if device == "cuda" else None,
         use_cpu=device == "cpu",
@@ -163,12 +162,13 @@ def micro_batch(batch: int, world: int, wanted: int | None) -> int:
     return max(size for size in range(1, min(share, _MICRO_BATCH) + 1) if share % size == 0)
 
 
-def prepare_model(course: Course, arguments: TrainingArguments) -> Any:
+def prepare_model(course: Course) -> Any:
     """The base with what is trained marked so. float32: small steps vanish in bfloat16."""
     recipe = course.recipe
     model = models.load_model(course.files, "float32", {})
     model.config.use_cache = False
-    if arguments.gradient_checkpointing:
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()  # type: ignore[no-untyped-call]
     if recipe.lora:
         return _with_lora(model, recipe, course.config.seed)
@@ -277,8 +277,10 @@ class JudgeTrainer(Trainer):
             total = self.accelerator.reduce(summed)
             logs["line_loss"] = float(total[0] / total[1])
             self._line_loss.zero_()
-        kept = ("loss", "line_loss", "grad_norm", "learning_rate")
-        super().log({k: v for k, v in logs.items() if k in kept or k.startswith("watched_")})
+        known = ("loss", "line_loss", "grad_norm", "learning_rate")
+        kept = {k: v for k, v in logs.items() if k in known or k.startswith("watched_")}
+        if kept:  # not the clock readings at the end
+            super().log(kept)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """A checkpoint counts from when its last file is there."""
@@ -325,9 +327,11 @@ class Watch(TrainerCallback):
         last = state.global_step >= self._course.schedule.steps
         if state.global_step % args.save_steps == 0 and not last:
             found = self.judge_watched()
-            shown = {f"watched_{k}": v["value"] for k, v in found.items() if "value" in v}
+            shown = {f"watched_{k}": found[k]["value"] for k in _WATCHED if found.get(k)}
+            due = control.should_log  # which a log of our own would clear
             if shown:
                 self.trainer.log(shown)
+            control.should_log = due
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
@@ -340,22 +344,21 @@ class Watch(TrainerCallback):
         if not self._warned and self._is_stuck(state):
             self._warned = True
             self._report.note(
-                "the loss on score lines stays at "
-                f"{self._course.schedule.entropy():.2f}, that of guessing by frequency: nothing of "
-                "the answers has been learnt yet; take plainer pairs first, more samples, or "
-                "another learning rate"
+                f"the loss on score lines is {self._late_loss(state)[-1]:.2f}, that of guessing by "
+                f"frequency is {self._course.schedule.entropy():.2f}: nothing of the answers has "
+                "been learnt yet; take plainer pairs first, more samples, or another learning rate"
             )
+
+    def _late_loss(self, state: TrainerState) -> list[float]:
+        """On score lines, after the first third of the run."""
+        log, steps = state.log_history, self._course.schedule.steps
+        return [e["line_loss"] for e in log if "line_loss" in e and e["step"] > steps / 3]
 
     def _is_stuck(self, state: TrainerState) -> bool:
         """Whether in the second half of the run the loss is still that of a blind guess."""
-        steps, entropy = self._course.schedule.steps, self._course.schedule.entropy()
-        late = [
-            entry["line_loss"]
-            for entry in state.log_history
-            if "line_loss" in entry and entry["step"] > steps / 3
-        ]
-        enough = state.global_step >= steps / 2 and len(late) >= 3
-        return enough and entropy > 0 and float(np.mean(late[-10:])) >= _STUCK * entropy
+        late, entropy = self._late_loss(state)[-10:], self._course.schedule.entropy()
+        enough = state.global_step >= self._course.schedule.steps / 2 and len(late) >= 3
+        return enough and entropy > 0 and float(np.mean(late)) >= _STUCK * entropy
 
     def _agreed_signal(self) -> bool:
         """Whether any process heard one: all must stop behind the same step."""

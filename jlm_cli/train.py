@@ -343,6 +343,7 @@ def _finish(course: Course, trained: Trained, report: Report) -> None:
 
 def _put_in_place(draft: Path, output: Path) -> None:
     for path in draft.iterdir():
+        path.chmod(0o644)  # safetensors writes for its user alone
         with path.open("rb") as file:
             os.fsync(file.fileno())
     if output.exists():
