@@ -170,6 +170,7 @@ def judge(
 
 
 app.command(epilog=cli_train.EXAMPLES)(cli_train.train)
+app.command(epilog=cli_train.DATA_EXAMPLES)(cli_train.data)
 
 
 def _output(inputs: list[str], output: str | None, command: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""The options of `jlm train`: they become a TrainConfig."""
+"""The options of `jlm train` and `jlm data`: they become a TrainConfig, a DataConfig."""
 
 from __future__ import annotations
 
@@ -136,6 +136,89 @@ def train(
         quiet=quiet,
     )
     raise typer.Exit(training.run(config))
+
+
+DATA_EXAMPLES = """[bold]Examples[/bold]
+
+  jlm data alpaca_scored.jsonl.gz reviews.jsonl -o set --rows 20000
+
+  jlm data scored.jsonl -o plain --bad 0.8 --longest 300 --reference 0    plain pairs to begin with
+
+  jlm data scored.jsonl -o set --form pair=0.6 --form list=0.2 --form grade=0.2
+
+"""
+
+
+def data(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE…", help="Rated answers, judged pairs or preferences."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where to.")],
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Training rows.  [default: by the sources]")
+    ] = None,
+    form: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FORM=SHARE", help="pair, list or grade.  [default: pair=1]"),
+    ] = None,
+    bad: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of rows with a plainly bad answer.")
+    ] = 0.4,
+    bad_kind: Annotated[
+        list[str] | None, typer.Option(metavar="KIND", help="off-topic, cut-off, …  [default: all]")
+    ] = None,
+    reference: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of rows with a reference, where there is.")
+    ] = 0.5,
+    ties: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of rows that may hold equal scores.")
+    ] = 0.05,
+    validation: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of questions for validation.")
+    ] = 0.1,
+    hold_out: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Questions that must be on neither side."),
+    ] = None,
+    longest: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer in characters.")
+    ] = None,
+    answers: Annotated[int, typer.Option(min=3, max=10, help="Most answers in a list.")] = 4,
+    schema: Annotated[str, typer.Option(help="Input format, told by its fields.")] = "auto",
+    field_map: Annotated[
+        list[str] | None,
+        typer.Option("--map", metavar="NATIVE=FIELD", help="Name the fields of another format."),
+    ] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a set made here.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No notes.")] = False,
+) -> None:
+    """Make training and validation rows from sources that carry scores."""
+    from jlm_cli import data as making
+
+    config = making.DataConfig(
+        inputs=tuple(inputs),
+        output=output,
+        rows=rows,
+        forms=making.forms_of(form or ()),
+        bad=bad,
+        bad_kinds=tuple(bad_kind or ()),
+        reference=reference,
+        ties=ties,
+        validation=validation,
+        hold_out=tuple(hold_out or ()),
+        longest=longest,
+        answers=answers,
+        schema=schema,
+        field_map=tuple(pair(text) for text in field_map or ()),
+        seed=seed,
+        overwrite=overwrite,
+        quiet=quiet,
+    )
+    raise typer.Exit(making.run(config))
 
 
 def _weight(text: str) -> tuple[str, float]:

@@ -132,6 +132,11 @@ def copies_in(epoch: int, row: int, weight: float, seed: int) -> int:
     return whole + (random.Random(f"{seed}/copies/{epoch}/{row}").random() < weight - whole)
 
 
+def question_key(question: str) -> str:
+    """What tells questions apart when they are split: their letters and digits alone."""
+    return "".join(char for char in question.casefold() if char.isalnum())
+
+
 def renumbered(reason: str, order: Order) -> str:
     """A reason in which every mention of an assistant follows it to its new place."""
     new_number = {old + 1: new + 1 for new, old in enumerate(order)}

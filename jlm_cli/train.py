@@ -25,7 +25,7 @@ from jlm_cli.encoding import Templates, Vocabulary
 from jlm_cli.errors import EXIT_OK, InputError, JlmError, RowError, UsageError
 from jlm_cli.examples import ExampleMaker, Form, Schedule, make_schedule
 from jlm_cli.journal import Journal, folder_of
-from jlm_cli.lessons import Lesson, Shares, read_lesson, view_of, views
+from jlm_cli.lessons import Lesson, Shares, question_key, read_lesson, view_of, views
 from jlm_cli.model_card import model_card
 from jlm_cli.recipes import Recipe, by_name
 from jlm_cli.records import Json, Sample
@@ -205,8 +205,7 @@ def _read_lessons(
 
 def _is_held_out(lesson: Lesson) -> bool:
     """By the question's words alone, so that no question is on both sides."""
-    words = "".join(char for char in lesson.sample.question.lower() if char.isalnum())
-    return zlib.crc32(words.encode()) % _HELD_OUT_SHARE == 0
+    return zlib.crc32(question_key(lesson.sample.question).encode()) % _HELD_OUT_SHARE == 0
 
 
 def _samples(lessons: Sequence[Lesson], shares: Shares, seed: int) -> list[Sample]:
