@@ -49,6 +49,10 @@ def train(
     freeze: Annotated[
         Literal["none", "embeddings"] | None, typer.Option(help="Weights that stay as they are.")
     ] = None,
+    line_weight: Annotated[
+        float | None,
+        typer.Option(min=0, help="What a token of the score line counts beside one of a reason."),
+    ] = None,
     gradient_checkpointing: Annotated[
         bool | None, typer.Option("--gradient-checkpointing/--no-gradient-checkpointing")
     ] = None,
@@ -111,6 +115,7 @@ def train(
         "max_length": max_length,
         "lora": lora,
         "freeze": freeze,
+        "line_weight": line_weight,
         "gradient_checkpointing": gradient_checkpointing,
     }
     config = training.TrainConfig(

@@ -15,6 +15,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -325,14 +326,19 @@ def _drawn(
 ) -> Iterator[Json]:
     names = [name for name, share in config.forms if share > 0]
     shares = [share for _, share in config.forms if share > 0]
-    for _ in range(n):
-        one = draw.choice(answered)
+    for one in islice(_in_turns(answered, draw), n):
         other = _elsewhere(answered, one, draw)
         form = draw.choices(names, shares)[0]
         if form == "grade" and one.reference is None:
             form = "pair"
         count = {"pair": 2, "list": draw.randint(3, max(3, config.answers)), "grade": 1}[form]
         yield _drawn_row(one, other, count, scale, config, draw)
+
+
+def _in_turns(answered: Sequence[Answered], draw: random.Random) -> Iterator[Answered]:
+    """All questions in some order, again and again."""
+    while answered:
+        yield from draw.sample(answered, len(answered))
 
 
 def _elsewhere(answered: Sequence[Answered], one: Answered, draw: random.Random) -> str:

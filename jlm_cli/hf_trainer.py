@@ -77,6 +77,7 @@ def train(course: Course, report: Report) -> Trained:
     model = prepare_model(course)
     watch = Watch(course, report)
     trainer = JudgeTrainer(
+        line_weight=1.0 if course.config.form.scores_only else course.recipe.line_weight,
         model=model,
         args=arguments,
         train_dataset=InOrder(course.schedule.examples, course.schedule.order),
@@ -242,8 +243,9 @@ class JudgeTrainer(Trainer):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, line_weight: float, **given: Any) -> None:
         super().__init__(**given)
+        self.line_weight = line_weight
         self.model_accepts_loss_kwargs = True  # so that learnt tokens are counted over all
         forward = without_adapter_shell(self.model).forward
         self._keeps = "logits_to_keep" in inspect.signature(forward).parameters
@@ -268,7 +270,8 @@ class JudgeTrainer(Trainer):
         self._line_loss[1] += len(labels)
         assert num_items_in_batch is not None
         # gradients are averaged over processes, but each process divides by the tokens of all
-        loss = losses.sum() / num_items_in_batch * self.accelerator.num_processes
+        weighted = losses * (1 + (self.line_weight - 1) * line[:, 1:])
+        loss = weighted.sum() / num_items_in_batch * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -21,7 +21,8 @@ class Recipe:
 
     `batch` counts samples for one step of all processes together; `warmup` is a share of all
     steps; `lora` the rank of adapters, 0 for all weights; `max_length` in tokens, None for all
-    the base can read.
+    the base can read; `line_weight` says how much more a token of the score line counts than one
+    of the reason, which has many more tokens.
     """
 
     learning_rate: float = 2e-5
@@ -34,6 +35,7 @@ class Recipe:
     freeze: Freeze = "none"
     weight_decay: float = 0.0
     clip: float = 1.0
+    line_weight: float = 1.0
     gradient_checkpointing: bool = False
 
     def changed(self, **wanted: Any) -> Recipe:
@@ -65,7 +67,12 @@ def fitting(n_weights: int, n_samples: int) -> Recipe:
     if n_weights < _SMALL:
         epochs = max(2, min(40, math.ceil(_SHOWN_AT_LEAST / max(n_samples, 1))))
         return Recipe(
-            learning_rate=2e-4, batch=4, epochs=epochs, freeze="embeddings", max_length=None
+            learning_rate=2e-4,
+            batch=4,
+            epochs=epochs,
+            freeze="embeddings",
+            max_length=None,
+            line_weight=8.0,
         )
     return Recipe(learning_rate=2e-4, batch=32, epochs=3, lora=16, gradient_checkpointing=True)
 

@@ -135,10 +135,10 @@ def prepare(config: TrainConfig, report: Report) -> Course:
     files = models.find(config.base, report.note)
     if files.name == models.FAKE:
         raise UsageError("-m fake: the fake engine learns nothing; give a model")
+    material = read_material(config)
     vocabulary = models.load_vocabulary(files)
     templates = Templates.of(config.template)
     line = models.line_tokens(vocabulary, templates)
-    material = read_material(config)
     recipe = by_name(config.recipe, models.n_weights(files), len(material.lessons))
     recipe = recipe.changed(**dict(config.changes))
     if recipe.lora and files.adapter is not None:

@@ -25,7 +25,9 @@ def rendered(name: str, sample: Sample = SAMPLE) -> str:
     return "".join(piece.text for piece in prompts.load(name).render(sample))
 
 
-@pytest.mark.parametrize("name", ["judgelm", "judgelm-reference", "judgelm-reference-paper"])
+@pytest.mark.parametrize(
+    "name", ["judgelm", "judgelm-brief", "judgelm-reference", "judgelm-reference-paper"]
+)
 def test_golden(name: str) -> None:
     assert rendered(name) + "\n" == (GOLDEN / f"{name}.txt").read_text()
 

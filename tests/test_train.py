@@ -182,8 +182,9 @@ def test_two_processes_learn_alike(
     tmp_path: Path, start: Start, data: Path, replica: Path, unbroken: Path
 ) -> None:
     """The same global batch, shared by two: the same loss curve within rounding."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    process = start(command(replica), [*launcher, "--master-port", "0", "-m"])
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--local-addr", "localhost"]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    process = start(command(replica), [sys.executable, *torchrun, *meeting, "-m"])
     _, err = process.communicate()
     assert process.returncode == 0, err
     one, two = (
@@ -300,3 +301,14 @@ def test_collate_keeps_what_is_learnt_at_the_end() -> None:
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3], [0, 0, 0, 1]]
     assert batch["labels"].tolist() == [[-100, 7, 8], [-100, -100, 4]]
     assert batch["line"].tolist() == [[False, True, False], [False, False, True]]
+
+
+@pytest.mark.parametrize("path", sorted((models_root() / "recipes").glob("*.yaml")), ids=str)
+def test_accelerate_reads_the_recipes(path: Path) -> None:
+    """It refuses keys that it does not know."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.mixed_precision == "bf16"
+    assert config.num_processes == (16 if "33b" in path.name else 8)
+    assert 128 % config.num_processes == 0
