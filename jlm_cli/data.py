@@ -197,7 +197,7 @@ def _rated(row: Json, source: str, config: DataConfig) -> Answered:
     found = []
     for n, answer in enumerate(row["answers"]):
         quality = next((answer[name] for name in _QUALITIES if name in answer), None)
-        if type(quality) not in (int, float):
+        if not isinstance(quality, int | float) or isinstance(quality, bool):
             raise RowError("no-scores", f"field answers[{n}]: has none of {', '.join(_QUALITIES)}")
         text = need_text(answer.get("text"), f"answers[{n}].text")
         if config.longest is None or len(text) <= config.longest:
@@ -267,7 +267,8 @@ def _questions_in(name: str) -> set[str]:
 def _sides(gathered: Gathered, config: DataConfig, held_out: set[str]) -> tuple[Gathered, Gathered]:
     """Training and validation: a question is on one side alone, whatever sources it comes from."""
     sides = Gathered(), Gathered()
-    for item in (*gathered.answered, *gathered.judged):
+    items: list[Answered | Judged] = [*gathered.answered, *gathered.judged]
+    for item in items:
         key = question_key(item.question)
         if key in held_out:
             gathered.left_out.append(("", 0, "held-out", "its question is held out"))

@@ -169,8 +169,9 @@ def prepare_model(course: Course) -> Any:
     model = models.load_model(course.files, "float32", {})
     model.config.use_cache = False
     if recipe.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()  # type: ignore[no-untyped-call]
+        whole: Any = model
+        whole.gradient_checkpointing_enable({"use_reentrant": False})
+        whole.enable_input_require_grads()
     if recipe.lora:
         return _with_lora(model, recipe, course.config.seed)
     if recipe.freeze == "embeddings":
