@@ -418,6 +418,8 @@ def _reason(chosen: Sequence[Choice]) -> str:
     """A short reason where something is plainly wrong; none where only a number is known."""
     if not any(choice.why for choice in chosen):
         return ""
+    if len(chosen) == 1:
+        return f"It {chosen[0].why or 'answers the question'}."
     return " ".join(
         f"Assistant {n} {choice.why or 'answers the question'}."
         for n, choice in enumerate(chosen, start=1)

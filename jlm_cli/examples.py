@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jlm_cli.config import Config
-from jlm_cli.encoding import Encoder, Prompt, Templates, Vocabulary
+from jlm_cli.encoding import Encoder, Lines, Prompt
 from jlm_cli.errors import ModelError, RowError
-from jlm_cli.lessons import Lesson, Teaching, View
-from jlm_cli.records import Sample
+from jlm_cli.lessons import Lesson, Showing, Teaching
+from jlm_cli.modes import GradeMode, PairMode, Reading, Templates, View, mode_of
+from jlm_cli.prompts import Template
+from jlm_cli.records import Json, Sample, verdict_of
 
 Ids = NDArray[np.int32]
 Roles = NDArray[np.uint8]
@@ -53,99 +55,169 @@ class Example:
         return len(self.ids)
 
 
+@dataclass(frozen=True)
+class TaughtTemplates:
+    """The templates of lessons: one answer is asked about as `grade` asks, more as `judge` and
+    `rank` do. It is the Mode of training: it has one view, in the order a lesson is shown in."""
+
+    grade: Templates
+    compare: Templates
+
+    @classmethod
+    def of(cls, name: str | None, explain_first: bool) -> TaughtTemplates:
+        """`name` is a template for pairs, or for one answer. Raises UsageError and ModelError."""
+        shows_one = name is not None and Templates.named(name).plain.answers_shown == 1
+
+        def config(command: str, own: bool) -> Config:
+            return Config(
+                inputs=(),
+                output=None,
+                model="",
+                command=command,
+                template=name if own else None,
+                explain_first=explain_first,
+                use_reference=False,  # rows without one are graded by themselves
+            )
+
+        grade = mode_of(config("grade", shows_one))
+        compare = mode_of(config("judge", not shows_one))
+        assert isinstance(grade, GradeMode) and isinstance(compare, PairMode)
+        return cls(grade.main, compare.main)
+
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        return (*self.grade.all, *self.compare.all)
+
+    def views(self, sample: Sample) -> list[View]:
+        n = len(sample.answers)
+        template = (self.grade if n == 1 else self.compare).choose(sample)
+        if template.answers_shown not in (None, n):
+            raise RowError("n-answers", f"field answers: {template.name} has no place for {n}")
+        return [View(template, tuple(range(1, n + 1)))]
+
+    def smaller_views(self, sample: Sample) -> list[View]:
+        return []
+
+    def record(self, sample: Sample, readings: Sequence[Reading]) -> Json:
+        raise NotImplementedError("lessons are shown, not judged")
+
+
 class ExampleMaker:
-    """Turns views of lessons into examples for one model."""
+    """Turns showings of lessons into examples for one model."""
 
     def __init__(
-        self, vocabulary: Vocabulary, templates: Templates, form: Form, max_length: int | None
+        self, lines: Lines, templates: TaughtTemplates, form: Form, max_length: int | None
     ) -> None:
         """`max_length` in tokens, prompt and target together, within what the model can read."""
-        self._vocabulary = vocabulary
+        self._lines = lines
+        self._vocabulary = lines.vocabulary
         self._templates = templates
         self._form = form
-        limits = (max_length, vocabulary.context, _NO_LIMIT)
+        limits = (max_length, lines.vocabulary.context, _NO_LIMIT)
         self._limit = min(limit for limit in limits if limit)
-        self._unlimited = Encoder(vocabulary, templates, self._config(_NO_LIMIT), 0)
+        self._unlimited = self._encoder(_NO_LIMIT)
 
     def make(
-        self, lessons: Sequence[Lesson], views: Sequence[View]
-    ) -> Iterator[tuple[View, Example | RowError]]:
-        """Each view with its example, or why there is none."""
-        for start in range(0, len(views), _AT_ONCE):
-            some = views[start : start + _AT_ONCE]
-            shown = [lessons[view.row].shown(view) for view in some]
+        self, lessons: Sequence[Lesson], showings: Sequence[Showing]
+    ) -> Iterator[tuple[Showing, Example | RowError]]:
+        """Each showing with its example, or why there is none."""
+        for start in range(0, len(showings), _AT_ONCE):
+            some = showings[start : start + _AT_ONCE]
+            shown = [lessons[showing.row].shown(showing) for showing in some]
             prompts = self._unlimited.encode([sample for sample, _ in shown])
-            for view, (sample, teaching), found in zip(some, shown, prompts, strict=True):
+            for showing, (sample, teaching), found in zip(some, shown, prompts, strict=True):
                 try:
-                    yield view, self._example(sample, teaching, found)
+                    yield showing, self._example(sample, teaching, found)
                 except RowError as error:
-                    yield view, error
+                    yield showing, error
 
     def _example(
         self, sample: Sample, teaching: Teaching, found: list[Prompt] | RowError
     ) -> Example:
         if isinstance(found, RowError):
             raise found
-        ids, roles = self._target(sample, teaching)
         (prompt,) = found
-        if len(prompt.ids) + len(ids) > self._limit:
-            prompt = self._shortened(sample, len(ids))
+        target = self._target(sample, prompt.view.template, teaching)
+        if len(prompt.ids) + len(target.ids) > self._limit:
+            prompt = self._shortened(sample, prompt.view, len(target.ids))
         return Example(
-            np.array([*prompt.ids, *ids], np.int32),
-            np.array([READ] * len(prompt.ids) + roles, np.uint8),
-            teaching.line,
+            np.array([*prompt.ids, *target.ids], np.int32),
+            np.array([READ] * len(prompt.ids) + target.roles, np.uint8),
+            target.line,
             prompt.flags,
         )
 
-    def _shortened(self, sample: Sample, room: int) -> Prompt:
+    def _shortened(self, sample: Sample, view: View, room: int) -> Prompt:
         """The prompt with its longer answers cut, so that the target fits behind it."""
-        encoder = Encoder(self._vocabulary, self._templates, self._config(self._limit), room)
-        (found,) = encoder.encode([sample])
+        kept_free = self._lines.of(view.template, len(view.shown)).longest  # by the encoder
+        (found,) = self._encoder(self._limit - room + kept_free).encode([sample])
         if isinstance(found, RowError):
             raise found
         return found[0]
 
-    def _target(self, sample: Sample, teaching: Teaching) -> tuple[list[int], list[int]]:
-        """The ids behind the prompt, and their roles."""
-        text, start = self._spell(teaching)
-        tail = self._templates.choose(sample).tail
-        end = start + len(teaching.line)
+    def _target(self, sample: Sample, template: Template, teaching: Teaching) -> Target:
+        """What is written behind the prompt, read off by the prompt's own last words."""
+        text, line, start = self._spell(template, teaching)
+        wrap = self._lines.wrap(template)
+        tail = template.render(sample)[-1].text if wrap is None else wrap.tail
+        end = start + len(line)
         before, whole = self._vocabulary.locate(tail), self._vocabulary.locate(tail + text)
         n = len(before.ids)
         if whole.ids[:n] != before.ids:
             raise ModelError(f"this tokenizer merges {text[:8]!r} across the end of the prompt")
-        ids, roles = [], []
+        target = Target([], [], line)
         for token, (place, _) in zip(whole.ids[n:], whole.offsets[n:], strict=True):
             if token in self._vocabulary.special:  # a reason may spell one
                 continue
-            ids.append(token)
-            roles.append(LINE if start <= place - len(tail) <= end else TAUGHT)
+            target.ids.append(token)
+            in_line = start - len(template.lead) <= place - len(tail) <= end
+            target.roles.append(LINE if in_line else TAUGHT)
         if not text.endswith("\n"):
-            ids.append(self._vocabulary.ends[0])
-            roles.append(LINE if self._form.explain_first else TAUGHT)
-        return ids, roles
+            target.ids.append(self._vocabulary.ends[0])
+            target.roles.append(LINE if template.reason_first else TAUGHT)
+        return target
 
-    def _spell(self, teaching: Teaching) -> tuple[str, int]:
-        """The target's text, and where in it the score line starts.
+    def _spell(self, template: Template, teaching: Teaching) -> tuple[str, str, int]:
+        """The target's text, the line in it, and where that starts.
 
         A line without a reason ends in its newline: whether more would follow is not taught.
         """
-        line, reason = teaching.line, teaching.reason
-        if self._form.explain_first:
+        line, reason = line_of(template, teaching), teaching.reason
+        if template.reason_first is not None:
             if not reason:
-                raise RowError("no-reason", "--explain-first: the teacher gives no reason")
-            return f"{reason}\n{line}", len(reason) + 1
-        return f"{line}\n" if self._form.scores_only or not reason else f"{line}\n{reason}", 0
+                raise RowError("no-reason", "the teacher gives no reason to come first")
+            text = f"{reason}{template.reason_first}"
+            return text + line, line, len(text)
+        behind = "\n" if self._form.scores_only or not reason else template.before_reason + reason
+        return template.lead + line + behind, line, len(template.lead)
 
-    def _config(self, max_length: int) -> Config:
-        return Config(inputs=(), output=None, model="", max_length=max_length)
+    def _encoder(self, max_length: int) -> Encoder:
+        config = Config(inputs=(), output=None, model="", max_length=max_length, max_new_tokens=0)
+        return Encoder(self._lines, self._templates, config)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is written behind a prompt: ids with their roles, and the line among them."""
+
+    ids: list[int]
+    roles: list[int]
+    line: str
+
+
+def line_of(template: Template, teaching: Teaching) -> str:
+    """A teacher's scores as the template's judge writes them: themselves, or who won."""
+    if template.verdicts is None:
+        return teaching.line
+    verdict = verdict_of(tuple(map(float, teaching.scores)))
+    return template.values[template.verdicts.index(verdict)]
 
 
 @dataclass(frozen=True)
 class Schedule:
     """All that is learnt, in order: places in `examples`, batch after batch.
 
-    `left_out` counts the views that gave no example, by reason; `shortened` those whose answers
+    `left_out` counts the showings that gave no example, by reason; `shortened` those whose answers
     were cut.
     """
 
@@ -173,7 +245,7 @@ class Schedule:
 
 def make_schedule(
     lessons: Sequence[Lesson],
-    epochs: Sequence[Sequence[View]],
+    epochs: Sequence[Sequence[Showing]],
     maker: ExampleMaker,
     batch: int,
     seed: int,
@@ -182,28 +254,24 @@ def make_schedule(
 
     The number of batches is rounded: the last samples are left out, or the first come again.
     """
-    wanted = sorted({view for views in epochs for view in views}, key=_view_key)
-    places: dict[View, int] = {}
+    wanted = sorted({showing for epoch in epochs for showing in epoch})
+    places: dict[Showing, int] = {}
     examples: list[Example] = []
     left_out: Counter[str] = Counter()
-    for view, found in maker.make(lessons, wanted):
+    for showing, found in maker.make(lessons, wanted):
         if isinstance(found, RowError):
             left_out[found.code] += 1
         else:
-            places[view] = len(examples)
+            places[showing] = len(examples)
             examples.append(found)
     order: list[int] = []
-    for epoch, views in enumerate(epochs):
-        there = [places[view] for view in views if view in places]
+    for epoch, showings in enumerate(epochs):
+        there = [places[showing] for showing in showings if showing in places]
         order += _in_batches(there, examples, batch, random.Random(f"{seed}/order/{epoch}"))
     steps = max(1, round(len(order) / batch)) if order else 0
     whole = [order[place % len(order)] for place in range(steps * batch)]
     shortened = sum(any(flag.startswith("truncated") for flag in e.flags) for e in examples)
     return Schedule(examples, whole, batch, left_out, shortened)
-
-
-def _view_key(view: View) -> tuple[int, tuple[int, ...], bool]:
-    return (view.row, view.order, view.with_reference)
 
 
 def _in_batches(

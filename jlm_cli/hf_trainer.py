@@ -14,7 +14,6 @@ import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,11 +35,12 @@ from transformers import (
 from jlm_cli import models
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder
-from jlm_cli.engine import Judge, Order
+from jlm_cli.engine import Judge
 from jlm_cli.errors import Ended, RowError, UsageError
 from jlm_cli.examples import LINE, READ, Example
 from jlm_cli.hf_engine import PackedEngine, PlainEngine, make_engine
 from jlm_cli.metrics import figures, summary_of, tally_of
+from jlm_cli.modes import Mode, Reading, flags_of, mode_of
 from jlm_cli.recipes import Recipe
 from jlm_cli.records import Json, Sample, judged_record
 from jlm_cli.report import Report
@@ -306,14 +306,16 @@ class Watch(TrainerCallback):
         self._report = report
         self._engine: PackedEngine | PlainEngine | None = None
         self._warned = False
-        config = Config((), None, course.config.base, swap=True, template=course.config.template)
-        room = course.line.longest
-        self._encoder = Encoder(
-            course.vocabulary,
-            course.templates,
-            replace(config, max_length=course.recipe.max_length),
-            room,
+        config = Config(
+            inputs=(),
+            output=None,
+            model=course.config.base,
+            swap=True,
+            template=course.config.template,
+            max_length=course.recipe.max_length,
         )
+        self._mode = mode_of(config) if course.material.watched else None
+        self._config = config
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         """A first signal ends the run behind the step under way, a second one at once."""
@@ -376,16 +378,17 @@ class Watch(TrainerCallback):
     def judge_watched(self) -> Json:
         """Agreement and swap consistency on the watched rows, by judging itself."""
         course = self._course
-        if not course.material.watched or course.config.form.explain_first:
+        if self._mode is None or course.config.form.explain_first:
             return {}
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         base = without_adapter_shell(model)
         if self._engine is None:
-            self._engine = make_engine(base, course.vocabulary)
+            self._engine = make_engine(base, course.lines.vocabulary)
         base.eval()
-        judge = Judge(self._engine, course.line, course.vocabulary)
+        encoder = Encoder(course.lines, self._mode, self._config)
+        judge = Judge(self._engine, course.lines, reason=False, new_tokens=0)
         try:
-            records = list(judged(course.material.watched, self._encoder, judge))
+            records = list(judged(course.material.watched, self._mode, encoder, judge))
         finally:
             model.train()
         return figures_of(records)
@@ -395,7 +398,7 @@ def _told(name: str, value: Any) -> bool:
     return isinstance(value, float) and name not in ("epoch", "learning_rate", "grad_norm")
 
 
-def judged(samples: Sequence[Sample], encoder: Encoder, judge: Judge) -> Iterator[Json]:
+def judged(samples: Sequence[Sample], mode: Mode, encoder: Encoder, judge: Judge) -> Iterator[Json]:
     """The records of samples in both orders; those that cannot be judged are left out."""
     for start in range(0, len(samples), _JUDGED_AT_ONCE):
         some = samples[start : start + _JUDGED_AT_ONCE]
@@ -404,12 +407,14 @@ def judged(samples: Sequence[Sample], encoder: Encoder, judge: Judge) -> Iterato
             for sample, prompts in zip(some, encoder.encode(some), strict=True)
             if not isinstance(prompts, RowError)
         ]
-        orders = [Order(p, swapped=n == 1) for _, prompts in there for n, p in enumerate(prompts)]
-        results = iter(judge.judge(orders) if orders else [])
-        for sample, _ in there:
-            given, other = next(results), next(results)
-            if not isinstance(given, RowError) and not isinstance(other, RowError):
-                yield judged_record(sample, "judge", given, other, compact=False)
+        asked = [prompt for _, prompts in there for prompt in prompts]
+        results = iter(judge.judge(asked) if asked else [])
+        for sample, prompts in there:
+            found = [next(results) for _ in prompts]
+            readings = [one for one in found if isinstance(one, Reading)]
+            if len(readings) == len(found):
+                said, flags = mode.record(sample, readings), flags_of(readings)
+                yield judged_record(sample, "judge", said, flags, 0, compact=False)
 
 
 def figures_of(records: Sequence[Json]) -> Json:
@@ -417,7 +422,7 @@ def figures_of(records: Sequence[Json]) -> Json:
     decided pairs, in both orders, whose better answer has the higher expected score."""
     summary = summary_of(tally_of(records), swap=True)
     hits = [
-        (float(np.sign(found["expected"][0] - found["expected"][1])) == wanted)
+        (_leaning(found) == wanted)
         for record in records
         if (wanted := _sign(record["gold"]))
         for found in (record, record["swapped"])
@@ -431,6 +436,12 @@ def figures_of(records: Sequence[Json]) -> Json:
         **(ordering if hits else {}),
         "baselines": summary.get("baselines", {}),
     }
+
+
+def _leaning(found: Json) -> float:
+    """1 where the first answer is expected to be better, -1 where the second is."""
+    first, second = found["expected"] or (found["p"]["1"], found["p"]["2"])
+    return float(np.sign(first - second))
 
 
 def _sign(gold: Any) -> float:

@@ -1,8 +1,8 @@
-"""What a judge learns from: samples with a teacher's judgments, and the views they are shown in.
+"""What a judge learns from: samples with a teacher's judgments, and how each is shown.
 
-A Lesson is a row of the training data. In each epoch it is shown in one View: an order of its
-answers, with or without its reference (paper, sections 5.1 to 5.3). Nothing is changed in place,
-so a view never depends on the views before it.
+A Lesson is a row of the training data. A Showing is an order of its answers, with or without its
+reference, drawn for each epoch (paper, sections 5.1 to 5.3). Nothing is changed in place, so it
+never depends on those before it.
 """
 
 from __future__ import annotations
@@ -76,21 +76,21 @@ class Lesson:
             tuple(self.about[place] for place in order) if self.about else (),
         )
 
-    def shown(self, view: View) -> tuple[Sample, Teaching]:
-        """The sample as a view shows it, and the judgment that was made of just that."""
-        lesson = self.reordered(view.order)
-        teaching = lesson.with_reference if view.with_reference else lesson.plain
-        assert teaching is not None  # views_of takes only what there is
+    def shown(self, showing: Showing) -> tuple[Sample, Teaching]:
+        """The sample as it is shown, and the judgment that was made of just that."""
+        lesson = self.reordered(showing.order)
+        teaching = lesson.with_reference if showing.with_reference else lesson.plain
+        assert teaching is not None  # showing_of takes only what there is
         sample = lesson.sample
-        if not view.with_reference:
+        if not showing.with_reference:
             sample = replace(sample, reference=None)
         scores = tuple(map(float, teaching.scores))
         verdict = verdict_of(scores) if len(scores) == 2 else None
         return replace(sample, gold=Gold(verdict, scores)), teaching
 
 
-@dataclass(frozen=True)
-class View:
+@dataclass(frozen=True, order=True)
+class Showing:
     """How a lesson is shown once."""
 
     row: int
@@ -107,15 +107,15 @@ class Shares:
     reference_drop: float = 0.5
 
 
-def view_of(lesson: Lesson, row: int, epoch: int, shares: Shares, seed: int) -> View:
-    """A lesson's view in an epoch, drawn from nothing but its place, the epoch and the seed."""
+def showing_of(lesson: Lesson, row: int, epoch: int, shares: Shares, seed: int) -> Showing:
+    """How a lesson is shown in an epoch, drawn from its place, the epoch and the seed alone."""
     draw = random.Random(f"{seed}/{epoch}/{row}")
     swap, drop = draw.random() < shares.swap, draw.random() < shares.reference_drop
     with_reference = lesson.with_reference is not None and not (drop and lesson.plain is not None)
     order = list(range(len(lesson.sample.answers)))
     if swap:
         _move(order, draw)
-    return View(row, tuple(order), with_reference)
+    return Showing(row, tuple(order), with_reference)
 
 
 def _move(order: list[int], draw: random.Random) -> None:
@@ -227,12 +227,12 @@ def _about(row: Json, n: int) -> tuple[Json, ...]:
     return tuple(found) if any(found) else ()
 
 
-def views(
+def showings(
     lessons: Sequence[Lesson], weights: Sequence[float], epoch: int, shares: Shares, seed: int
-) -> Iterator[View]:
-    """All views of an epoch in row order; a row of weight w comes w times."""
+) -> Iterator[Showing]:
+    """All showings of an epoch in row order; a row of weight w comes w times."""
     for row, lesson in enumerate(lessons):
         n = copies_in(epoch, row, weights[row], seed)
         for copy in range(n):
             # copies are drawn like further epochs, far from the real ones
-            yield view_of(lesson, row, epoch + copy * 1_000_003, shares, seed)
+            yield showing_of(lesson, row, epoch + copy * 1_000_003, shares, seed)

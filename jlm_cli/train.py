@@ -21,18 +21,18 @@ import orjson
 
 from jlm_cli import models, sharding
 from jlm_cli.config import file_sha256
-from jlm_cli.encoding import Templates, Vocabulary
+from jlm_cli.encoding import Lines
 from jlm_cli.errors import EXIT_OK, InputError, JlmError, RowError, UsageError
-from jlm_cli.examples import ExampleMaker, Form, Schedule, make_schedule
+from jlm_cli.examples import ExampleMaker, Form, Schedule, TaughtTemplates, make_schedule
 from jlm_cli.journal import Journal, folder_of
-from jlm_cli.lessons import Lesson, Shares, question_key, read_lesson, view_of, views
+from jlm_cli.lessons import Lesson, Shares, question_key, read_lesson, showing_of, showings
 from jlm_cli.model_card import model_card
+from jlm_cli.modes import identity
 from jlm_cli.recipes import Recipe, by_name
 from jlm_cli.records import Json, Sample
 from jlm_cli.report import Report
 from jlm_cli.runner import locked
 from jlm_cli.schemas import recognise
-from jlm_cli.scoreline import LineTokens
 from jlm_cli.source import open_source
 
 _HOLD_OUT_FROM = 400  # rows; fewer are all learnt from, and watched on themselves
@@ -96,9 +96,8 @@ class Course:
     config: TrainConfig
     recipe: Recipe
     files: models.ModelFiles
-    vocabulary: Vocabulary
-    templates: Templates
-    line: LineTokens
+    lines: Lines
+    templates: TaughtTemplates
     material: Material
     schedule: Schedule
 
@@ -135,23 +134,22 @@ def prepare(config: TrainConfig, report: Report) -> Course:
     files = models.find(config.base, report.note)
     if files.name == models.FAKE:
         raise UsageError("-m fake: the fake engine learns nothing; give a model")
+    templates = TaughtTemplates.of(config.template, config.form.explain_first)
     material = read_material(config)
-    vocabulary = models.load_vocabulary(files)
-    templates = Templates.of(config.template)
-    line = models.line_tokens(vocabulary, templates)
+    lines = Lines(models.load_vocabulary(files))
     recipe = by_name(config.recipe, models.n_weights(files), len(material.lessons))
     recipe = recipe.changed(**dict(config.changes))
     if recipe.lora and files.adapter is not None:
         raise UsageError(f"-m {config.base}: is itself an adapter; train all weights, --lora 0")
-    maker = ExampleMaker(vocabulary, templates, config.form, recipe.max_length)
+    maker = ExampleMaker(lines, templates, config.form, recipe.max_length)
     epochs = [
-        list(views(material.lessons, material.weights, epoch, config.shares, config.seed))
+        list(showings(material.lessons, material.weights, epoch, config.shares, config.seed))
         for epoch in range(recipe.epochs)
     ]
     schedule = make_schedule(material.lessons, epochs, maker, recipe.batch, config.seed)
     if not schedule.steps:
         raise InputError(f"{config.inputs[0]}: no row can be learnt from: {schedule.left_out}")
-    course = Course(config, recipe, files, vocabulary, templates, line, material, schedule)
+    course = Course(config, recipe, files, lines, templates, material, schedule)
     _tell(course, report)
     return course
 
@@ -213,7 +211,7 @@ def _samples(lessons: Sequence[Lesson], shares: Shares, seed: int) -> list[Sampl
     still = Shares(swap=0.0, reference_drop=shares.reference_drop)
     pairs = [lesson for lesson in lessons if len(lesson.sample.answers) == 2][:_WATCHED]
     return [
-        lesson.shown(view_of(lesson, row, 0, still, seed))[0] for row, lesson in enumerate(pairs)
+        lesson.shown(showing_of(lesson, row, 0, still, seed))[0] for row, lesson in enumerate(pairs)
     ]
 
 
@@ -226,7 +224,7 @@ def _tell(course: Course, report: Report) -> None:
     parts.append(f"{tokens:,} tokens")
     parts.append(f"{len(material.watched)} pairs watched ({material.watched_from})")
     if schedule.shortened:
-        parts.append(f"{schedule.shortened} views shortened")
+        parts.append(f"{schedule.shortened} samples shortened")
     if left_out:
         parts.append(f"left out: {_reasons(left_out)}")
     report.note("; ".join(parts))
@@ -281,7 +279,7 @@ def _facts(course: Course) -> Json:
     return {
         "data": [source["sha256"] for source in course.material.sources],
         "base": course.files.identity(),
-        "template": course.templates.identity(),
+        "template": identity(course.templates.templates),
         "validation": config.validation and file_sha256(Path(config.validation)),
         "weights": [dict(config.weights).get(name, 1.0) for name in config.inputs],
         **asdict(config.shares),

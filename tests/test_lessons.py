@@ -14,13 +14,13 @@ from jlm_cli.errors import RowError
 from jlm_cli.lessons import (
     Lesson,
     Shares,
+    Showing,
     Teaching,
-    View,
     read_lesson,
     renumbered,
+    showing_of,
+    showings,
     spelled,
-    view_of,
-    views,
 )
 from jlm_cli.records import Sample
 from jlm_cli.schemas import SCHEMAS, Schema
@@ -93,7 +93,7 @@ def test_judgments_follow_their_answers_over_epochs(
     """Whatever was shown before: scores, words and reference belong to what is shown now."""
     given = {answer: n for n, answer in enumerate(lesson.sample.answers)}
     for epoch in range(20):
-        view = view_of(lesson, 3, epoch, Shares(swap, drop), seed)
+        view = showing_of(lesson, 3, epoch, Shares(swap, drop), seed)
         sample, teaching = lesson.shown(view)
         assert (sample.reference is not None) == view.with_reference
         source = lesson.with_reference if view.with_reference else lesson.plain
@@ -107,10 +107,10 @@ def test_judgments_follow_their_answers_over_epochs(
 
 @given(lessons(), st.integers(0, 3))
 def test_the_extremes_of_the_shares(lesson: Lesson, epoch: int) -> None:
-    never = view_of(lesson, 0, epoch, Shares(0.0, 0.0), 0)
+    never = showing_of(lesson, 0, epoch, Shares(0.0, 0.0), 0)
     assert never.order == tuple(range(len(lesson.sample.answers)))
     assert never.with_reference == (lesson.with_reference is not None)
-    always = view_of(lesson, 0, epoch, Shares(1.0, 1.0), 0)
+    always = showing_of(lesson, 0, epoch, Shares(1.0, 1.0), 0)
     assert len(lesson.sample.answers) > 2 or always.order == (1, 0)
     assert always.with_reference == (lesson.plain is None)
 
@@ -118,23 +118,23 @@ def test_the_extremes_of_the_shares(lesson: Lesson, epoch: int) -> None:
 def test_shares_are_what_they_say() -> None:
     one = Teaching(("8", "5"))
     lesson = Lesson(Sample("a", 1, "q", ("x", "y"), "r"), one, one)
-    shown = [view_of(lesson, row, 0, Shares(0.25, 0.8), 0) for row in range(4000)]
+    shown = [showing_of(lesson, row, 0, Shares(0.25, 0.8), 0) for row in range(4000)]
     assert sum(view.order == (1, 0) for view in shown) == pytest.approx(1000, abs=120)
     assert sum(not view.with_reference for view in shown) == pytest.approx(3200, abs=120)
 
 
 def test_views_depend_on_nothing_but_the_seed() -> None:
     lesson = Lesson(Sample("a", 1, "q", ("x", "y")), Teaching(("8", "5")))
-    first = list(views([lesson] * 50, [1.0] * 50, 3, Shares(), 7))
-    assert first == list(views([lesson] * 50, [1.0] * 50, 3, Shares(), 7))
-    assert first != list(views([lesson] * 50, [1.0] * 50, 4, Shares(), 7))
-    assert first != list(views([lesson] * 50, [1.0] * 50, 3, Shares(), 8))
+    first = list(showings([lesson] * 50, [1.0] * 50, 3, Shares(), 7))
+    assert first == list(showings([lesson] * 50, [1.0] * 50, 3, Shares(), 7))
+    assert first != list(showings([lesson] * 50, [1.0] * 50, 4, Shares(), 7))
+    assert first != list(showings([lesson] * 50, [1.0] * 50, 3, Shares(), 8))
 
 
 def test_weights() -> None:
     lesson = Lesson(Sample("a", 1, "q", ("x", "y")), Teaching(("8", "5")))
     count = {
-        weight: len(list(views([lesson] * 1000, [weight] * 1000, 0, Shares(), 0)))
+        weight: len(list(showings([lesson] * 1000, [weight] * 1000, 0, Shares(), 0)))
         for weight in (0.0, 0.3, 1.0, 2.5)
     }
     assert count[0.0] == 0 and count[1.0] == 1000
@@ -214,5 +214,5 @@ def test_scores_are_spelled_as_score_lines_have_them() -> None:
         spelled((7.1, 7.2))
 
 
-def test_a_view_is_a_value() -> None:
-    assert View(1, (0, 1), False) == View(1, (0, 1), False)
+def test_a_showing_is_a_value() -> None:
+    assert Showing(1, (0, 1), False) == Showing(1, (0, 1), False)
