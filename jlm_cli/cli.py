@@ -296,6 +296,7 @@ def rank(
 
 app.command(epilog=cli_train.EXAMPLES)(cli_train.train)
 app.command(epilog=cli_train.DATA_EXAMPLES)(cli_train.data)
+app.command()(cli_train.adapter)
 
 
 def _output(inputs: list[str], output: str | None, command: str) -> Path | None:

@@ -226,6 +226,24 @@ def data(
     raise typer.Exit(making.run(config))
 
 
+def adapter(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model that was trained whole.")],
+    base: Annotated[str, typer.Option("-m", "--model", metavar="BASE", help="What it was.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The adapter.")],
+    rank: Annotated[int, typer.Option(min=1, help="More keeps more, and takes more room.")] = 32,
+    save_dtype: Annotated[Literal["bfloat16", "float32", "float16"], typer.Option()] = "bfloat16",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model that jlm made.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No notes.")] = False,
+) -> None:
+    """Turn a fully trained model into a small low-rank adapter of its base."""
+    from jlm_cli import low_rank
+
+    config = low_rank.AdapterConfig(model, base, output, rank, save_dtype, overwrite, quiet)
+    raise typer.Exit(low_rank.run(config))
+
+
 def _weight(text: str) -> tuple[str, float]:
     name, _, value = text.rpartition("=")
     try:

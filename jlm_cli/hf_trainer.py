@@ -39,6 +39,7 @@ from jlm_cli.engine import Judge
 from jlm_cli.errors import Ended, RowError, UsageError
 from jlm_cli.examples import LINE, READ, Example
 from jlm_cli.hf_engine import PackedEngine, PlainEngine, make_engine
+from jlm_cli.low_rank import save_adapter
 from jlm_cli.metrics import figures, summary_of, tally_of
 from jlm_cli.modes import Mode, Reading, flags_of, mode_of
 from jlm_cli.recipes import Recipe
@@ -477,25 +478,15 @@ def save_weights(trainer: JudgeTrainer, course: Course) -> None:
     if trainer.is_world_process_zero():
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
-        saved = {name: weight.to(dtype) for name, weight in state.items()}
         if course.recipe.lora:
-            _save_adapter(model, draft, saved, course.config.base)
+            save_adapter(model, draft, course.config.base, course.config.save_dtype, state)
         else:
+            saved = {name: weight.to(dtype) for name, weight in state.items()}
             model.config.use_cache = True
             model.config.dtype = dtype
             model.save_pretrained(draft, state_dict=saved)
             copy_tokenizer(course.files, draft)
     trainer.accelerator.wait_for_everyone()
-
-
-def _save_adapter(model: Any, folder: Path, state: Mapping[str, torch.Tensor], base: str) -> None:
-    """With the base's name as `jlm -m` knows it."""
-    path = Path(base)
-    name = str(path.resolve()) if path.exists() else base
-    for adapter in model.peft_config.values():
-        adapter.base_model_name_or_path = name
-    model.save_pretrained(folder, state_dict=state)
-    (folder / "README.md").unlink(missing_ok=True)
 
 
 def copy_tokenizer(files: models.ModelFiles, folder: Path) -> None:

@@ -114,7 +114,7 @@ class Trained:
 
 def run(config: TrainConfig) -> int:
     """Train, and write the model's folder; the exit status. Raises JlmError."""
-    _check_output(config)
+    _check(config)
     first = not sharding.started_by_launcher() or int(os.environ["RANK"]) == 0
     report = Report(config.quiet or not first)
     course = prepare(config, report)
@@ -240,20 +240,24 @@ def _reasons(left_out: Counter[str]) -> str:
     return ", ".join(f"{count} {code}" for code, count in sorted(left_out.items())) or "none"
 
 
-def _check_output(config: TrainConfig) -> None:
+def _check(config: TrainConfig) -> None:
     if "-" in config.inputs:
         raise UsageError("-: train reads its data more than once; give files")
-    output = config.output
-    if output.exists() and not (config.overwrite and (output / "train.json").is_file()):
-        raise UsageError(
-            f"{output}: exists; name another folder with --output, or take --overwrite where "
-            "it is a model that jlm trained"
-        )
-    if not output.parent.is_dir():
-        raise UsageError(f"{output}: there is no folder {output.parent}")
+    check_output(config.output, config.overwrite)
     for name, weight in config.weights:
         if name not in config.inputs:
             raise UsageError(f"--weight {name}={weight:g}: {name} is not among the inputs")
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raises UsageError for a folder that must not be, or cannot be, written."""
+    if output.exists() and not (overwrite and (output / "train.json").is_file()):
+        raise UsageError(
+            f"{output}: exists; name another folder with --output, or take --overwrite where "
+            "it is a model that jlm made"
+        )
+    if not output.parent.is_dir():
+        raise UsageError(f"{output}: there is no folder {output.parent}")
 
 
 def _begin(course: Course, report: Report) -> None:
@@ -333,12 +337,12 @@ def _finish(course: Course, trained: Trained, report: Report) -> None:
         orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     )
     (draft / "README.md").write_text(model_card(config.output.name, summary), "utf-8")
-    _put_in_place(draft, config.output)
+    put_in_place(draft, config.output)
     shutil.rmtree(config.partial)
     report.note(f"the model is in {config.output}; judge with: jlm judge -m {config.output} …")
 
 
-def _put_in_place(draft: Path, output: Path) -> None:
+def put_in_place(draft: Path, output: Path) -> None:
     for path in draft.iterdir():
         path.chmod(0o644)  # safetensors writes for its user alone
         with path.open("rb") as file:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Done, Jlm, load, pair, read_rows, write_rows
 
 from jlm_cli import models
@@ -216,6 +217,24 @@ def test_an_adapter_folder_judges(tmp_path: Path, jlm: Jlm, data: Path, replica:
     assert jlm(*command(replica, "b"), "--weight", "no.jsonl=1").code == 2
     done = jlm("train", "t.jsonl", "-m", "a", "-o", "c", "--lora", "2")
     assert done.code == 2 and "itself an adapter" in done.err
+
+
+def test_a_trained_model_as_an_adapter(
+    tmp_path: Path, jlm: Jlm, replica: Path, unbroken: Path
+) -> None:
+    """At full rank the adapter is the model; at a small one it keeps a part of the change."""
+    words = ["adapter", str(unbroken), "-m", str(replica), "--save-dtype", "float32"]
+    full, small = (jlm(*words, "-o", f"r{rank}", "--rank", rank) for rank in ("172", "4"))
+    assert full.code == 0 and "keeps 100.0%" in full.err, full.err
+    assert small.code == 0 and "keeps" in small.err, small.err
+    ids = torch.tensor([[1, 5, 6, 7, 300]])
+    wanted, found = load(str(unbroken)), load(str(tmp_path / "r172"))
+    assert found.files.adapter == tmp_path / "r172"
+    with torch.inference_mode():
+        assert torch.allclose(wanted.model(ids).logits, found.model(ids).logits, atol=1e-3)
+    assert "before its change was cut to rank 4" in (tmp_path / "r4" / "README.md").read_text()
+    done = jlm("adapter", str(replica), "-m", str(replica), "-o", "none")
+    assert done.code == 2 and "no matrix of the model differs" in done.err
 
 
 @pytest.mark.parametrize(
