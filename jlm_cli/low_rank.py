@@ -66,53 +66,67 @@ def low_rank(base: Any, trained: Any, rank: int) -> tuple[Any, float]:
     """The base with an adapter that brings it near the trained model, and the share of the squared
     change of the matrices that it holds. Raises UsageError where the two do not belong together.
     """
-    import torch
     from peft import LoraConfig, get_peft_model
 
-    before, after = dict(base.named_parameters()), dict(trained.named_parameters())
-    if {n: w.shape for n, w in before.items()} != {n: w.shape for n, w in after.items()}:
-        raise UsageError("the model and the base have other shapes: one was not made of the other")
-    head = base.get_output_embeddings()
-    changed = {n.rpartition(".")[0] for n, w in before.items() if not torch.equal(w, after[n])}
-    matrices = {
-        name: module
-        for name, module in base.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head and name in changed
-    }
-    others = sorted(changed - matrices.keys())
-    if any(base.get_submodule(name) in (head, base.get_input_embeddings()) for name in others):
-        raise UsageError("its embeddings were trained as well: take --freeze embeddings in train")
-    if not matrices:
-        raise UsageError("no matrix of the model differs from the base")
+    matrices, others = changes(base, trained)
     wanted = LoraConfig(
         r=rank,
         lora_alpha=rank,  # so that the scale is 1
         target_modules=sorted(matrices),
-        modules_to_save=others or None,
+        modules_to_save=sorted(others) or None,
         task_type="CAUSAL_LM",
     )
+    adapted: Any = get_peft_model(base, wanted)
+    return adapted, _fill(adapted.get_base_model(), matrices, others, rank)
+
+
+def changes(base: Any, trained: Any) -> tuple[Json, Json]:
+    """By module: how far its matrix moved; and of what is no matrix, the weights as trained.
+
+    Raises UsageError where an adapter cannot hold them.
+    """
+    import torch
+
+    before, after = dict(base.named_parameters()), dict(trained.named_parameters())
+    if {n: w.shape for n, w in before.items()} != {n: w.shape for n, w in after.items()}:
+        raise UsageError("the model and the base have other shapes: one was not made of the other")
+    embeddings = (base.get_input_embeddings(), base.get_output_embeddings())
+    matrices: Json = {}
+    others: Json = {}
+    for name, weight in before.items():
+        if torch.equal(weight, after[name]):
+            continue
+        owner, _, key = name.rpartition(".")
+        module = base.get_submodule(owner)
+        if module in embeddings:
+            raise UsageError("its embeddings were trained as well: train with --freeze embeddings")
+        if isinstance(module, torch.nn.Linear) and key == "weight":
+            matrices[owner] = (after[name] - weight).detach()
+        else:
+            others.setdefault(owner, {})[key] = after[name].detach()
+    if not matrices:
+        raise UsageError("no matrix of the model differs from the base")
+    return matrices, others
+
+
+def _fill(inner: Any, matrices: Json, others: Json, rank: int) -> float:
+    """Put the changes into a fresh adapter; the share of the matrices' change that fits."""
+    import torch
+
     total = lost = 0.0
-    changes = {n: (after[f"{n}.weight"] - m.weight).detach() for n, m in matrices.items()}
-    saved = {name: {k: after[f"{name}.{k}"].detach() for k in _own(base, name)} for name in others}
-    adapted = get_peft_model(base, wanted)
-    inner = adapted.get_base_model()
     with torch.no_grad():
-        for name, change in changes.items():
+        for name, change in matrices.items():
             down, up = factors(change, rank)
             layer = inner.get_submodule(name)
             layer.lora_A["default"].weight.copy_(down)
             layer.lora_B["default"].weight.copy_(up)
             total += float(change.square().sum())
             lost += float((change - up @ down).square().sum())
-        for name, weights in saved.items():
+        for name, weights in others.items():
             module = inner.get_submodule(name).modules_to_save["default"]
             for key, weight in weights.items():
                 getattr(module, key).copy_(weight)
-    return adapted, 1 - lost / total if total else 1.0
-
-
-def _own(model: Any, name: str) -> list[str]:
-    return [key for key, _ in model.get_submodule(name).named_parameters(recurse=False)]
+    return 1 - lost / total
 
 
 def factors(change: Any, rank: int) -> tuple[Any, Any]:
@@ -133,7 +147,7 @@ def factors(change: Any, rank: int) -> tuple[Any, Any]:
 def save_adapter(
     model: Any, folder: Path, base: str, dtype: str, state: Json | None = None
 ) -> None:
-    """With the base's name as `jlm -m` knows it. `state` are weights gathered from all processes."""
+    """With the base's name as `jlm -m` knows it; `state` are weights that were gathered before."""
     import torch
 
     path = Path(base)
