@@ -38,7 +38,7 @@ from jlm_cli.source import open_source
 _HOLD_OUT_FROM = 400  # rows; fewer are all learnt from, and watched on themselves
 _HELD_OUT_SHARE = 20  # one question in so many is held out
 _WATCHED = 200  # rows that are judged each time, at most
-_WATCHED_OF_TRAINING = 64
+_WATCHED_OF_TRAINING = 32
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
 
 
