@@ -331,3 +331,23 @@ def test_accelerate_reads_the_recipes(path: Path) -> None:
     assert config.mixed_precision == "bf16"
     assert config.num_processes == (16 if "33b" in path.name else 8)
     assert 128 % config.num_processes == 0
+
+
+@pytest.mark.slow
+def test_plain_pairs_are_learnt_by_default(tmp_path: Path, jlm: Jlm) -> None:
+    """64 fitting answers beside off-topic ones, by the built-in base, without an option."""
+    source = str(models_root() / "samples" / "rated_answers.jsonl")
+    plain = ["--bad", "1", "--bad-kind", "off-topic", "--rows", "64", "--validation", "0"]
+    assert jlm("data", source, "-o", "set", *plain).code == 0
+    done = jlm("train", "set/train.jsonl", "-m", "tiny-base", "-o", "m")
+    assert done.code == 0, done.err
+    judged = jlm("judge", "set/train.jsonl", "-m", "m", "--swap", "-o", "out.jsonl")
+    assert judged.code == 0, judged.err
+    records = read_rows(tmp_path / "out.jsonl")
+    gold = [{True: "1", False: "2"}[r["gold"][0] > r["gold"][1]] for r in records]
+    for said in ("given", "swapped"):
+        right = sum(
+            (r if said == "given" else r["swapped"])["verdict"] == wanted
+            for r, wanted in zip(records, gold, strict=True)
+        )
+        assert right >= 0.95 * 64, said
