@@ -75,7 +75,7 @@ def train(course: Course, report: Report) -> Trained:
     """Train to the end, from the last checkpoint if there is one; the weights go into a draft
     beside the output. Raises Ended where a signal stopped it, with a checkpoint left behind."""
     arguments = training_arguments(course)
-    model = prepare_model(course)
+    model = prepare_model(course, arguments.device.type)
     watch = Watch(course, report)
     trainer = JudgeTrainer(
         line_weight=1.0 if course.config.form.scores_only else course.recipe.line_weight,
@@ -124,7 +124,7 @@ def training_arguments(course: Course) -> TrainingArguments:
     device = models.choose_device(config.device)
     world = int(os.environ.get("WORLD_SIZE", 1))
     micro = micro_batch(recipe.batch, world, config.micro_batch)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(config.partial),
         num_train_epochs=1,  # the schedule holds all epochs
         per_device_train_batch_size=micro,
@@ -150,6 +150,9 @@ def training_arguments(course: Course) -> TrainingArguments:
         dataloader_pin_memory=device == "cuda",
         label_names=["labels"],
     )
+    if world == 1 and arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # one process trains on one GPU; a launcher starts more
+    return arguments
 
 
 def micro_batch(batch: int, world: int, wanted: int | None) -> int:
@@ -164,10 +167,12 @@ def micro_batch(batch: int, world: int, wanted: int | None) -> int:
     return max(size for size in range(1, min(share, _MICRO_BATCH) + 1) if share % size == 0)
 
 
-def prepare_model(course: Course) -> Any:
-    """The base with what is trained marked so. float32: small steps vanish in bfloat16."""
+def prepare_model(course: Course, device: str) -> Any:
+    """The base with what is trained marked so. float32, since small steps vanish in bfloat16; below
+    adapters the base stays as it is, and bfloat16 saves half the memory."""
     recipe = course.recipe
-    model = models.load_model(course.files, "float32", {})
+    half = recipe.lora and device == "cuda"
+    model = models.load_model(course.files, "bfloat16" if half else "float32", {})
     model.config.use_cache = False
     if recipe.gradient_checkpointing:
         whole: Any = model

@@ -41,9 +41,10 @@ def model_card(name: str, run: Json) -> str:
 
 def _front_matter(run: Json) -> str:
     base = orjson.dumps(run["base"]).decode()
-    licence = orjson.dumps(run["licence"]).decode() if run["licence"] else "other"
+    name = orjson.dumps(run["licence"] or "see below").decode()
     return (
-        f"---\nbase_model: {base}\nlicense: {licence}\nlibrary_name: transformers\n"
+        f"---\nbase_model: {base}\nlicense: other\nlicense_name: {name}\n"
+        "library_name: transformers\n"
         "pipeline_tag: text-generation\ntags: [judge, jlm]\n---"
     )
 
