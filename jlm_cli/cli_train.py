@@ -179,6 +179,9 @@ def data(
     ties: Annotated[
         float, typer.Option(min=0, max=1, help="Share of rows that may hold equal scores.")
     ] = 0.05,
+    gap: Annotated[
+        float, typer.Option(min=0, max=7, help="Points that real answers in a row are apart.")
+    ] = 1.0,
     validation: Annotated[
         float, typer.Option(min=0, max=1, help="Share of questions for validation.")
     ] = 0.1,
@@ -213,6 +216,7 @@ def data(
         bad_kinds=tuple(bad_kind or ()),
         reference=reference,
         ties=ties,
+        gap=gap,
         validation=validation,
         hold_out=tuple(hold_out or ()),
         longest=longest,

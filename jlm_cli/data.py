@@ -39,8 +39,8 @@ _QUALITIES = ("win_prob", "rating", "score")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """One run of `data`. All shares are between 0 and 1; `longest` is in characters; no `bad_kinds`
-    are all of them."""
+    """One run of `data`. All shares are between 0 and 1; `longest` is in characters; `gap` is how
+    many points real answers in a row are apart; no `bad_kinds` are all of them."""
 
     inputs: tuple[str, ...]
     output: Path
@@ -50,6 +50,7 @@ class DataConfig:
     bad_kinds: tuple[str, ...] = ()
     reference: float = 0.5
     ties: float = 0.05
+    gap: float = 1.0
     validation: float = 0.1
     hold_out: tuple[str, ...] = ()
     longest: int | None = None
@@ -365,7 +366,8 @@ def _drawn_row(
     one: Answered, other: str, count: int, scale: Scale, config: DataConfig, draw: random.Random
 ) -> Json:
     bad = draw.random() < config.bad
-    chosen = _choose(one, count - bad, scale, draw.random() < config.ties, draw)
+    gap = 0.0 if draw.random() < config.ties else config.gap
+    chosen = _choose(one, count - bad, scale, gap, draw)
     if bad or len(chosen) < count:
         chosen = _with_spoiled(one, other, chosen, count, config, draw)
     draw.shuffle(chosen)
@@ -381,16 +383,16 @@ def _drawn_row(
 
 
 def _choose(
-    one: Answered, count: int, scale: Scale, tie: bool, draw: random.Random
+    one: Answered, count: int, scale: Scale, gap: float, draw: random.Random
 ) -> list[Choice]:
-    """Real answers with different scores, or with equal ones where a tie is wanted."""
+    """Real answers whose scores are so far apart; fewer than `count` where there are no more."""
     answers = list(one.answers)
     draw.shuffle(answers)
-    scored = [Choice(a.text, scale.score(one.source, a.quality), a.model) for a in answers]
     chosen: list[Choice] = []
-    for choice in scored:
-        if len(chosen) < count and (tie or choice.score not in {c.score for c in chosen}):
-            chosen.append(choice)
+    for answer in answers:
+        score = scale.score(one.source, answer.quality)
+        if len(chosen) < count and all(abs(score - c.score) >= gap for c in chosen):
+            chosen.append(Choice(answer.text, score, answer.model))
     return chosen
 
 

@@ -174,6 +174,14 @@ def test_kinds_of_bad_answers(tmp_path: Path, jlm: Jlm, source: Path) -> None:
         assert "off-topic" in row["models"] and "answers another question" in row["gold"]
 
 
+def test_real_answers_are_a_gap_apart(tmp_path: Path, jlm: Jlm, source: Path) -> None:
+    words = ["--bad", "0", "--gap", "4", "--ties", "0", "--reference", "0", "--rows", "60"]
+    assert jlm("data", "rated.jsonl", "-o", "set", *words).code == 0
+    for row in made(tmp_path / "set")[0]:
+        first, second = map(float, row["gold"].split("\n")[0].split())
+        assert abs(first - second) >= 3  # spoiled where no real answer is so far away
+
+
 @given(st.text(max_size=300), st.text(max_size=100), st.text(max_size=300), st.integers())
 def test_anything_can_be_spoiled(good: str, question: str, other: str, seed: int) -> None:
     for kinds in ((), *((kind,) for kind in KINDS)):
