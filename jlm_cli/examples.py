@@ -186,7 +186,7 @@ class ExampleMaker:
         if template.reason_first is not None:
             if not reason:
                 raise RowError("no-reason", "the teacher gives no reason to come first")
-            text = f"{reason}{template.reason_first}"
+            text = f"{reason}{template.reason_first}{template.lead}"
             return text + line, line, len(text)
         behind = "\n" if self._form.scores_only or not reason else template.before_reason + reason
         return template.lead + line + behind, line, len(template.lead)
