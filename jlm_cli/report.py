@@ -44,6 +44,16 @@ def shown(text: object, width: int = 60) -> Text:
     return Text(safe if len(safe) <= width else safe[: width - 1] + "…")
 
 
+def escaped(text: str) -> str:
+    """All of a text from outside, safe for a terminal: what could steer it is spelled out."""
+    return "".join(
+        char
+        if char in "\n\t\u200c\u200d" or unicodedata.category(char)[0] != "C"
+        else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 class Counted(Protocol):
     """What a tally of any command knows."""
 
@@ -160,13 +170,16 @@ class Report:
         if board := summary.get("leaderboard"):
             self._console.print(_leaderboard(board))
         if untrained:
-            self._console.print(
-                Text(
-                    f"The model {summary['model']} is untrained as a judge: these verdicts mean "
-                    "nothing. Take a trained one: --model BAAI/JudgeLM-7B-v1.0, or your own.",
-                    style="bold yellow",
-                )
+            self.untrained(summary["model"])
+
+    def untrained(self, model: str) -> None:
+        self._console.print(
+            Text(
+                f"The model {model} is untrained as a judge: these verdicts mean nothing. "
+                "Take a trained one: --model BAAI/JudgeLM-7B-v1.0, or your own.",
+                style="bold yellow",
             )
+        )
 
 
 def _leaderboard(board: Json) -> Table:
