@@ -573,6 +573,11 @@ def _weight_bytes(files: ModelFiles, dtype: str, quantize: Quantize | None) -> i
     return int(size * each / (0.6 if files.gguf else 2))
 
 
+def n_weights(files: ModelFiles) -> int:
+    """How many weights a model has, about, by the size of its files."""
+    return _weight_bytes(files, "bfloat16", None) // 2
+
+
 def _identity_of(path: Path) -> list[Any]:
     status = path.stat()
     if status.st_size < 1 << 20:

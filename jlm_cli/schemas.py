@@ -20,7 +20,17 @@ from jlm_cli.errors import InputError, RowError
 from jlm_cli.records import Gold, Json, Sample, need_id, need_text, read_gold
 from jlm_cli.source import Source, open_source
 
-_NATIVE_FIELDS = ("id", "question", "answers", "answer", "reference", "gold", "models", "category")
+_NATIVE_FIELDS = (
+    "id",
+    "question",
+    "answers",
+    "answer",
+    "reference",
+    "gold",
+    "gold_without_reference",  # of training rows that hold both judgments
+    "models",
+    "category",
+)
 
 
 @dataclass(frozen=True)
