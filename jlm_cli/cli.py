@@ -104,6 +104,10 @@ def judge(
         Literal["truncate", "error"],
         typer.Option(help="What to do with a longer one: cut the longer answer, or an error."),
     ] = "truncate",
+    on_injection: Annotated[
+        Literal["flag", "neutralize", "error"],
+        typer.Option(help="What to do with answers that forge the prompt's structure."),
+    ] = "flag",
     schema: Annotated[str, typer.Option(help="Input format, told by its fields.")] = "auto",
     field_map: Annotated[
         list[str] | None,
@@ -155,6 +159,7 @@ def judge(
         batch_tokens=batch_tokens,
         max_length=max_length,
         on_overflow=on_overflow,
+        on_injection=on_injection,
         schema=schema,
         field_map=tuple(_pair(text) for text in field_map or ()),
         limit=limit,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Overflow = Literal["truncate", "error"]
+OnInjection = Literal["flag", "neutralize", "error"]
 
 # What a run may go on with otherwise without changing a byte; and what it must go on with, but
 # which Run tells by what it came to: the contents of files, the device that was chosen.
@@ -47,6 +48,7 @@ class Config:
     batch_tokens: int | None = None
     max_length: int | None = None
     on_overflow: Overflow = "truncate"
+    on_injection: OnInjection = "flag"
     schema: str = "auto"
     field_map: tuple[tuple[str, str], ...] = ()
     limit: int | None = None

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 
 from jlm_cli.config import Config
 from jlm_cli.errors import RowError
+from jlm_cli.injection import guard
 from jlm_cli.prompts import DEFAULT, DEFAULT_WITH_REFERENCE, Piece, Template, load
-from jlm_cli.records import Sample
+from jlm_cli.records import Sample, field_names, field_of, with_field
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
+
+
+_BREAKS = 4  # times that a sample's text is broken up; new tokens have never come of it
+MOST_TOKENS = 1 << 20  # of a prompt, where a model names no limit of its own
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,15 @@ def swapped(sample: Sample) -> Sample:
     return replace(sample, answers=sample.answers[::-1], models=models, gold=None)
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A sample as it will be judged, its prompt in each order as text, and its flags so far."""
+
+    sample: Sample
+    flags: tuple[str, ...]
+    texts: list[str]
+
+
 class Encoder:
     """Turns samples into prompts, one for each order that is judged."""
 
@@ -98,51 +112,89 @@ class Encoder:
         self._vocabulary = vocabulary
         self._templates = templates
         self._config = config
-        room = config.max_length or vocabulary.context
-        self._limit = None if room is None else room - line_tokens
+        room = config.max_length or vocabulary.context or MOST_TOKENS
+        self._limit = max(room - line_tokens, 0)
+        self._longest_token = max(map(len, vocabulary.tokenizer.get_vocab()))
 
     def encode(self, samples: Sequence[Sample]) -> list[list[Prompt] | RowError]:
         """For each sample its prompts (one, or two with `swap`), or why there are none."""
         drafts = [self._draft(sample) for sample in samples]
-        texts = [text for draft in drafts if not isinstance(draft, RowError) for text in draft]
+        texts = [text for draft in drafts if isinstance(draft, Draft) for text in draft.texts]
         encodings = iter(self._vocabulary.encode(texts))
         prompts: list[list[Prompt] | RowError] = []
-        for sample, draft in zip(samples, drafts, strict=True):
+        for draft in drafts:
             if isinstance(draft, RowError):
                 prompts.append(draft)
                 continue
-            ids = [[*self._vocabulary.bos, *next(encodings).ids] for _ in draft]
-            prompts.append(self._finish(sample, ids))
+            ids = [[*self._vocabulary.bos, *next(encodings).ids] for _ in draft.texts]
+            prompts.append(self._finish(draft, ids))
         return prompts
 
-    def _draft(self, sample: Sample) -> list[str] | RowError:
+    def _draft(self, sample: Sample) -> Draft | RowError:
         try:
-            return [_text(pieces) for pieces in self._renders(sample)]
+            bounded, flags = self._bounded(sample)
+            safe, forged = guard(bounded, self._config.on_injection)
+            texts = [_text(pieces) for pieces in self._renders(safe)]
+            return Draft(safe, (*flags, *forged), texts)
         except RowError as error:
             return error
+
+    def _bounded(self, sample: Sample) -> tuple[Sample, tuple[str, ...]]:
+        """Without what no tokenizer could make fit, so that no text costs more than the limit."""
+        most, flags = self._limit * self._longest_token, []
+        for name in field_names(sample):
+            text = field_of(sample, name)
+            if len(text) <= most:
+                continue
+            if self._config.on_overflow == "error" or not name.startswith("answer_"):
+                raise RowError(
+                    "too-long",
+                    f"field {name}: {len(text)} characters, more than {self._limit} tokens hold",
+                )
+            sample = with_field(sample, name, text[:most])
+            flags.append(f"truncated:{name}")
+        return sample, tuple(flags)
 
     def _renders(self, sample: Sample) -> list[list[Piece]]:
         orders = [sample, swapped(sample)] if self._config.swap else [sample]
         return [self._templates.choose(order).render(order) for order in orders]
 
-    def _finish(self, sample: Sample, ids: list[list[int]]) -> list[Prompt] | RowError:
+    def _finish(self, draft: Draft, ids: list[list[int]]) -> list[Prompt] | RowError:
         """The common case passes through; the rest is neutralised, shortened or refused."""
-        flags: list[str] = []
+        sample, flags = draft.sample, list(draft.flags)
         try:
-            if any(self._vocabulary.special.intersection(row[self._n_bos :]) for row in ids):
+            if self._any_special(ids):
                 sample, ids = self._neutralise(sample, flags)
             if self._excess(ids) > 0:
-                ids = self._shorten(sample, ids, flags)
+                sample, ids = self._shorten(sample, ids, flags)
+            if sample is not draft.sample:
+                return self._checked_again(sample, ids, flags)
         except RowError as error:
             return error
-        return [Prompt(tuple(row), tuple(flags)) for row in ids]
+        return _prompts(ids, flags)
+
+    def _checked_again(
+        self, sample: Sample, ids: list[list[int]], flags: list[str]
+    ) -> list[Prompt] | RowError:
+        """What was broken up or cut may end in a score line, or join to a token, only now."""
+        safe, forged = guard(sample, self._config.on_injection)
+        flags += forged
+        if safe is not sample:
+            texts = [_text(pieces) for pieces in self._renders(safe)]
+            return self._finish(Draft(safe, tuple(flags), texts), self._ids(safe))
+        if self._any_special(ids) and (found := self._special_in(sample)):
+            raise RowError("special", f"field {found[0][0]}: spells a control token of the model")
+        return _prompts(ids, flags)
+
+    def _any_special(self, ids: list[list[int]]) -> bool:
+        return any(self._vocabulary.special.intersection(row[self._n_bos :]) for row in ids)
 
     @property
     def _n_bos(self) -> int:
         return len(self._vocabulary.bos)
 
     def _excess(self, ids: list[list[int]]) -> int:
-        return 0 if self._limit is None else max(map(len, ids)) - self._limit
+        return max(map(len, ids)) - self._limit
 
     def _ids(self, sample: Sample) -> list[list[int]]:
         texts = [_text(pieces) for pieces in self._renders(sample)]
@@ -150,33 +202,46 @@ class Encoder:
         return [[*bos, *encoding.ids] for encoding in self._vocabulary.encode(texts)]
 
     def _neutralise(self, sample: Sample, flags: list[str]) -> tuple[Sample, list[list[int]]]:
-        """Break up user text that became a special or added token, until none is left."""
-        while (found := self._special_in(sample)) is not None:
-            field, start, end = found
-            text = _field_of(sample, field)
-            # a space inside keeps the text readable; a token of one character can only go
-            broken = text[start] + " " + text[start + 1 : end] if end - start > 1 else "\ufffd"
-            sample = _with_field(sample, field, text[:start] + broken + text[end:])
-            flags.append(f"special:{field}")
+        """Break up user text that became a special or added token."""
+        for _ in range(_BREAKS):
+            found = self._special_in(sample)
+            for field, start, end in reversed(found):
+                text = field_of(sample, field)
+                # a space inside keeps the text readable; a token of one character can only go
+                broken = text[start] + " " + text[start + 1 : end] if end - start > 1 else "\ufffd"
+                sample = with_field(sample, field, text[:start] + broken + text[end:])
+            flags += [f"special:{field}" for field, _, _ in found]
         flags[:] = dict.fromkeys(flags)
         return sample, self._ids(sample)
 
-    def _special_in(self, sample: Sample) -> tuple[str, int, int] | None:
-        """The first special token that stems from a field, as (field, start, end) in its text."""
+    def _special_in(self, sample: Sample) -> list[tuple[str, int, int]]:
+        """The special tokens that stem from a field, as (field, start, end) in its text, of the
+        first order that has any."""
         for render, order in zip(self._renders(sample), (False, True), strict=False):
             encoding = self._vocabulary.locate(_text(render))
-            for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-                if token not in self._vocabulary.special:
-                    continue
-                for field, field_start, field_end in _spans(render):
-                    if field_start <= start < field_end:
-                        name = _original(field, order, len(sample.answers))
-                        return name, start - field_start, min(end, field_end) - field_start
-        return None
+            places = [
+                offsets
+                for token, offsets in zip(encoding.ids, encoding.offsets, strict=True)
+                if token in self._vocabulary.special
+            ]
+            found = [
+                (
+                    _original(field, order, len(sample.answers)),
+                    max(start - at, 0),
+                    min(end, to) - at,
+                )
+                for field, at, to in _spans(render)
+                for start, end in places
+                if start < to and end > at
+            ]
+            if found:
+                return found
+        return []
 
-    def _shorten(self, sample: Sample, ids: list[list[int]], flags: list[str]) -> list[list[int]]:
+    def _shorten(
+        self, sample: Sample, ids: list[list[int]], flags: list[str]
+    ) -> tuple[Sample, list[list[int]]]:
         """Cut the longer answer's tail first, alike for both orders, until the prompt fits."""
-        assert self._limit is not None
         if self._config.on_overflow == "error":
             raise RowError("too-long", f"{max(map(len, ids))} tokens, the limit is {self._limit}")
         cut = 0
@@ -190,7 +255,7 @@ class Encoder:
         ):
             if before != after:
                 flags.append(f"truncated:answer_{n}")
-        return ids
+        return sample, ids
 
     def _cut_answers(self, sample: Sample, cut: int) -> Sample:
         render = self._renders(sample)[0]
@@ -199,16 +264,21 @@ class Encoder:
         starts = [[s for s, _ in offsets if start <= s < end] for _, start, end in spans]
         level = _level([len(tokens) for tokens in starts], cut)
         if level == 0:
-            longest = max(("question", "reference"), key=lambda f: len(_field_of(sample, f)))
+            longest = max(("question", "reference"), key=lambda f: len(field_of(sample, f)))
             raise RowError(
                 "too-long",
                 f"field {longest}: leaves no room for the answers in {self._limit} tokens",
             )
         for (field, start, _), tokens in zip(spans, starts, strict=True):
             if len(tokens) > level:
-                kept = _field_of(sample, field)[: tokens[level] - start]
-                sample = _with_field(sample, field, kept)
+                kept = field_of(sample, field)[: tokens[level] - start]
+                sample = with_field(sample, field, kept)
         return sample
+
+
+def _prompts(ids: list[list[int]], flags: list[str]) -> list[Prompt]:
+    unique = tuple(dict.fromkeys(flags))
+    return [Prompt(tuple(row), unique) for row in ids]
 
 
 def _text(pieces: Iterable[Piece]) -> str:
@@ -240,19 +310,3 @@ def _original(field: str, order_swapped: bool, n_answers: int) -> str:
     if not order_swapped or not field.startswith("answer_"):
         return field
     return f"answer_{n_answers + 1 - int(field.removeprefix('answer_'))}"
-
-
-def _field_of(sample: Sample, field: str) -> str:
-    if field.startswith("answer_"):
-        return sample.answers[int(field.removeprefix("answer_")) - 1]
-    return sample.question if field == "question" else sample.reference or ""
-
-
-def _with_field(sample: Sample, field: str, text: str) -> Sample:
-    if field == "question":
-        return replace(sample, question=text)
-    if field == "reference":
-        return replace(sample, reference=text)
-    answers = list(sample.answers)
-    answers[int(field.removeprefix("answer_")) - 1] = text
-    return replace(sample, answers=tuple(answers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import orjson
@@ -50,6 +50,28 @@ class Sample:
             "models": None if self.models is None else list(self.models),
             "category": self.category,
         }
+
+
+def field_names(sample: Sample) -> list[str]:
+    """The fields that come into a prompt, as flags and errors name them; answers from 1."""
+    answers = [f"answer_{n}" for n in range(1, len(sample.answers) + 1)]
+    return ["question", *([] if sample.reference is None else ["reference"]), *answers]
+
+
+def field_of(sample: Sample, field: str) -> str:
+    if field.startswith("answer_"):
+        return sample.answers[int(field.removeprefix("answer_")) - 1]
+    return sample.question if field == "question" else sample.reference or ""
+
+
+def with_field(sample: Sample, field: str, text: str) -> Sample:
+    if field == "question":
+        return replace(sample, question=text)
+    if field == "reference":
+        return replace(sample, reference=text)
+    answers = list(sample.answers)
+    answers[int(field.removeprefix("answer_")) - 1] = text
+    return replace(sample, answers=tuple(answers))
 
 
 @dataclass(frozen=True)
