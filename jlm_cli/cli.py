@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from jlm_cli import __version__
+from jlm_cli import __version__, signals
 from jlm_cli.config import Config
-from jlm_cli.errors import Ended, JlmError, UsageError
+from jlm_cli.errors import EXIT_OK, Ended, JlmError, SystemFailure, UsageError, printable
 
 app = typer.Typer(
     help="Judge language-model answers with a local model: scores first, reasons if wanted.",
@@ -180,7 +180,7 @@ def _output(inputs: list[str], output: str | None, command: str) -> Path | None:
     if output is not None:
         return Path(output)
     stem = Path(inputs[0]).name
-    for suffix in (".gz", ".jsonl", ".json"):
+    for suffix in (".gz", ".zst", ".jsonl", ".json"):
         stem = stem.removesuffix(suffix)
     return Path(f"{stem}.{command}.jsonl")
 
@@ -192,25 +192,39 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    raise Ended(number)
-
-
 def main() -> NoReturn:
     """Run a command; every JlmError becomes one line here, and nowhere else."""
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _end)
+    signals.unwind()
+    code = _exit_code_of(app)
+    signals.leave_at_once()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:  # the reader has left; Python would complain once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def _exit_code_of(command: Callable[[], object]) -> int:
     try:
-        app()
-    except JlmError as error:
-        print(f"jlm: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        command()
+    except SystemExit as end:  # of Typer
+        return end.code if isinstance(end.code, int) else EXIT_OK
     except BrokenPipeError:  # the reader has seen enough: `| head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return EXIT_OK
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except Ended as ended:
-        sys.exit(ended.exit_code)
-    sys.exit(0)
+        return ended.exit_code
+    except JlmError as error:
+        return _told(error)
+    except OSError as error:
+        return _told(SystemFailure.of(error))
+    return EXIT_OK
+
+
+def _told(error: JlmError) -> int:
+    with suppress(OSError):
+        print(f"jlm: {printable(error)}", file=sys.stderr)
+    return error.exit_code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -27,7 +28,10 @@ class Written:
 
 
 class Engine(Protocol):
-    """A language model that reads and writes token ids, a batch at a time."""
+    """A language model that reads and writes token ids, a batch at a time.
+
+    Each raises MemoryError where the batch does not fit, and can then take a smaller one.
+    """
 
     def prefill(self, prompts: Sequence[Ids], columns: Sequence[int]) -> Floats:
         """Start a batch: the log-probabilities of `columns` behind each prompt.
@@ -66,7 +70,20 @@ class Judge:
     reason_tokens: int = 0
 
     def judge(self, orders: Sequence[Order]) -> list[Judgment | RowError]:
-        """A batch judged; a row that fails is its RowError and leaves the others as they are."""
+        """A batch judged; a row that fails is its RowError and leaves the others as they are.
+
+        A batch that memory has no room for is halved, and flagged `split-batch`.
+        """
+        with suppress(MemoryError):
+            return self._judge(orders)
+        if len(orders) == 1:
+            n = len(orders[0].prompt.ids)
+            return [RowError("out-of-memory", f"its {n} tokens do not fit; take --max-length")]
+        middle = len(orders) // 2
+        halves = [*self.judge(orders[:middle]), *self.judge(orders[middle:])]
+        return [_flagged(judgment, "split-batch") for judgment in halves]
+
+    def _judge(self, orders: Sequence[Order]) -> list[Judgment | RowError]:
         results = read_lines(self.engine, [order.prompt.ids for order in orders], self.tokens)
         judged = [
             result if isinstance(result, RowError) else _judgment(order, result)
@@ -128,6 +145,12 @@ def _result(walk: Walk) -> LineDistribution | RowError:
         return walk.result()
     except RowError as error:
         return error
+
+
+def _flagged(judgment: Judgment | RowError, flag: str) -> Judgment | RowError:
+    if isinstance(judgment, RowError) or flag in judgment.flags:
+        return judgment
+    return replace(judgment, flags=(*judgment.flags, flag))
 
 
 def _judgment(order: Order, result: LineDistribution) -> Judgment:

@@ -152,7 +152,8 @@ def error_record(row_id: Any, line: int, mode: str, error: RowError) -> Json:
         "id": row_id,
         "line": line,
         "mode": mode,
-        "error": {"code": error.code, "message": str(error)},
+        # a file's name may hold what is no Unicode
+        "error": {"code": error.code, "message": str(error).encode("utf-8", "replace").decode()},
     }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import sys
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK
+from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK, printable
 from jlm_cli.metrics import Tally
 from jlm_cli.models import Compute
 from jlm_cli.records import Json
@@ -36,12 +36,16 @@ _NAMES = {
 
 def shown(text: object, width: int = 60) -> Text:
     """Text from outside, made safe for a terminal: no markup, no control or bidi characters."""
-    safe = "".join(
-        char if unicodedata.category(char)[0] != "C" else " " if char in "\n\t" else "\ufffd"
-        for char in str(text)[: 4 * width]
-    )
-    safe = " ".join(safe.split())
+    safe = printable(str(text)[: 4 * width])
     return Text(safe if len(safe) <= width else safe[: width - 1] + "…")
+
+
+class _Stderr(Console):
+    """A console whose reader may leave: the run goes on without a word."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Report:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = _Stderr(stderr=True, highlight=False)
 
     def note(self, text: str) -> None:
         if not self.quiet:

@@ -5,10 +5,12 @@ Every worker of a run goes through `work`; the first surveys and plans before, a
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,8 +24,16 @@ from jlm_cli.batching import Plan, make_plan
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Templates, Vocabulary
 from jlm_cli.engine import Judge, Order
-from jlm_cli.errors import EXIT_OK, InputError, JlmError, RowError, UsageError
-from jlm_cli.journal import Journal, folder_of, write_stdout, write_whole
+from jlm_cli.errors import (
+    EXIT_OK,
+    GO_ON,
+    InputError,
+    JlmError,
+    RowError,
+    SystemFailure,
+    UsageError,
+)
+from jlm_cli.journal import Journal, begun, folder_of, naming, write_stdout, write_whole
 from jlm_cli.metrics import summary_of, tally_of
 from jlm_cli.records import Json, dump, judged_record
 from jlm_cli.report import Report, exit_status
@@ -73,15 +83,30 @@ def work(config: Config, workers: sharding.Workers) -> int:
     assert config.partial is not None
     journal = Journal(config.partial, workers.rank)
     if workers.rank > 0:
-        _judge_share(now, journal, workers, report)
+        with _kept(config):
+            _judge_share(now, journal, workers, report)
         workers.finish()
         return EXIT_OK
-    with _locked(config.partial):
+    with _locked(config.partial), _kept(config):
         _begin(now, journal, report)
         _judge_share(now, journal, workers, report)
         workers.finish()
         _write_output(now, journal)
         return _sum_up(now, journal, report, time.monotonic() - started)
+
+
+@contextmanager
+def _kept(config: Config) -> Iterator[None]:
+    """A full disk or a failing one ends a run, not its results."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        failure = SystemFailure.of(error)
+        if config.output is None:
+            raise failure from error
+        raise SystemFailure(f"{failure}; what is done is kept: {GO_ON}") from error
 
 
 def open_run(config: Config, report: Report) -> Run:
@@ -102,16 +127,36 @@ def check_output(config: Config) -> None:
     output = config.output
     if output is None:
         return
-    if output.is_dir():
-        raise UsageError(f"{output}: is a folder; name a file with --output")
-    if any(output.resolve() == Path(name).resolve() for name in config.inputs if name != "-"):
-        raise UsageError(f"{output}: is the input; name another file with --output")
+    for path in (output, summary_path(output)):
+        _check_name(path, config)
     if config.retry_errors and not output.exists():
         raise UsageError(f"{output}: is not there; --retry-errors judges its error records again")
-    if output.exists() and not (config.overwrite or config.retry_errors):
+    may_replace = config.overwrite or config.retry_errors or begun(folder_of(output))
+    if output.exists() and not may_replace:
         raise UsageError(f"{output}: exists; take --overwrite, or another --output")
-    if not output.parent.is_dir():
-        raise UsageError(f"{output}: there is no folder {output.parent}")
+
+
+def _check_name(path: Path, config: Config) -> None:
+    """Raises UsageError where a file of that name must not or cannot be written."""
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file with --output")
+    if path.is_symlink():
+        raise UsageError(f"{path}: is a link; name the file itself with --output")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is no ordinary file; take --output - for standard output")
+    sides = [side for side in (config.reference, config.gold) if side is not None]
+    for given in [Path(name) for name in config.inputs if name != "-"] + sides:
+        if path.resolve() == given.resolve() or (path.exists() and _same_file(path, given)):
+            what = "a side file" if given in sides else "the input"
+            raise UsageError(f"{path}: is {what}; name another file with --output")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: the folder {path.parent} is not writable")
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    return other.exists() and path.samefile(other)
 
 
 def preflight(config: Config) -> int:
@@ -186,8 +231,9 @@ def _begin(now: Run, journal: Journal, report: Report) -> None:
     plan = _plan_of(now, survey)
     todo = [number for number in range(len(plan)) if left[plan.batch(number)].any()]
     draft = journal.folder / "plan.tmp.npz"
-    np.savez(draft, order=plan.order, cuts=plan.cuts, todo=np.array(todo, np.int64), left=left)
-    draft.replace(journal.folder / _PLAN)
+    with naming(draft):
+        np.savez(draft, order=plan.order, cuts=plan.cuts, todo=np.array(todo, np.int64), left=left)
+        draft.replace(journal.folder / _PLAN)
 
 
 def _good_records(now: Run) -> list[tuple[int, bytes]]:
@@ -296,12 +342,12 @@ def _sum_up(now: Run, journal: Journal, report: Report, seconds: float) -> int:
     packed = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if config.output is not None:
         write_whole(summary_path(config.output), iter([packed]))
-    if config.print_json:
-        write_stdout(iter([packed]))
     report.records(list(islice(_records(now.rows, journal), _RECORDS_SHOWN)))
     output = str(config.output or "standard output")
     report.summary(summary, tally, output, now.files.untrained)
     journal.remove()
+    if config.print_json:
+        write_stdout(iter([packed]))
     return exit_status(tally)
 
 

@@ -23,7 +23,9 @@ from jlm_cli.records import dump
 LONGEST_LINE = 16 << 20  # bytes; a longer one is never held in memory, and is an error record
 
 _PIECE = 1 << 20
+_ZSTD_PIECE = 4096  # bytes; the few that a hostile file needs to unfold into gigabytes
 _GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -111,11 +113,15 @@ def open_source(name: str, limit: int | None = None, stdin: Path | None = None) 
         raise InputError(f"{label}: this is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8")
     if start.startswith(_GZIP):
         file = _unzipped(file, label)
+    if start.startswith(_ZSTD):
+        file = _unzstd(file, label)
     return Source(label, _list_as_lines(file)).scan(limit)
 
 
 def spool_stdin(path: Path) -> Path:
     """Put standard input into a file, so that it can be read again and by every worker."""
+    if sys.stdin is None:
+        raise InputError("<stdin>: is closed")
     with path.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
     return path
@@ -148,6 +154,26 @@ def _unzipped(file: IO[bytes], label: str) -> IO[bytes]:
             return _spooled(plain)  # type: ignore[arg-type]
     except (OSError, EOFError) as error:
         raise InputError(f"{label}: broken gzip data: {error}") from error
+
+
+def _unzstd(file: IO[bytes], label: str) -> IO[bytes]:
+    import zstandard
+
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its Source
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    try:
+        while piece := file.read(_ZSTD_PIECE):
+            while piece:
+                if frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                spool.write(frame.decompress(piece))
+                piece = frame.unused_data
+    except zstandard.ZstdError as error:
+        raise InputError(f"{label}: broken zstd data: {error}") from error
+    if not frame.eof:
+        raise InputError(f"{label}: broken zstd data: it ends too early")
+    spool.seek(0)
+    return spool
 
 
 def _list_as_lines(file: IO[bytes]) -> IO[bytes]:
