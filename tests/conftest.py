@@ -59,7 +59,7 @@ def write_rows(path: Path, rows: list[Any]) -> Path:
 
 
 def read_rows(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
 def pair(row_id: Any, **more: Any) -> dict[str, Any]:
