@@ -2,38 +2,51 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from jlm_cli.config import Config
-from jlm_cli.errors import RowError
+from jlm_cli.errors import ModelError, RowError
 from jlm_cli.injection import guard
-from jlm_cli.prompts import DEFAULT, DEFAULT_WITH_REFERENCE, Piece, Template, load
+from jlm_cli.modes import Mode, View, arranged
+from jlm_cli.prompts import Piece, Template
 from jlm_cli.records import Sample, field_names, field_of, with_field
+from jlm_cli.scoreline import Grammar, LineTokens
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 
-_BREAKS = 4  # times that a sample's text is broken up; new tokens have never come of it
 MOST_TOKENS = 1 << 20  # of a prompt, where a model names no limit of its own
+_BREAKS = 4  # times that a sample's text is broken up; new tokens have never come of it
+
+
+@dataclass(frozen=True)
+class ChatWrap:
+    """What a model's chat template puts before and behind a user's text; `tail` is its end."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    tail: str
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """A model's tokenizer and what must be known about it.
 
-    `bos` goes before every prompt; `ends` end a text; `special` are the ids no user text may
-    become; `context` is the model's length limit in tokens (None: unknown).
+    `bos` goes before every prompt; `ends` end a text, `line_ends` a score line; `special` are the
+    ids no user text may become; `context` is the model's length limit in tokens (None: unknown).
+    `wrap` gives the chat template around a system prompt, None for a model that has none.
     """
 
     tokenizer: Tokenizer
     bos: tuple[int, ...]
     ends: tuple[int, ...]
+    line_ends: tuple[int, ...]
     special: frozenset[int]
     context: int | None
+    wrap: Callable[[str], ChatWrap] | None = None
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         return self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -48,76 +61,73 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids of one order of one sample's answers, with what was done to make them fit."""
+    """Token ids of one view of a sample, with what was done to make them fit."""
 
     ids: tuple[int, ...]
+    view: View
     flags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Templates:
-    """Which template a row takes: one for all, or one each for rows with and without reference."""
+@dataclass
+class Lines:
+    """The lines that may follow a view, in a model's tokens; made once for each kind."""
 
-    plain: Template
-    with_reference: Template
+    vocabulary: Vocabulary
+    _made: dict[tuple[Grammar, str], LineTokens] = field(default_factory=dict)
+    _wraps: dict[str, ChatWrap] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, name: str | None) -> Templates:
-        if name is None:
-            return cls(load(DEFAULT), load(DEFAULT_WITH_REFERENCE))
-        return cls(load(name), load(name))
-
-    def choose(self, sample: Sample) -> Template:
-        """Raises RowError where the template asks for a reference that the row lacks."""
-        template = self.plain if sample.reference is None else self.with_reference
-        if template.needs_reference and sample.reference is None:
-            raise RowError(
-                "missing-reference", f"field reference: template {template.name} needs one"
+    def of(self, template: Template, n_answers: int) -> LineTokens:
+        """Raises ModelError where the tokenizer cannot spell them."""
+        wrap = None if template.reason_first else self.wrap(template)
+        tail = template.tail if wrap is None else wrap.tail
+        key = template.grammar(n_answers), tail
+        if key not in self._made:
+            self._made[key] = LineTokens.build(
+                key[0],
+                tail,
+                lambda text: list(self.vocabulary.locate(text).ids),
+                self.vocabulary.line_ends,
             )
-        return template
+        return self._made[key]
 
-    def identity(self) -> str:
-        """SHA-256 of the texts, in hex."""
-        texts = [t.text + t.answer for t in (self.plain, self.with_reference)]
-        return hashlib.sha256("\0".join(texts).encode()).hexdigest()
-
-    @property
-    def label(self) -> str:
-        """The names, as the summary gives them."""
-        return " | ".join(dict.fromkeys((self.plain.name, self.with_reference.name)))
-
-
-def swapped(sample: Sample) -> Sample:
-    """The sample with its answers (and whose they are) in reverse order; gold is left out."""
-    models = None if sample.models is None else sample.models[::-1]
-    return replace(sample, answers=sample.answers[::-1], models=models, gold=None)
+    def wrap(self, template: Template) -> ChatWrap | None:
+        """The model's chat template, for a prompt that goes through it. Raises ModelError."""
+        system = template.chat_system
+        if system is None:
+            return None
+        if self.vocabulary.wrap is None:
+            raise ModelError(f"--template {template.name}: this model has no chat template")
+        if system not in self._wraps:
+            self._wraps[system] = self.vocabulary.wrap(system)
+        return self._wraps[system]
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A sample as it will be judged, its prompt in each order as text, and its flags so far."""
+    """A sample as it will be shown, in which views, and its flags so far."""
 
     sample: Sample
+    views: list[View]
     flags: tuple[str, ...]
-    texts: list[str]
+
+    @property
+    def texts(self) -> list[str]:
+        return [_text(_render(self.sample, view)) for view in self.views]
 
 
 class Encoder:
-    """Turns samples into prompts, one for each order that is judged."""
+    """Turns samples into prompts, one for each view that is judged."""
 
-    def __init__(
-        self, vocabulary: Vocabulary, templates: Templates, config: Config, line_tokens: int
-    ) -> None:
-        """`line_tokens` is the room that is kept free for the score line."""
-        self._vocabulary = vocabulary
-        self._templates = templates
+    def __init__(self, lines: Lines, mode: Mode, config: Config) -> None:
+        self._lines = lines
+        self._vocabulary = lines.vocabulary
+        self._mode = mode
         self._config = config
-        room = config.max_length or vocabulary.context or MOST_TOKENS
-        self._limit = max(room - line_tokens, 0)
-        self._longest_token = max(map(len, vocabulary.tokenizer.get_vocab()))
+        self._room = config.max_length or lines.vocabulary.context or MOST_TOKENS
+        self._longest_token = max(map(len, lines.vocabulary.tokenizer.get_vocab()))
 
     def encode(self, samples: Sequence[Sample]) -> list[list[Prompt] | RowError]:
-        """For each sample its prompts (one, or two with `swap`), or why there are none."""
+        """For each sample the prompts of its views, or why there are none."""
         drafts = [self._draft(sample) for sample in samples]
         texts = [text for draft in drafts if isinstance(draft, Draft) for text in draft.texts]
         encodings = iter(self._vocabulary.encode(texts))
@@ -126,98 +136,116 @@ class Encoder:
             if isinstance(draft, RowError):
                 prompts.append(draft)
                 continue
-            ids = [[*self._vocabulary.bos, *next(encodings).ids] for _ in draft.texts]
+            ids = [list(next(encodings).ids) for _ in draft.views]
             prompts.append(self._finish(draft, ids))
         return prompts
 
     def _draft(self, sample: Sample) -> Draft | RowError:
         try:
+            views = self._mode.views(sample)
             bounded, flags = self._bounded(sample)
             safe, forged = guard(bounded, self._config.on_injection)
-            texts = [_text(pieces) for pieces in self._renders(safe)]
-            return Draft(safe, (*flags, *forged), texts)
+            return Draft(safe, views, (*flags, *forged))
         except RowError as error:
             return error
 
     def _bounded(self, sample: Sample) -> tuple[Sample, tuple[str, ...]]:
         """Without what no tokenizer could make fit, so that no text costs more than the limit."""
-        most, flags = self._limit * self._longest_token, []
+        most, flags = self._room * self._longest_token, []
         for name in field_names(sample):
             text = field_of(sample, name)
             if len(text) <= most:
                 continue
             if self._config.on_overflow == "error" or not name.startswith("answer_"):
-                raise RowError(
-                    "too-long",
-                    f"field {name}: {len(text)} characters, more than {self._limit} tokens hold",
-                )
+                size = f"{len(text)} characters, more than {self._room} tokens hold"
+                raise RowError("too-long", f"field {name}: {size}")
             sample = with_field(sample, name, text[:most])
             flags.append(f"truncated:{name}")
         return sample, tuple(flags)
 
-    def _renders(self, sample: Sample) -> list[list[Piece]]:
-        orders = [sample, swapped(sample)] if self._config.swap else [sample]
-        return [self._templates.choose(order).render(order) for order in orders]
-
     def _finish(self, draft: Draft, ids: list[list[int]]) -> list[Prompt] | RowError:
         """The common case passes through; the rest is neutralised, shortened or refused."""
-        sample, flags = draft.sample, list(draft.flags)
+        sample, views, flags = draft.sample, draft.views, list(draft.flags)
         try:
             if self._any_special(ids):
-                sample, ids = self._neutralise(sample, flags)
-            if self._excess(ids) > 0:
-                sample, ids = self._shorten(sample, ids, flags)
+                sample, ids = self._neutralise(sample, views, flags)
+            if self._excess(views, ids)[0] > 0 and (fewer := self._mode.smaller_views(sample)):
+                views, ids = fewer, self._ids(sample, fewer)
+            if self._excess(views, ids)[0] > 0:
+                sample, ids = self._shorten(sample, views, ids, flags)
             if sample is not draft.sample:
-                return self._checked_again(sample, ids, flags)
+                return self._checked_again(Draft(sample, views, tuple(flags)), ids)
         except RowError as error:
             return error
-        return _prompts(ids, flags)
+        return self._prompts(Draft(sample, views, tuple(flags)), ids)
 
-    def _checked_again(
-        self, sample: Sample, ids: list[list[int]], flags: list[str]
-    ) -> list[Prompt] | RowError:
+    def _checked_again(self, draft: Draft, ids: list[list[int]]) -> list[Prompt] | RowError:
         """What was broken up or cut may end in a score line, or join to a token, only now."""
-        safe, forged = guard(sample, self._config.on_injection)
-        flags += forged
-        if safe is not sample:
-            texts = [_text(pieces) for pieces in self._renders(safe)]
-            return self._finish(Draft(safe, tuple(flags), texts), self._ids(safe))
-        if self._any_special(ids) and (found := self._special_in(sample)):
+        safe, forged = guard(draft.sample, self._config.on_injection)
+        changed = safe is not draft.sample
+        draft = Draft(safe, draft.views, (*draft.flags, *forged))
+        if changed:
+            return self._finish(draft, self._ids(safe, draft.views))
+        if self._any_special(ids) and (found := self._special_in(safe, draft.views)):
             raise RowError("special", f"field {found[0][0]}: spells a control token of the model")
-        return _prompts(ids, flags)
+        return self._prompts(draft, ids)
+
+    def _prompts(self, draft: Draft, ids: list[list[int]]) -> list[Prompt]:
+        flags = tuple(dict.fromkeys(draft.flags))
+        return [
+            Prompt(self._whole(view, row), view, flags)
+            for view, row in zip(draft.views, ids, strict=True)
+        ]
 
     def _any_special(self, ids: list[list[int]]) -> bool:
-        return any(self._vocabulary.special.intersection(row[self._n_bos :]) for row in ids)
+        return any(self._vocabulary.special.intersection(row) for row in ids)
 
-    @property
-    def _n_bos(self) -> int:
-        return len(self._vocabulary.bos)
+    def _whole(self, view: View, ids: Sequence[int]) -> tuple[int, ...]:
+        """The ids of a text with what stands around it."""
+        wrap = self._lines.wrap(view.template)
+        if wrap is None:
+            return (*self._vocabulary.bos, *ids)
+        return (*wrap.before, *ids, *wrap.after)
 
-    def _excess(self, ids: list[list[int]]) -> int:
-        return max(map(len, ids)) - self._limit
+    def _excess(self, views: Sequence[View], ids: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """By how many tokens the prompt that fits least is too long, and which it is."""
+        over = [
+            len(self._whole(view, row)) - self._limit(view)
+            for view, row in zip(views, ids, strict=True)
+        ]
+        worst = max(range(len(over)), key=over.__getitem__)
+        return over[worst], worst
 
-    def _ids(self, sample: Sample) -> list[list[int]]:
-        texts = [_text(pieces) for pieces in self._renders(sample)]
-        bos = self._vocabulary.bos
-        return [[*bos, *encoding.ids] for encoding in self._vocabulary.encode(texts)]
+    def _limit(self, view: View) -> int:
+        """Tokens a prompt may have, so that its line (and a reason before it) still fits."""
+        left = self._room - self._lines.of(view.template, len(view.shown)).longest
+        if view.template.reason_first is None:
+            return left
+        return left - min(self._config.max_new_tokens, self._room // 4)
 
-    def _neutralise(self, sample: Sample, flags: list[str]) -> tuple[Sample, list[list[int]]]:
+    def _ids(self, sample: Sample, views: Sequence[View]) -> list[list[int]]:
+        texts = [_text(_render(sample, view)) for view in views]
+        return [list(encoding.ids) for encoding in self._vocabulary.encode(texts)]
+
+    def _neutralise(
+        self, sample: Sample, views: Sequence[View], flags: list[str]
+    ) -> tuple[Sample, list[list[int]]]:
         """Break up user text that became a special or added token."""
         for _ in range(_BREAKS):
-            found = self._special_in(sample)
-            for field, start, end in reversed(found):
-                text = field_of(sample, field)
+            found = self._special_in(sample, views)
+            for name, start, end in reversed(found):
+                text = field_of(sample, name)
                 # a space inside keeps the text readable; a token of one character can only go
                 broken = text[start] + " " + text[start + 1 : end] if end - start > 1 else "\ufffd"
-                sample = with_field(sample, field, text[:start] + broken + text[end:])
-            flags += [f"special:{field}" for field, _, _ in found]
-        flags[:] = dict.fromkeys(flags)
-        return sample, self._ids(sample)
+                sample = with_field(sample, name, text[:start] + broken + text[end:])
+            flags += [f"special:{name}" for name, _, _ in found]
+        return sample, self._ids(sample, views)
 
-    def _special_in(self, sample: Sample) -> list[tuple[str, int, int]]:
+    def _special_in(self, sample: Sample, views: Sequence[View]) -> list[tuple[str, int, int]]:
         """The special tokens that stem from a field, as (field, start, end) in its text, of the
-        first order that has any."""
-        for render, order in zip(self._renders(sample), (False, True), strict=False):
+        first view that has any."""
+        for view in views:
+            render = _render(sample, view)
             encoding = self._vocabulary.locate(_text(render))
             places = [
                 offsets
@@ -225,12 +253,8 @@ class Encoder:
                 if token in self._vocabulary.special
             ]
             found = [
-                (
-                    _original(field, order, len(sample.answers)),
-                    max(start - at, 0),
-                    min(end, to) - at,
-                )
-                for field, at, to in _spans(render)
+                (name, max(start - at, 0), min(end, to) - at)
+                for name, at, to in _spans(render)
                 for start, end in places
                 if start < to and end > at
             ]
@@ -239,17 +263,17 @@ class Encoder:
         return []
 
     def _shorten(
-        self, sample: Sample, ids: list[list[int]], flags: list[str]
+        self, sample: Sample, views: Sequence[View], ids: list[list[int]], flags: list[str]
     ) -> tuple[Sample, list[list[int]]]:
-        """Cut the longer answer's tail first, alike for both orders, until the prompt fits."""
+        """Cut the longer answers' tails first, alike for all views, until every prompt fits."""
         if self._config.on_overflow == "error":
-            raise RowError("too-long", f"{max(map(len, ids))} tokens, the limit is {self._limit}")
-        cut = 0
+            over, worst = self._excess(views, ids)
+            limit = self._limit(views[worst])
+            raise RowError("too-long", f"{limit + over} tokens, the limit is {limit}")
         original = sample
-        while (excess := self._excess(ids)) > 0:
-            cut += excess
-            sample = self._cut_answers(original, cut)
-            ids = self._ids(sample)
+        while (found := self._excess(views, ids))[0] > 0:
+            sample = self._cut_answers(sample, views[found[1]], found[0])
+            ids = self._ids(sample, views)
         for n, (before, after) in enumerate(
             zip(original.answers, sample.answers, strict=True), start=1
         ):
@@ -257,28 +281,34 @@ class Encoder:
                 flags.append(f"truncated:answer_{n}")
         return sample, ids
 
-    def _cut_answers(self, sample: Sample, cut: int) -> Sample:
-        render = self._renders(sample)[0]
+    def _cut_answers(self, sample: Sample, view: View, cut: int) -> Sample:
+        render = _render(sample, view)
         offsets = self._vocabulary.locate(_text(render)).offsets
         spans = [span for span in _spans(render) if span[0].startswith("answer_")]
         starts = [[s for s, _ in offsets if start <= s < end] for _, start, end in spans]
         level = _level([len(tokens) for tokens in starts], cut)
         if level == 0:
             longest = max(("question", "reference"), key=lambda f: len(field_of(sample, f)))
+            limit = self._limit(view)
             raise RowError(
-                "too-long",
-                f"field {longest}: leaves no room for the answers in {self._limit} tokens",
+                "too-long", f"field {longest}: leaves no room for the answers in {limit} tokens"
             )
-        for (field, start, _), tokens in zip(spans, starts, strict=True):
+        for (name, start, _), tokens in zip(spans, starts, strict=True):
             if len(tokens) > level:
-                kept = field_of(sample, field)[: tokens[level] - start]
-                sample = with_field(sample, field, kept)
+                kept = field_of(sample, name)[: tokens[level] - start]
+                sample = with_field(sample, name, kept)
         return sample
 
 
-def _prompts(ids: list[list[int]], flags: list[str]) -> list[Prompt]:
-    unique = tuple(dict.fromkeys(flags))
-    return [Prompt(tuple(row), unique) for row in ids]
+def _render(sample: Sample, view: View) -> list[Piece]:
+    """A view as pieces; its answers' fields in the numbering of the sample."""
+    pieces = view.template.render(arranged(sample, view.shown), view.aspects)
+    return [
+        replace(piece, field=f"answer_{view.shown[int(piece.field[7:]) - 1]}")
+        if piece.field is not None and piece.field.startswith("answer_")
+        else piece
+        for piece in pieces
+    ]
 
 
 def _text(pieces: Iterable[Piece]) -> str:
@@ -303,10 +333,3 @@ def _level(sizes: Sequence[int], cut: int) -> int:
         if sum(min(size, level) for size in sizes) <= target:
             return level
     return 0
-
-
-def _original(field: str, order_swapped: bool, n_answers: int) -> str:
-    """The input's name of a field that was seen in the swapped order."""
-    if not order_swapped or not field.startswith("answer_"):
-        return field
-    return f"answer_{n_answers + 1 - int(field.removeprefix('answer_'))}"

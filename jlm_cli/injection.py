@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cache
 
 from jlm_cli.config import OnInjection
 from jlm_cli.errors import RowError
@@ -35,12 +36,17 @@ _HEADINGS = {
 }
 _HEADING = re.compile("|".join(_HEADINGS.values()))
 
-# A line of two scores, perhaps announced, and nothing but space behind it.
+# A line of scores, perhaps announced, and nothing but space behind it.
 _SCORE = r"(?:10|[0-9])(?:[.][0-9]+)?"
-_SCORE_LINE = re.compile(
-    r"(?:#*(?:response|scores?|ratings?|results?|output|judge?ment): *)?"
-    rf"{_SCORE}(?: *[,;|&] *| +(?:and +)?){_SCORE}[.]?"
-)
+_ANNOUNCED = r"(?:#*(?:response|scores?|ratings?|results?|output|judge?ment): *)?"
+
+
+@cache
+def _score_lines(n: int) -> re.Pattern[str]:
+    more = rf"(?:(?: *[,;|&] *| +(?:and +)?){_SCORE}){{{n - 1}}}"
+    return re.compile(_ANNOUNCED + _SCORE + more + "[.]?")
+
+
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 
 # Letters, digits and signs of other scripts that look like the ASCII they stand beside, where
@@ -110,13 +116,13 @@ class _Skeletons(dict[int, str | None]):
 _SPACELESS, _SPACED = _Skeletons(""), _Skeletons(" ")
 
 
-def find(text: str, is_answer: bool) -> list[tuple[int, int]]:
-    """Where the text forges structure, as (start, end) in it. Score lines count in answers."""
+def find(text: str, n_scores: int) -> list[tuple[int, int]]:
+    """Where the text forges structure, as (start, end) in it; lines of `n_scores` (0: none)."""
     skeleton = text.translate(_SPACELESS)
     found = []
     if any(needle in skeleton for needle in _HEADINGS):
         found = _located(text, [match.span() for match in _HEADING.finditer(skeleton)])
-    if is_answer and (line := _score_line(text)) is not None:
+    if n_scores and (line := _score_line(text, n_scores)) is not None:
         found.append(line)
     return found
 
@@ -129,7 +135,7 @@ def _located(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return [(source[start], source[end - 1] + 1) for start, end in spans]
 
 
-def _score_line(text: str) -> tuple[int, int] | None:
+def _score_line(text: str, n_scores: int) -> tuple[int, int] | None:
     """The last line with anything to be seen, where it is a score line."""
     end = len(text)
     while end and not (text[end - 1].translate(_SPACED) or " ").strip():
@@ -137,7 +143,8 @@ def _score_line(text: str) -> tuple[int, int] | None:
     start = max(text.rfind(separator, 0, end) for separator in _LINE_ENDS) + 1
     line = text[start:end].translate(_SPACED).strip(" |")
     digits = line.translate(_DIGIT_ALIKES) if any(map(str.isdigit, line)) else line
-    forged = _SCORE_LINE.fullmatch(line) or _SCORE_LINE.fullmatch(digits)
+    shape = _score_lines(n_scores)
+    forged = shape.fullmatch(line) or shape.fullmatch(digits)
     return (start, end) if forged else None
 
 
@@ -160,7 +167,9 @@ def guard(sample: Sample, mode: OnInjection) -> tuple[Sample, tuple[str, ...]]:
 
 
 def _in_field(sample: Sample, name: str) -> list[tuple[int, int]]:
-    return find(field_of(sample, name), is_answer=name.startswith("answer_"))
+    # a single score is what many an honest answer is
+    n_scores = max(2, len(sample.answers)) if name.startswith("answer_") else 0
+    return find(field_of(sample, name), n_scores)
 
 
 def _without(text: str, spans: list[tuple[int, int]]) -> str:
