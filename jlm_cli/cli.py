@@ -15,7 +15,15 @@ import typer
 
 from jlm_cli import __version__, signals
 from jlm_cli.config import Config
-from jlm_cli.errors import EXIT_OK, Ended, JlmError, SystemFailure, UsageError, printable
+from jlm_cli.errors import (
+    EXIT_OK,
+    Ended,
+    JlmError,
+    ReaderLeft,
+    SystemFailure,
+    UsageError,
+    printable,
+)
 
 app = typer.Typer(
     help="Judge language-model answers with a local model: scores first, reasons if wanted.",
@@ -335,7 +343,7 @@ def _exit_code_of(command: Callable[[], object]) -> int:
         command()
     except SystemExit as end:  # of Typer
         return end.code if isinstance(end.code, int) else EXIT_OK
-    except BrokenPipeError:  # the reader has seen enough: `| head -1`
+    except ReaderLeft:
         return EXIT_OK
     except KeyboardInterrupt:
         return 130

@@ -31,6 +31,10 @@ class Ended(BaseException):
         self.exit_code = 128 + number
 
 
+class ReaderLeft(BaseException):
+    """Whoever reads standard output has seen enough: `| head -1`."""
+
+
 def printable(text: object) -> str:
     """Text from outside on one line, harmless to a terminal: no control or bidi characters."""
     return " ".join(

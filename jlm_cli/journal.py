@@ -24,7 +24,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from jlm_cli.errors import UsageError
+from jlm_cli.errors import ReaderLeft, UsageError
 from jlm_cli.records import Json
 
 Rows = NDArray[np.int64]
@@ -236,5 +236,8 @@ def begun(folder: Path) -> bool:
 def write_stdout(lines: Iterator[bytes]) -> None:
     if sys.stdout is None:
         raise UsageError("standard output is closed")
-    sys.stdout.buffer.writelines(lines)
-    sys.stdout.buffer.flush()
+    try:
+        sys.stdout.buffer.writelines(lines)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise ReaderLeft from None

@@ -59,6 +59,9 @@ _LOADING_ERRORS = (
     SafetensorError,
 )
 
+# code in a model's folder is never run, and its files are all that is read
+_LOCKED_DOWN: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+
 Say = Callable[[str], None]
 
 
@@ -130,8 +133,14 @@ def _local(name: str, path: Path, say: Say) -> ModelFiles:
     if (path / "config.json").is_file():
         return ModelFiles(name, path)
     if (path / "adapter_config.json").is_file():
-        base = orjson.loads((path / "adapter_config.json").read_bytes())["base_model_name_or_path"]
-        below = find(str(base), say)
+        try:
+            about = orjson.loads((path / "adapter_config.json").read_bytes())
+            base = str(about["base_model_name_or_path"])
+        except (orjson.JSONDecodeError, LookupError, TypeError) as error:
+            raise ModelError(f"{path}/adapter_config.json: names no base model") from error
+        if (Path(base) / "adapter_config.json").is_file():
+            raise ModelError(f"{path}/adapter_config.json: its base {base} is an adapter itself")
+        below = find(base, say)
         return ModelFiles(name, below.folder, below.gguf, adapter=path)
     raise ModelError(f"--model {name}: neither a .gguf file nor a folder with config.json")
 
@@ -273,7 +282,7 @@ def load_vocabulary(files: ModelFiles) -> Vocabulary:
     quiet_transformers()
     source: dict[str, Any] = {"gguf_file": files.gguf} if files.gguf else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
+        tokenizer = AutoTokenizer.from_pretrained(files.folder, **_LOCKED_DOWN, **source)
     except _LOADING_ERRORS as error:
         raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
     config = _text_config(files)
@@ -288,7 +297,8 @@ def _text_config(files: ModelFiles) -> Any:
 
     source: dict[str, Any] = {"gguf_file": files.gguf} if files.gguf else {}
     try:
-        return AutoConfig.from_pretrained(files.folder, **source).get_text_config()
+        config = AutoConfig.from_pretrained(files.folder, **_LOCKED_DOWN, **source)
+        return config.get_text_config()
     except _LOADING_ERRORS as error:
         raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
 
@@ -590,7 +600,7 @@ def load_model(
         source["quantization_config"] = _quantization(quantize, wanted)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            files.folder, dtype=wanted, trust_remote_code=False, **source
+            files.folder, dtype=wanted, **_LOCKED_DOWN, **source
         )
         return model if files.adapter is None else _with_adapter(model, files.adapter, quantize)
     except _LOADING_ERRORS as error:

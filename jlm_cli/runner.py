@@ -127,8 +127,6 @@ def _kept(config: Config) -> Iterator[None]:
     """A full disk or a failing one ends a run, not its results."""
     try:
         yield
-    except BrokenPipeError:
-        raise
     except OSError as error:
         failure = SystemFailure.of(error)
         if config.output is None:

@@ -33,6 +33,7 @@ from jlm_cli.errors import (
     Ended,
     JlmError,
     ModelError,
+    ReaderLeft,
     SystemFailure,
 )
 from jlm_cli.records import Json
@@ -280,7 +281,7 @@ def _worker(config: Config, work: Work, parent: int) -> int:
     _share_cores()
     try:
         return work(config, Group())
-    except BrokenPipeError:
+    except ReaderLeft:
         told: Json = {"message": None, "exit_code": EXIT_OK}
     except JlmError as error:
         told = {"message": str(error), "exit_code": error.exit_code}
@@ -290,10 +291,10 @@ def _worker(config: Config, work: Work, parent: int) -> int:
     sys.exit(EXIT_UNEXPECTED)
 
 
-def _told(failure: Path) -> Exception:
+def _told(failure: Path) -> BaseException:
     told = orjson.loads(failure.read_bytes())
     if told["message"] is None:
-        return BrokenPipeError()
+        return ReaderLeft()
     error = JlmError(told["message"])
     error.exit_code = told["exit_code"]
     return error
