@@ -215,11 +215,11 @@ def _facts_of(now: Run, survey: Survey) -> Json:
         "missing_references": survey.errors["missing-reference"],
         "rows_without_id": survey.n_without_id,
         "rows_with_a_double_id": survey.n_double_ids,
-        "batches": len(_plan_of(now, survey)),
+        "batches": len(plan_of(now, survey)),
     }
 
 
-def _plan_of(now: Run, survey: Survey) -> Plan:
+def plan_of(now: Run, survey: Survey) -> Plan:
     return make_plan(survey.rows, survey.tokens, survey.groups, now.compute.batch_tokens)
 
 
@@ -251,7 +251,7 @@ def _begin(now: Run, journal: Journal, report: Report) -> None:
         lambda errors: journal.append([one for one in errors if left[one[0]]]),
     )
     report.preflight(_facts_of(now, survey))
-    plan = _plan_of(now, survey)
+    plan = plan_of(now, survey)
     todo = [number for number in range(len(plan)) if left[plan.batch(number)].any()]
     draft = journal.folder / "plan.tmp.npz"
     with naming(draft):

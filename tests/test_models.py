@@ -61,10 +61,11 @@ def test_quantized_weights_judge(builtin: Loaded, bits: Quantize) -> None:
     """Near the full weights, and the same twice."""
     texts = ("Which is better? Yes.\n\n### Response:", "No.\n\n### Response:")
     prompts = [encoding.ids for encoding in builtin.vocabulary.encode(texts)]
-    full = read_lines(make_engine(builtin.model, builtin.vocabulary), prompts, builtin.tokens)
+    tokens = [builtin.tokens] * len(prompts)
+    full = read_lines(make_engine(builtin.model, builtin.vocabulary), prompts, tokens)
     compute = models.Compute("cpu", "float32", 4096, quantize=bits)
     engine = models.load_engine(builtin.files, builtin.vocabulary, compute)
-    once, twice = (read_lines(engine, prompts, builtin.tokens) for _ in range(2))
+    once, twice = (read_lines(engine, prompts, tokens) for _ in range(2))
     for row, again, whole in zip(once, twice, full, strict=True):
         assert isinstance(row, LineDistribution) and isinstance(again, LineDistribution)
         assert isinstance(whole, LineDistribution)
