@@ -305,6 +305,44 @@ def rank(
     return replace(config, method=method, permute=permute, compare=compare)
 
 
+@app.command(epilog="[bold]Example[/bold]\n  jlm probe -m tiny --max-attack-success 0.2")
+def probe(
+    model: Annotated[str | None, typer.Option("-m", "--model", help="As for judge.")] = None,
+    template: Annotated[str | None, typer.Option(help="As for judge.")] = None,
+    on_injection: Annotated[
+        Literal["flag", "neutralize", "error"],
+        typer.Option(help="As for judge: how far does it help?"),
+    ] = "flag",
+    max_attack_success: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Exit with 3 where more of all attacks succeed."),
+    ] = None,
+    device: Annotated[Literal["cpu", "cuda", "mps"] | None, typer.Option()] = None,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option()] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes on the CPU.")] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No notes, no table.")] = False,
+    print_json: Annotated[bool, typer.Option("--json", help="Rates to standard output.")] = False,
+) -> None:
+    """How often known tricks make a judge prefer the worse answer."""
+    from jlm_cli import models
+    from jlm_cli import probe as probing
+
+    config = Config(
+        inputs=(),
+        output=None,
+        model=model or models.default_name(),
+        swap=True,
+        template=template,
+        on_injection=on_injection,
+        device=device,
+        dtype=dtype,
+        workers=workers,
+        quiet=quiet,
+        print_json=print_json,
+    )
+    raise typer.Exit(probing.run(config, max_attack_success))
+
+
 def _output(inputs: list[str], output: str | None, command: str) -> Path | None:
     """Where results go: None is standard output, the default where the input is standard input."""
     if output == "-" or (output is None and inputs[0] == "-"):

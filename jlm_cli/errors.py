@@ -8,7 +8,7 @@
     └── RowError             one line of the input; becomes an error record, never a score
 
 Exit codes: 0 all judged · 1 unexpected failure · 2 usage or input · 3 finished with error
-records · 129, 130, 143 ended by SIGHUP, SIGINT, SIGTERM.
+records, or above a limit that was set · 129, 130, 143 ended by SIGHUP, SIGINT, SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ EXIT_OK = 0
 EXIT_UNEXPECTED = 1
 EXIT_USAGE = 2
 EXIT_ERROR_RECORDS = 3
+EXIT_ABOVE_LIMIT = 3  # of `probe --max-attack-success`
 
 
 class Ended(BaseException):

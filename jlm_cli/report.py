@@ -97,6 +97,10 @@ class Report:
             table.add_row(Text("this will not fit", style="bold red"), compute.device)
         self._console.print(table)
 
+    def probe(self, summary: Json) -> None:
+        if not self.quiet:
+            self._console.print(_probed(summary))
+
     def bar(self, total: int) -> tqdm[Any]:
         """A progress bar over rows; none when standard error is no terminal."""
         hidden = self.quiet or not sys.stderr.isatty()
@@ -171,6 +175,22 @@ class Report:
                     style="bold yellow",
                 )
             )
+
+
+def _probed(summary: Json) -> Table:
+    """How often a judge fell for what."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", "led astray", "95 %", "pairs"):
+        table.add_column(name, justify="left" if name == "" else "right")
+    rows = {name: summary[name] for name in ("control", "position")} | summary["attacks"]
+    for name, found in (rows | {"all attacks": summary["attack_success"]}).items():
+        low, high = found["ci95"]
+        style = (
+            "bold" if name == "all attacks" else "dim" if name in ("control", "position") else ""
+        )
+        share, between = f"{found['value']:.0%}", f"{low:.0%} – {high:.0%}"
+        table.add_row(name.replace("-", " "), share, between, str(found["n"]), style=style)
+    return table
 
 
 def _leaderboard(board: Json) -> Table:
