@@ -401,3 +401,52 @@ def test_memory_runs_out(tmp_path: Path, runs: Runs, work: Work) -> None:
 
 def read_rows_of(raw: bytes) -> list[Any]:
     return [json.loads(line) for line in raw.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["--batch-tokens", "9999"], "batch_tokens"),
+        (["--swap"], "swap"),
+        (["--on-injection", "neutralize"], "on_injection"),
+        (["--on-overflow", "error"], "on_overflow"),
+        (["--template", "pandalm"], "template"),
+        ([], "input byte"),
+        ([], "input order"),
+        ([], "model"),
+        ([], "dtype"),
+        ([], "version of jlm"),
+        ([], "version of torch"),
+    ],
+)
+def test_a_changed_run_is_refused_by_name(
+    tmp_path: Path, runs: Runs, work: Work, words: list[str], name: str
+) -> None:
+    """Killed half way; whatever would change a byte is named, another number of workers is fine."""
+    folder = begin(tmp_path / "run", work)
+    runs(folder, *COMMAND, "-q", at=30, how="kill-before")
+    assert journalled(folder) > 0
+    about = folder / "out.jsonl.partial" / "run.json"
+    facts = json.loads(about.read_bytes())
+    if name == "input byte":
+        (folder / "in.jsonl").write_bytes(work.given.replace(b"Question 3?", b"question 3?"))
+    elif name == "input order":
+        (folder / "in.jsonl").write_bytes(b"".join(reversed(work.given.splitlines(True))))
+    elif not words:  # what this machine cannot change at will, as if the run had had it
+        assert name in facts
+        about.write_text(json.dumps({**facts, name: "another"}))
+    done = runs(folder, *COMMAND, "-q", *words)
+    assert done.code == 2, done
+    assert f"was begun with another {name.split()[0] if 'input' in name else name} (" in done.err
+    (folder / "in.jsonl").write_bytes(work.given)
+    about.write_text(json.dumps(facts))
+    check_resumes(folder, work, runs, "--workers", "1")
+
+
+def test_a_damaged_description_is_refused(tmp_path: Path, runs: Runs, work: Work) -> None:
+    folder = begin(tmp_path / "run", work)
+    runs(folder, *COMMAND, "-q", at=30, how="kill-before")
+    (folder / "out.jsonl.partial" / "run.json").write_bytes(b"{")
+    done = runs(folder, *COMMAND, "-q")
+    assert done.code == 2 and "run.json: damaged; remove out.jsonl.partial" in done.err
+    assert runs(folder, *COMMAND, "-q", "--overwrite").code == 2  # nothing is thrown away unasked
