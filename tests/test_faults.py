@@ -125,7 +125,7 @@ def test_no_operation_may_fail_unheard(tmp_path: Path, runs: Runs, work: Work, h
             assert_whole(folder, work)
         else:
             assert done.code in (1, 2), (at, done)
-            assert re.match(r"jlm: [\w./]+: ", done.err) and done.err.count("\n") == 1, (at, done)
+            assert re.match(r"jlm: [\w./-]+: ", done.err) and done.err.count("\n") == 1, (at, done)
             message = "No space left on device" if how == "ENOSPC" else "Input/output error"
             assert message in done.err
         check_resumes(folder, work, runs)
