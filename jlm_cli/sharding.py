@@ -17,8 +17,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -217,7 +217,8 @@ def _launch(config: Config, work: Work, n: int) -> int:
         os.environ[_FAILURE] = str(Path(scratch) / "failure.json")
         threading.Thread(target=_end_the_stopped, args=(os.environ[_FAILURE],), daemon=True).start()
         try:
-            codes = elastic_launch(how, _worker)(config, work, os.getpid())
+            with _deaf_workers():
+                codes = elastic_launch(how, _worker)(config, work, os.getpid())
         except SignalException as error:
             raise Ended(error.sigval) from None
         except ChildFailedError as error:
@@ -229,6 +230,25 @@ def _launch(config: Config, work: Work, n: int) -> int:
     return int(codes[0])
 
 
+_OF_TERMINALS = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
+
+
+@contextmanager
+def _deaf_workers() -> Iterator[None]:
+    """A terminal sends Ctrl-C to workers as well; only this process is to hear it, and end them.
+
+    Workers inherit what this thread blocks. The thread that looks after them keeps an open ear.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_the_stopped(failure: str) -> None:
     """Kill a worker that was stopped (SIGSTOP) and does not go on, in whatever it was doing.
 
@@ -236,6 +256,8 @@ def _end_the_stopped(failure: str) -> None:
     """
     import psutil
 
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINALS)
     looks: Counter[int] = Counter()
     while True:
         time.sleep(_LOOK)
