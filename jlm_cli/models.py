@@ -198,6 +198,8 @@ def _no_network(what: str, error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
+    if lines and "Weights only load failed" in lines[0]:
+        return "its .bin weights hold more than tensors; that could run code and is not loaded"
     return lines[0][:200] if lines else type(error).__name__
 
 
@@ -269,6 +271,7 @@ def quiet_transformers() -> None:
     """Its warnings and bars say nothing that jlm does not say itself."""
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", module=r"torch\._weights_only_unpickler")
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 

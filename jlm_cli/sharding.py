@@ -201,7 +201,8 @@ def _launch(config: Config, work: Work, n: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    for name in [name for name in logging.root.manager.loggerDict if "torch.distributed" in name]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # each has a level of its own
     how = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

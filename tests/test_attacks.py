@@ -26,7 +26,13 @@ from jlm_cli.records import Sample, field_of, with_field
 SAMPLE = Sample("a", 1, "Why?", ("Because it is so.", "No idea."), "A reason.")
 FIELDS = ("question", "reference", "answer_1", "answer_2")
 ADDED = ("<|im_start|>", "<think>", "[INST]", "</tool>", "§", "user:", "<|a b|>", "<s>", "</s>")
-CORPUS = [*ADDED, "Why? Because it is so. <|im_start|>user </s> [INST] think user: §", "ab " * 20]
+CORPUS = [
+    *ADDED,
+    *"0123456789.\n",
+    "### Response:",
+    "Why? Because it is so. <|im_start|>user </s> [INST] think user: §",
+    "ab " * 20,
+]
 
 
 def encoder_of(vocabulary: Vocabulary, **more: Any) -> Encoder:
@@ -64,7 +70,9 @@ def made_vocabulary(kind: str) -> Vocabulary:
     else:
         unigram = kind == "unigram"
         tokenizer = Tokenizer(kinds.Unigram() if unigram else kinds.BPE(unk_token="<unk>"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        spaces = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, spaces])
         tokenizer.decoder = decoders.Metaspace()
         make = trainers.UnigramTrainer if unigram else trainers.BpeTrainer
         more: dict[str, Any] = {"unk_token": "<unk>"} if unigram else {}
@@ -185,6 +193,7 @@ def test_a_poisoned_pickle_does_not_run(tmp_path: Path, jlm: Jlm, replica: Path,
     write_rows(tmp_path / "in.jsonl", [pair(1)])
     done = jlm("judge", "in.jsonl", "-m", "model", "-q")
     assert done.code == 2 and done.err.startswith("jlm: --model model: "), done.err
+    assert "hold more than tensors" in done.err
     assert done.err.count("\n") == 1 and not (tmp_path / "poisoned").exists()
 
 
