@@ -282,6 +282,8 @@ def _figure(figure: Json) -> str:
     if figure["value"] is None:
         return "–"
     low, high = figure["ci95"]
+    if low is None or high is None:
+        return f"{figure['value']:.3f}"
     return f"{figure['value']:.3f}  [{low:.3f}, {high:.3f}]"
 
 
