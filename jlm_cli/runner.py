@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 from filelock import AcquireReturnProxy, FileLock, Timeout
+from numpy.typing import NDArray
 
 from jlm_cli import models, sharding
 from jlm_cli.batching import Plan, make_plan
@@ -43,7 +44,7 @@ from jlm_cli.report import Report, exit_status, spoken
 from jlm_cli.rows import Rows, open_rows
 from jlm_cli.source import spool_stdin
 from jlm_cli.standings import GradeTally, RankTally, Tally
-from jlm_cli.survey import Survey, encoded, take_survey
+from jlm_cli.survey import AT_ONCE, Survey, encoded, take_survey
 
 _RECORDS_SHOWN = 13
 _PLAN = "plan.npz"
@@ -237,12 +238,12 @@ def _locked(folder: Path) -> AcquireReturnProxy[FileLock]:
 def _begin(now: Run, journal: Journal, report: Report) -> None:
     """Survey all rows, and leave for every worker the plan of what is still to be judged."""
     left = np.ones(len(now.rows), bool)
+    good = _good_rows(now) if now.config.retry_errors and not begun(journal.folder) else None
     done = journal.begin(_fingerprint(now), discard=now.config.overwrite)
     left[done] = False
-    if now.config.retry_errors and not len(done):
-        kept = _good_records(now)
-        journal.append(kept)
-        left[[row for row, _ in kept]] = False
+    if good is not None:
+        _keep(now, journal, good)
+        left[good] = False
     if not left.all():
         report.note(f"going on: {int((~left).sum())} of {len(left)} rows are done")
     survey = take_survey(
@@ -259,23 +260,35 @@ def _begin(now: Run, journal: Journal, report: Report) -> None:
         draft.replace(journal.folder / _PLAN)
 
 
-def _good_records(now: Run) -> list[tuple[int, bytes]]:
-    """The judged records of the output. Raises UsageError where it is not of this input."""
+def _good_rows(now: Run) -> NDArray[np.bool_]:
+    """Which records of the output are judged. Raises UsageError where it is not of this input."""
     assert now.config.output is not None
-    lines = now.config.output.read_bytes().split(b"\n")[:-1]
-    if len(lines) != len(now.rows):
+    good: list[bool] = []
+    with now.config.output.open("rb") as records:
+        for row, raw in enumerate(records):
+            try:
+                record = orjson.loads(raw)
+                same = row < len(now.rows) and record["line"] == now.rows.source.line(row)
+                good.append("error" not in record)
+            except (orjson.JSONDecodeError, LookupError, TypeError):
+                raise UsageError(f"{now.config.output}:{row + 1}: is no record of jlm") from None
+            if not same and row < len(now.rows):
+                raise UsageError(f"{now.config.output}:{row + 1}: is of another line of the input")
+    if len(good) != len(now.rows):
         raise UsageError(
-            f"{now.config.output}: holds {len(lines)} records, the input {len(now.rows)} rows; "
+            f"{now.config.output}: holds {len(good)} records, the input {len(now.rows)} rows; "
             "--retry-errors needs the same input"
         )
-    good = []
-    for row, raw in enumerate(lines):
-        record = orjson.loads(raw)
-        if record["line"] != now.rows.source.line(row):
-            raise UsageError(f"{now.config.output}:{row + 1}: is of another line of the input")
-        if "error" not in record:
-            good.append((row, raw))
-    return good
+    return np.array(good, bool)
+
+
+def _keep(now: Run, journal: Journal, good: NDArray[np.bool_]) -> None:
+    """Take the good records of the output over, a few at a time."""
+    assert now.config.output is not None
+    with now.config.output.open("rb") as records:
+        kept = ((row, raw.rstrip(b"\n")) for row, raw in enumerate(records) if good[row])
+        while some := list(islice(kept, AT_ONCE)):
+            journal.append(some)
 
 
 def _fingerprint(now: Run) -> Json:

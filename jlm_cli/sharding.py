@@ -108,6 +108,7 @@ class Group:
         self.size: int = state.num_processes
         store: Any = _get_default_store()
         self._store = store
+        self._finished = False
         beats = store.clone()  # one store is for one thread
         threading.Thread(target=self._keep_watch, args=(beats,), daemon=True).start()
 
@@ -124,6 +125,7 @@ class Group:
             time.sleep(_POLL)
 
     def finish(self) -> None:
+        self._finished = True
         finished = int(self._store.add("jlm/finished", 1))
         self._store.add(f"jlm/beats/{self.rank}", _LEFT)
         while self.rank == 0 and finished < self.size:
@@ -139,13 +141,19 @@ class Group:
         beats, silent = dict.fromkeys(others, -1), dict.fromkeys(others, 0)
         while True:
             time.sleep(_LOOK)
-            store.add(f"jlm/beats/{self.rank}", 1)
+            try:
+                store.add(f"jlm/beats/{self.rank}", 1)
+                now = {rank: int(store.add(f"jlm/beats/{rank}", 0)) for rank in others}
+            except RuntimeError:  # the store went with the process that kept it
+                if self._finished:
+                    return
+                _end_for("the process that keeps the store is gone")
             for rank in others:
-                now = int(store.add(f"jlm/beats/{rank}", 0))
-                silent[rank] = silent[rank] + 1 if now == beats[rank] < _LEFT else 0
-                beats[rank] = now
+                stood = now[rank] == beats[rank] < _LEFT
+                silent[rank] = silent[rank] + 1 if stood else 0
                 if silent[rank] == _MOST_SILENT:
                     _end_for(f"worker {rank} has not moved for {_MOST_SILENT * _LOOK} seconds")
+            beats = now
 
 
 def started_by_launcher() -> bool:
