@@ -8,12 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty import Runs
 
 from jlm_cli import models, prompts
 from jlm_cli.encoding import Lines, Vocabulary
@@ -51,6 +52,14 @@ def jlm(tmp_path: Path) -> Jlm:
         return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def runs() -> Iterator[Runs]:
+    """The same, from a process that has loaded everything before: a run takes a moment."""
+    started = Runs()
+    yield started
+    started.close()
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import Jlm, pair, read_rows, write_rows
+from faulty import Runs
 
 from jlm_cli import prompts
 from jlm_cli.config import Config
@@ -277,19 +278,19 @@ ESCAPES = "\x1b[31mred\x1b]0;title\x07\x9b31m \u202eback\u2066 [bold]no[/bold] [
 )
 @pytest.mark.parametrize("more", [[], ["--strict"], ["--plan"], ["--swap"]])
 def test_nothing_shown_can_steer_a_terminal(
-    tmp_path: Path, jlm: Jlm, row: Any, more: list[str]
+    tmp_path: Path, runs: Runs, row: Any, more: list[str]
 ) -> None:
     write_rows(tmp_path / "in.jsonl", [row])
-    done = jlm("judge", "in.jsonl", *more)
+    done = runs(tmp_path, "judge", "in.jsonl", *more)
     assert not set(done.err + done.out) & set("\x1b\x07\x9b\u202e\u2066")
     assert "Traceback" not in done.err
 
 
-def test_hostile_names_are_shown_harmlessly(tmp_path: Path, jlm: Jlm) -> None:
+def test_hostile_names_are_shown_harmlessly(tmp_path: Path, runs: Runs) -> None:
     name = "\x1b[31m\u202e[red]in.jsonl"
     write_rows(tmp_path / name, [pair(1), {}])
     for words in ([name], [name, "--strict"], [name, "--schema", ESCAPES], ["-m", ESCAPES, name]):
-        done = jlm("judge", *words)
+        done = runs(tmp_path, "judge", *words)
         assert not set(done.err) & set("\x1b\x07\x9b\u202e\u2066"), done.err
         assert "Traceback" not in done.err
 
@@ -338,7 +339,7 @@ def test_readers_that_leave(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_must_not_be_written(
-    tmp_path: Path, jlm: Jlm, output: str, message: str, overwrite: bool
+    tmp_path: Path, runs: Runs, output: str, message: str, overwrite: bool
 ) -> None:
     """Refused before any model is looked for; nothing that was there has changed."""
     rows = write_rows(tmp_path / "in.jsonl", [pair(1, gold="1")])
@@ -355,7 +356,7 @@ def test_what_must_not_be_written(
     before = {path.name: path.lstat() for path in tmp_path.iterdir()}
     given = "other.metrics.json" if output == "other" else "in.jsonl"
     words = ["judge", given, "--gold", "gold.jsonl", "-o", output, "-m", "no/such/model/here"]
-    done = jlm(*words, *(["--overwrite"] if overwrite else []))
+    done = runs(tmp_path, *words, *(["--overwrite"] if overwrite else []))
     if overwrite and output == "there.jsonl":
         assert "no such file or folder" in done.err
     else:

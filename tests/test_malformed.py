@@ -9,7 +9,6 @@ import random
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,6 @@ from jlm_cli.errors import RowError
 from jlm_cli.records import read_gold, read_score_line
 from jlm_cli.schemas import SCHEMAS, parse_row, read_sample
 from jlm_cli.source import LONGEST_LINE, open_source
-
-
-@pytest.fixture(scope="module")
-def runs() -> Iterator[Runs]:
-    started = Runs()
-    yield started
-    started.close()
 
 
 def judged(runs: Runs, folder: Path, data: bytes, *words: str) -> Outcome:
