@@ -13,12 +13,8 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-<<<<<<< HEAD
-from jlm_cli import __version__, cli_train
+from jlm_cli import __version__, cli_train, signals
 from jlm_cli.cli_train import pair
-=======
-from jlm_cli import __version__, signals
->>>>>>> faults
 from jlm_cli.config import Config
 from jlm_cli.errors import (
     EXIT_OK,
@@ -324,7 +320,6 @@ def rank(
     return replace(config, method=method, permute=permute, compare=compare)
 
 
-<<<<<<< HEAD
 @app.command(epilog=_CHAT_EXAMPLES)
 def chat(
     judged: Annotated[
@@ -375,7 +370,8 @@ def chat(
 app.command(epilog=cli_train.EXAMPLES)(cli_train.train)
 app.command(epilog=cli_train.DATA_EXAMPLES)(cli_train.data)
 app.command()(cli_train.adapter)
-=======
+
+
 @app.command(epilog="[bold]Example[/bold]\n  jlm probe -m tiny --max-attack-success 0.2")
 def probe(
     model: Annotated[str | None, typer.Option("-m", "--model", help="As for judge.")] = None,
@@ -412,7 +408,6 @@ def probe(
         print_json=print_json,
     )
     raise typer.Exit(probing.run(config, max_attack_success))
->>>>>>> faults
 
 
 def _output(inputs: list[str], output: str | None, command: str) -> Path | None:
@@ -425,18 +420,6 @@ def _output(inputs: list[str], output: str | None, command: str) -> Path | None:
     for suffix in (".gz", ".zst", ".jsonl", ".json"):
         stem = stem.removesuffix(suffix)
     return Path(f"{stem}.{command}.jsonl")
-
-
-<<<<<<< HEAD
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    raise Ended(number)
-=======
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise UsageError(f"--map {text}: write it as NATIVE=FIELD, like --map question=prompt")
-    return name, value
->>>>>>> faults
 
 
 def main() -> NoReturn:
@@ -455,23 +438,11 @@ def main() -> NoReturn:
 
 def _exit_code_of(command: Callable[[], object]) -> int:
     try:
-<<<<<<< HEAD
-        app()
-    except JlmError as error:
-        from jlm_cli.report import escaped  # a message may quote a file
-
-        print(f"jlm: {escaped(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader has seen enough: `| head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-=======
         command()
     except SystemExit as end:  # of Typer
         return end.code if isinstance(end.code, int) else EXIT_OK
     except ReaderLeft:
         return EXIT_OK
->>>>>>> faults
     except KeyboardInterrupt:
         return 130
     except Ended as ended:

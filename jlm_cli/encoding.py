@@ -181,70 +181,53 @@ class Encoder:
             flags.append(f"truncated:{name}")
         return sample, tuple(flags)
 
+    def text(self, sample: Sample) -> tuple[View, str, tuple[str, ...]]:
+        """The first view and its prompt as text, with the flags of what was done to make it fit.
+
+        Raises RowError.
+        """
+        draft = self._draft(sample)
+        if isinstance(draft, RowError):
+            raise draft
+        first = replace(draft, views=draft.views[:1])
+        shown, _ = self._fit(first, self._ids(first.sample, first.views))
+        return shown.views[0], shown.texts[0], tuple(dict.fromkeys(shown.flags))
+
     def _finish(self, draft: Draft, ids: list[list[int]]) -> list[Prompt] | RowError:
-        """The common case passes through; the rest is neutralised, shortened or refused."""
-        sample, views, flags = draft.sample, draft.views, list(draft.flags)
         try:
-<<<<<<< HEAD
-            _, views, ids = self._fit(sample, views, ids, flags)
-=======
-            if self._any_special(ids):
-                sample, ids = self._neutralise(sample, views, flags)
-            if self._excess(views, ids)[0] > 0 and (fewer := self._mode.smaller_views(sample)):
-                views, ids = fewer, self._ids(sample, fewer)
-            if self._excess(views, ids)[0] > 0:
-                sample, ids = self._shorten(sample, views, ids, flags)
-            if sample is not draft.sample:
-                return self._checked_again(Draft(sample, views, tuple(flags)), ids)
->>>>>>> faults
+            draft, ids = self._fit(draft, ids)
         except RowError as error:
             return error
-        return self._prompts(Draft(sample, views, tuple(flags)), ids)
-
-    def _checked_again(self, draft: Draft, ids: list[list[int]]) -> list[Prompt] | RowError:
-        """What was broken up or cut may end in a score line, or join to a token, only now."""
-        safe, forged = guard(draft.sample, self._config.on_injection)
-        changed = safe is not draft.sample
-        draft = Draft(safe, draft.views, (*draft.flags, *forged))
-        if changed:
-            return self._finish(draft, self._ids(safe, draft.views))
-        if self._any_special(ids) and (found := self._special_in(safe, draft.views)):
-            raise RowError("special", f"field {found[0][0]}: spells a control token of the model")
-        return self._prompts(draft, ids)
-
-    def _prompts(self, draft: Draft, ids: list[list[int]]) -> list[Prompt]:
         flags = tuple(dict.fromkeys(draft.flags))
         return [
             Prompt(self._whole(view, row), view, flags)
             for view, row in zip(draft.views, ids, strict=True)
         ]
 
-<<<<<<< HEAD
-    def text(self, sample: Sample) -> tuple[View, str, tuple[str, ...]]:
-        """The first view and its prompt as text, with the flags of what was done to make it fit.
-
-        Raises RowError.
-        """
-        flags: list[str] = []
-        views = self._mode.views(sample)[:1]
-        sample, views, _ = self._fit(sample, views, self._ids(sample, views), flags)
-        return views[0], _text(_render(sample, views[0])), tuple(flags)
-
-    def _fit(
-        self, sample: Sample, views: list[View], ids: list[list[int]], flags: list[str]
-    ) -> tuple[Sample, list[View], list[list[int]]]:
-        """The sample as its prompts hold it, its views, and their ids."""
-        if any(self._vocabulary.special.intersection(row) for row in ids):
+    def _fit(self, draft: Draft, ids: list[list[int]]) -> tuple[Draft, list[list[int]]]:
+        """The common case passes through; the rest is neutralised, shortened or refused."""
+        sample, views, flags = draft.sample, draft.views, list(draft.flags)
+        if self._any_special(ids):
             sample, ids = self._neutralise(sample, views, flags)
         if self._excess(views, ids)[0] > 0 and (fewer := self._mode.smaller_views(sample)):
             views, ids = fewer, self._ids(sample, fewer)
         if self._excess(views, ids)[0] > 0:
             sample, ids = self._shorten(sample, views, ids, flags)
-        return sample, views, ids
-=======
+        fitted = Draft(sample, views, tuple(flags))
+        return (fitted, ids) if sample is draft.sample else self._checked_again(fitted, ids)
+
+    def _checked_again(self, draft: Draft, ids: list[list[int]]) -> tuple[Draft, list[list[int]]]:
+        """What was broken up or cut may end in a score line, or join to a token, only now."""
+        safe, forged = guard(draft.sample, self._config.on_injection)
+        again = Draft(safe, draft.views, (*draft.flags, *forged))
+        if safe is not draft.sample:
+            return self._fit(again, self._ids(safe, again.views))
+        if self._any_special(ids) and (found := self._special_in(safe, draft.views)):
+            raise RowError("special", f"field {found[0][0]}: spells a control token of the model")
+        return again, ids
+
     def _any_special(self, ids: list[list[int]]) -> bool:
         return any(self._vocabulary.special.intersection(row) for row in ids)
->>>>>>> faults
 
     def _whole(self, view: View, ids: Sequence[int]) -> tuple[int, ...]:
         """The ids of a text with what stands around it."""
@@ -276,24 +259,13 @@ class Encoder:
     def _neutralise(
         self, sample: Sample, views: Sequence[View], flags: list[str]
     ) -> tuple[Sample, list[list[int]]]:
-<<<<<<< HEAD
-        """Break up user text that became a special or added token, until none is left."""
-        while (found := self._special_in(sample, views)) is not None:
-            name, start, end = found
-            sample = _with_field(sample, name, _broken(_field_of(sample, name), start, end))
-            flags.append(f"special:{name}")
-        flags[:] = dict.fromkeys(flags)
-=======
         """Break up user text that became a special or added token."""
         for _ in range(_BREAKS):
             found = self._special_in(sample, views)
             for name, start, end in reversed(found):
                 text = field_of(sample, name)
-                # a space inside keeps the text readable; a token of one character can only go
-                broken = text[start] + " " + text[start + 1 : end] if end - start > 1 else "\ufffd"
-                sample = with_field(sample, name, text[:start] + broken + text[end:])
+                sample = with_field(sample, name, _broken(text, start, end))
             flags += [f"special:{name}" for name, _, _ in found]
->>>>>>> faults
         return sample, self._ids(sample, views)
 
     def _special_in(self, sample: Sample, views: Sequence[View]) -> list[tuple[str, int, int]]:

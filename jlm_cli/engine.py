@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-<<<<<<< HEAD
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-=======
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
->>>>>>> faults
 from typing import Protocol
 
 import numpy as np

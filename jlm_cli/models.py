@@ -297,11 +297,7 @@ def _tokenizer(files: ModelFiles) -> Any:
     quiet_transformers()
     source: dict[str, Any] = {"gguf_file": files.gguf} if files.gguf else {}
     try:
-<<<<<<< HEAD
-        return AutoTokenizer.from_pretrained(files.folder, **source)
-=======
-        tokenizer = AutoTokenizer.from_pretrained(files.folder, **_LOCKED_DOWN, **source)
->>>>>>> faults
+        return AutoTokenizer.from_pretrained(files.folder, **_LOCKED_DOWN, **source)
     except _LOADING_ERRORS as error:
         raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
 

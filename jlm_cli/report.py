@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,6 @@ def shown(text: object, width: int = 60) -> Text:
     return Text(safe if len(safe) <= width else safe[: width - 1] + "…")
 
 
-<<<<<<< HEAD
 def escaped(text: str) -> str:
     """All of a text from outside, safe for a terminal: what could steer it is spelled out."""
     return "".join(
@@ -49,14 +49,14 @@ def escaped(text: str) -> str:
         else char.encode("unicode_escape").decode()
         for char in text
     )
-=======
+
+
 class _Stderr(Console):
     """A console whose reader may leave: the run goes on without a word."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
->>>>>>> faults
 
 
 class Counted(Protocol):

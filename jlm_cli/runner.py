@@ -115,11 +115,7 @@ def work(config: Config, workers: sharding.Workers) -> int:
             _judge_share(now, journal, workers, report)
         workers.finish()
         return EXIT_OK
-<<<<<<< HEAD
-    with locked(config.partial):
-=======
-    with _locked(config.partial), _kept(config):
->>>>>>> faults
+    with locked(config.partial), _kept(config):
         _begin(now, journal, report)
         _judge_share(now, journal, workers, report)
         workers.finish()
