@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -27,6 +27,13 @@ class Written:
     cut: bool
 
 
+Wrote = Callable[[int], object]
+
+
+def unheard(n_tokens: int) -> None:
+    """For writing that nobody follows."""
+
+
 class Engine(Protocol):
     """A language model that reads and writes token ids, a batch at a time.
 
@@ -44,8 +51,11 @@ class Engine(Protocol):
         """Go on with the batch: for each row, [drafted, columns] behind each drafted token."""
         ...
 
-    def write(self, prompts: Sequence[Ids], limits: Sequence[int]) -> list[Written]:
-        """What greedy decoding writes behind each prompt, up to its limit of new tokens."""
+    def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
+        """What greedy decoding writes behind each prompt, up to its limit of new tokens.
+
+        `wrote` is told, as it goes on, of how many tokens more.
+        """
         ...
 
     def stream(self, prompt: Ids, limit: int, draw: int = 0) -> Iterator[int]:
@@ -61,13 +71,14 @@ class Judge:
     """An engine with what it needs to know about score lines.
 
     `new_tokens` is the limit of a reason; `reason` asks for one behind the line, where the
-    template does not have it first anyway.
+    template does not have it first anyway; `wrote` hears of its tokens.
     """
 
     engine: Engine
     lines: Lines
     reason: bool
     new_tokens: int
+    wrote: Wrote = unheard
 
     def judge(self, prompts: Sequence[Prompt]) -> list[Reading | RowError]:
         """A batch judged; a row that fails is its RowError and leaves the others as they are.
@@ -135,7 +146,7 @@ class Judge:
 
     def _write(self, prompts: Sequence[Ids]) -> list[Written]:
         limits = [self._room(ids) for ids in prompts]
-        return self.engine.write(prompts, limits) if prompts else []
+        return self.engine.write(prompts, limits, self.wrote) if prompts else []
 
     def _room(self, ids: Sequence[int]) -> int:
         """New tokens that fit: at most `new_tokens`, and no more than the context holds."""
@@ -230,8 +241,9 @@ class FakeEngine:
     def extend(self, drafts: Sequence[Sequence[DraftToken]]) -> list[Floats]:
         return [self._extend_row(row, draft) for row, draft in enumerate(drafts)]
 
-    def write(self, prompts: Sequence[Ids], limits: Sequence[int]) -> list[Written]:
+    def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
         texts = [f"\nFake reason {_digest(bytes(prompt)).hex()}." for prompt in prompts]
+        wrote(sum(map(min, map(len, texts), limits)))
         return [
             Written(text[:limit], len(text) > limit)
             for text, limit in zip(texts, limits, strict=True)

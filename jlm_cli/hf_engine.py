@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from transformers import AttentionInterface, Cache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+from transformers.generation.streamers import BaseStreamer
 
 from jlm_cli.encoding import Vocabulary
-from jlm_cli.engine import Ids, Written
+from jlm_cli.engine import Ids, Written, Wrote
 from jlm_cli.scoreline import DraftToken, Floats
 
 DRAFT_ROOM = 64  # places kept free behind the prompts; a larger draft makes the blocks grow
@@ -172,6 +173,22 @@ def _within_memory(method: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
+class _Heard(BaseStreamer):
+    """Tells of the tokens that `generate` writes, a batch at a time; the prompts come first."""
+
+    def __init__(self, wrote: Wrote) -> None:
+        self._wrote = wrote
+        self._begun = False
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._begun:
+            self._wrote(value.numel())
+        self._begun = True
+
+    def end(self) -> None:
+        pass
+
+
 class HFEngine:
     """What both ways of reading a model share."""
 
@@ -198,7 +215,7 @@ class HFEngine:
         return known
 
     @_within_memory
-    def write(self, prompts: Sequence[Ids], limits: Sequence[int]) -> list[Written]:
+    def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
         longest = max(map(len, prompts))
         pad = self.vocabulary.ends[0]
         ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts])
@@ -211,7 +228,10 @@ class HFEngine:
         )
         with torch.inference_mode():
             out = self.model.generate(
-                ids.to(self.device), attention_mask=seen.to(self.device), generation_config=greedy
+                ids.to(self.device),
+                attention_mask=seen.to(self.device),
+                generation_config=greedy,
+                streamer=_Heard(wrote),
             )
         rows = out[:, longest:].tolist()
         return [self._written(row, limit) for row, limit in zip(rows, limits, strict=True)]

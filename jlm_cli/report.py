@@ -68,6 +68,18 @@ class Counted(Protocol):
 
 
 @dataclass
+class Written:
+    """Tokens of reasons, shown behind a bar over rows: a batch of them takes its time."""
+
+    bar: tqdm[Any]
+    n_tokens: int = 0
+
+    def add(self, n_tokens: int) -> None:
+        self.n_tokens += n_tokens
+        self.bar.set_postfix_str(f"{self.n_tokens:,} tokens of reasons")
+
+
+@dataclass
 class Report:
     """Speaks to a person on standard error, and knows how the run ended."""
 

@@ -40,7 +40,7 @@ from jlm_cli.metrics import Tally as PairTally
 from jlm_cli.metrics import summary_of, tally_of
 from jlm_cli.modes import Mode, Reading, flags_of, identity, mode_of
 from jlm_cli.records import Json, Sample, dump, judged_record
-from jlm_cli.report import Report, exit_status, spoken
+from jlm_cli.report import Report, Written, exit_status, spoken
 from jlm_cli.rows import Rows, open_rows
 from jlm_cli.source import spool_stdin
 from jlm_cli.standings import GradeTally, RankTally, Tally
@@ -311,8 +311,9 @@ def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: 
     if not len(todo):
         return
     engine = models.load_engine(now.files, now.lines.vocabulary, now.compute)
-    judge = Judge(engine, now.lines, now.config.reason, now.config.max_new_tokens)
     with report.bar(int(left[plan.order].sum())) as bar:
+        config, written = now.config, Written(bar)
+        judge = Judge(engine, now.lines, config.reason, config.max_new_tokens, written.add)
         while (place := workers.take()) < len(todo):
             batch = [row for row in plan.batch(int(todo[place])) if left[row]]
             journal.append(judge_batch(now, batch, judge))

@@ -14,7 +14,7 @@ from test_prompts import SAMPLE, rendered
 from jlm_cli import models
 from jlm_cli.conversation import Layout, Opening, Turn
 from jlm_cli.encoding import Vocabulary
-from jlm_cli.engine import Engine
+from jlm_cli.engine import Engine, unheard
 from jlm_cli.errors import ModelError, RowError
 
 GOLDEN = Path(__file__).parent / "golden" / "chat"
@@ -148,7 +148,7 @@ def test_stream_is_what_write_writes(name: str, request: pytest.FixtureRequest) 
     loaded: Loaded = request.getfixturevalue(name)
     for engine in engines_of(loaded):
         ids = [*loaded.vocabulary.bos, *loaded.vocabulary.locate(PROMPT).ids]
-        (written,) = engine.write([ids], [12])
+        (written,) = engine.write([ids], [12], unheard)
         streamed = list(engine.stream(ids, 12))
         spell = loaded.vocabulary.speller()
         assert "".join(map(spell, streamed)).strip("\ufffd") == written.text.strip("\ufffd")
