@@ -13,12 +13,13 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from jlm_cli.columns import Tally
 from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK
-from jlm_cli.metrics import Tally
 from jlm_cli.models import Compute
 from jlm_cli.records import Json
 
 _ROWS_SHOWN = 12
+_HARMLESS = "\n\t\u200c\u200d"  # the last two join letters and emoji
 _MEMORY = {
     "weights": "weights, about",
     "cache": "keys and values of a batch",
@@ -36,12 +37,16 @@ _NAMES = {
 
 def shown(text: object, width: int = 60) -> Text:
     """Text from outside, made safe for a terminal: no markup, no control or bidi characters."""
-    safe = "".join(
-        char if unicodedata.category(char)[0] != "C" else " " if char in "\n\t" else "\ufffd"
-        for char in str(text)[: 4 * width]
-    )
-    safe = " ".join(safe.split())
+    safe = " ".join(visible(str(text)[: 4 * width]).split())
     return Text(safe if len(safe) <= width else safe[: width - 1] + "…")
+
+
+def visible(text: str) -> str:
+    """Text without control, bidi and unassigned characters; lines, tabs and joiners stay."""
+    return "".join(
+        char if char in _HARMLESS or unicodedata.category(char)[0] != "C" else "\ufffd"
+        for char in text
+    )
 
 
 @dataclass
@@ -170,7 +175,7 @@ def _figure(figure: Json) -> str:
     if figure["value"] is None:
         return "–"
     low, high = figure["ci95"]
-    return f"{figure['value']:.3f}  [{low:.3f}, {high:.3f}]"
+    return f"{figure['value']:.3f}" + (f"  [{low:.3f}, {high:.3f}]" if low is not None else "")
 
 
 def exit_status(tally: Tally) -> int:

@@ -19,17 +19,18 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from jlm_cli import models, sharding
 from jlm_cli.batching import Plan, make_plan
+from jlm_cli.columns import tally_of
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Templates, Vocabulary
 from jlm_cli.engine import Judge, Order
 from jlm_cli.errors import EXIT_OK, InputError, JlmError, RowError, UsageError
 from jlm_cli.journal import Journal, folder_of, write_stdout, write_whole
-from jlm_cli.metrics import summary_of, tally_of
 from jlm_cli.records import Json, dump, judged_record
 from jlm_cli.report import Report, exit_status
 from jlm_cli.rows import Rows, open_rows
 from jlm_cli.scoreline import LineTokens
 from jlm_cli.source import spool_stdin
+from jlm_cli.summary import summary_of
 from jlm_cli.survey import Survey, encoded, take_survey
 
 _RECORDS_SHOWN = 13
@@ -291,7 +292,7 @@ def _sum_up(now: Run, journal: Journal, report: Report, seconds: float) -> int:
         "n_error": tally.n_error,
         "seconds": round(seconds, 3),
         "items_per_second": round(tally.n_judged / seconds, 3) if seconds else None,
-        **summary_of(tally, config.swap),
+        **summary_of(tally.columns(), config.swap),
     }
     packed = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if config.output is not None:
