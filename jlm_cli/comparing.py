@@ -111,7 +111,7 @@ def _mcnemar(ours: Codes, theirs: Codes) -> Json:
     where just one of them is right."""
     only_first, only_other = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     p = sign_test(only_first, only_other)
-    return {"only_first_right": only_first, "only_other_right": only_other, "p": number(p)}
+    return {"only_first_right": only_first, "only_other_right": only_other, "p": float(f"{p:.3g}")}
 
 
 def sign_test(one: int, other: int) -> float:

@@ -75,11 +75,11 @@ def _run(config: MetricsConfig) -> int:
         result["comparison"] = comparison_of(aligned)
     _tell(result, report)
     grids = grids_of(result)
+    _write(config, result, grids, judges, aligned)
     if config.print_json:
         write_stdout(iter([_packed(config, result)]))
     else:
         print_grids(grids)
-    _write(config, result, grids, judges, aligned)
     return EXIT_OK
 
 
@@ -131,4 +131,5 @@ def _write(
     if config.html is not None:
         from jlm_cli.page import page_of
 
-        write_whole(config.html, iter([page_of(result, grids, judges).encode()]))
+        first = next(iter(judges.values())).predictions
+        write_whole(config.html, iter([page_of(result, grids, first, aligned).encode()]))

@@ -26,7 +26,7 @@ _PROPERTIES = {
     FAINT: "var(--faint)",
     PAPER: "var(--paper)",
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "jlm",
     "font.family": "sans-serif",
@@ -54,6 +54,7 @@ def drawn(draw: Callable[[Any], None], width: float = 5.2, height: float = 3.6) 
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     svg = text[text.index("<svg") :]
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # one page holds many plots
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     for colour, name in _PROPERTIES.items():
         svg = svg.replace(colour, name)
@@ -83,7 +84,7 @@ def score_pairs(columns: Columns) -> Callable[[Any], None]:
 
     def draw(axes: Any) -> None:
         _cells(axes, counts, np.sqrt(counts / max(counts.max(), 1)), text=len(scores) < 5000)
-        axes.plot([-0.5, 10.5], [-0.5, 10.5], color=FAINT, linewidth=1)
+        axes.plot([-0.5, 10.5], [-0.5, 10.5], color=FAINT, linewidth=1, zorder=0.5)
         axes.set_xticks(range(11))
         axes.set_yticks(range(11))
         axes.set(xlabel="score of answer 1", ylabel="score of answer 2")

@@ -37,6 +37,11 @@ class Grid:
     columns: list[str]
     rows: list[tuple[str, list[Cell]]]
 
+    @property
+    def is_wide(self) -> bool:
+        """Figures read better below one another."""
+        return len(self.columns) > max(len(self.rows), 6)
+
     def turned(self) -> Grid:
         """Rows as columns."""
         rows = [
@@ -203,7 +208,9 @@ def _grid(
     """A grid of those fields that any row has; all that fit into a cell unless named."""
     rows = list(rows)
     if names is None:
-        names = {key: key for _, facts in rows for key, cell in facts.items() if _is_cell(cell)}
+        keys = {key for _, facts in rows for key, cell in facts.items() if _is_cell(cell)}
+        order = dict.fromkeys(key for _, facts in rows for key in facts if key in keys)
+        names = {key: "F1" if key == "f1" else key.replace("_", " ") for key in order}
     there = {
         key: name
         for key, name in names.items()
@@ -240,13 +247,12 @@ def cell_text(cell: Cell) -> str:
 
 
 def print_grids(grids: Iterable[Grid]) -> None:
-    """To standard output: the first turned, so that its figures fit below one another."""
+    """To standard output."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 400
-    for place, grid in enumerate(grids):
-        if place == 0 and len(grid.columns) > len(grid.rows):
-            grid = grid.turned()
+    for found in grids:
+        grid = found.turned() if found.is_wide else found
         table = Table(box=None, pad_edge=False, header_style="bold", title=shown(grid.title, 200))
         table.title_justify, table.title_style = "left", "bold cyan"
         table.add_column("")
