@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from jlm_cli.comparing import Aligned, align, comparison_of, disagreements, name
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import EXIT_OK, UsageError
 from jlm_cli.journal import write_stdout, write_whole
-from jlm_cli.protocols import PROTOCOLS, Measured
+from jlm_cli.predictions import Predictions, read_predictions
+from jlm_cli.protocols import PAIRS, RECORDS
 from jlm_cli.records import Json
 from jlm_cli.report import Report
 from jlm_cli.source import spool_stdin
@@ -38,8 +40,12 @@ def run(config: MetricsConfig) -> int:
 def check(config: MetricsConfig) -> None:
     """Raises UsageError for options that do not go together, before anything is read."""
     several = len(config.predictions) > 1
-    if config.protocol not in PROTOCOLS:
-        raise UsageError(f"--protocol {config.protocol}: there are {', '.join(PROTOCOLS)}")
+    if config.protocol not in PAIRS | RECORDS:
+        raise UsageError(f"--protocol {config.protocol}: there are {', '.join(PAIRS | RECORDS)}")
+    if config.protocol in RECORDS and (config.reversed or config.samples or config.disagreements):
+        raise UsageError(
+            f"--reversed, --input and --disagreements are of no use for {config.protocol}"
+        )
     if several and len(set(config.predictions)) < len(config.predictions):
         raise UsageError("the same predictions are named twice")
     if several and config.reversed is not None:
@@ -59,23 +65,20 @@ def check(config: MetricsConfig) -> None:
 
 
 def _run(config: MetricsConfig) -> int:
-    report = Report(config.quiet)
     names = names_of(config.predictions)
-    measure = PROTOCOLS[config.protocol]
-    judges = {
-        name: measure(path, config) for name, path in zip(names, config.predictions, strict=True)
-    }
-    aligned = _aligned(judges)
-    result: Json = {
-        "command": "metrics",
-        "protocol": config.protocol,
-        "judges": {name: judge.summary for name, judge in judges.items()},
-    }
-    if aligned is not None:
-        result["comparison"] = comparison_of(aligned)
-    _tell(result, report)
-    grids = grids_of(result)
-    _write(config, result, grids, judges, aligned)
+    with ExitStack() as files:
+        judges = _read(config, names, files)
+        result: Json = {
+            "command": "metrics",
+            "protocol": config.protocol,
+            "judges": _measured(config, names, judges),
+        }
+        aligned = align(judges) if len(judges) > 1 else None
+        if aligned is not None:
+            result["comparison"] = comparison_of(aligned)
+        _tell(result, Report(config.quiet))
+        grids = grids_of(result)
+        _write(config, result, grids, judges, aligned)
     if config.print_json:
         write_stdout(iter([_packed(config, result)]))
     else:
@@ -83,9 +86,24 @@ def _run(config: MetricsConfig) -> int:
     return EXIT_OK
 
 
-def _aligned(judges: dict[str, Measured]) -> Aligned | None:
-    found = {name: one.predictions for name, one in judges.items() if one.predictions is not None}
-    return align(found) if len(found) > 1 else None
+def _read(config: MetricsConfig, names: Sequence[str], files: ExitStack) -> dict[str, Predictions]:
+    """The predictions of each judge, where the protocol is about pairs."""
+    if config.protocol not in PAIRS:
+        return {}
+    sides = config.gold, config.reversed, config.samples, config.stdin
+    return {
+        name: files.enter_context(read_predictions(path, *sides))
+        for name, path in zip(names, config.predictions, strict=True)
+    }
+
+
+def _measured(
+    config: MetricsConfig, names: Sequence[str], judges: dict[str, Predictions]
+) -> dict[str, Json]:
+    if judges:
+        return {name: PAIRS[config.protocol](found, config) for name, found in judges.items()}
+    paths = zip(names, config.predictions, strict=True)
+    return {name: RECORDS[config.protocol](path, config) for name, path in paths}
 
 
 def _packed(config: MetricsConfig, result: Json) -> bytes:
@@ -115,7 +133,7 @@ def _write(
     config: MetricsConfig,
     result: Json,
     grids: Sequence[Grid],
-    judges: dict[str, Measured],
+    judges: dict[str, Predictions],
     aligned: Aligned | None,
 ) -> None:
     exports: list[tuple[Path | None, Callable[[Sequence[Grid]], str]]] = [
@@ -131,5 +149,5 @@ def _write(
     if config.html is not None:
         from jlm_cli.page import page_of
 
-        first = next(iter(judges.values())).predictions
+        first = next(iter(judges.values()), None)
         write_whole(config.html, iter([page_of(result, grids, first, aligned).encode()]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,13 @@ class Predictions:
     ids: list[Any]
     columns: Columns
     sides: dict[str, Side]
+    files: ExitStack
+
+    def __enter__(self) -> Predictions:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.files.close()
 
     def index(self) -> Index:
         """Raises InputError where rows cannot be told apart."""
@@ -109,28 +117,27 @@ def read_predictions(
     stdin: Path | None = None,
 ) -> Predictions:
     """Raises InputError where a line is no prediction, or files are not of the same rows."""
-    source = open_source(path, stdin=stdin)
-    tally, ids = Tally(), []
-    for _, row, where in rows_of(source):
-        ids.append(_id_of(row))
-        tally.append(read_judged(row, where), _about(row, where))
-    if not ids:
-        raise InputError(f"{path}: holds no predictions")
-    sides: dict[str, Side] = {}
-    if gold or reversed_ or more:
-        index = _index(path, ids, tally)
-        if more is not None:
-            sides["input"] = _join(
-                more, index, lambda at, row, where: _learn(tally, at, row, where)
-            )
-        if gold is not None:
-            tally.forget_gold()
-            sides["gold"] = _join(gold, index, partial(_learn_gold, tally))
-        if reversed_ is not None:
-            if tally.both_orders:
-                raise InputError(f"{path}: holds both orders already; leave out --reversed")
-            sides["reversed"] = _join(reversed_, index, partial(_swap_in, tally))
-    return Predictions(path, source, tally, ids, tally.columns(), sides)
+    with ExitStack() as files:
+        source = files.enter_context(open_source(path, stdin=stdin))
+        tally, ids = Tally(), []
+        for _, row, where in rows_of(source):
+            ids.append(_id_of(row))
+            tally.append(read_judged(row, where), _about(row, where))
+        if not ids:
+            raise InputError(f"{path}: holds no predictions")
+        sides: dict[str, Side] = {}
+        if gold or reversed_ or more:
+            join = partial(_join, _index(path, ids, tally), files)
+            if more is not None:
+                sides["input"] = join(more, partial(_learn, tally))
+            if gold is not None:
+                tally.forget_gold()
+                sides["gold"] = join(gold, partial(_learn_gold, tally))
+            if reversed_ is not None:
+                if tally.both_orders:
+                    raise InputError(f"{path}: holds both orders already; leave out --reversed")
+                sides["reversed"] = join(reversed_, partial(_swap_in, tally))
+        return Predictions(path, source, tally, ids, tally.columns(), sides, files.pop_all())
 
 
 def rows_of(source: Source) -> Iterator[tuple[int, Json, str]]:
@@ -274,9 +281,11 @@ def _index(path: str, ids: list[Any], tally: Tally) -> Index:
     raise InputError(f"{path}: id {twice!r} stands there twice; to be joined, ids must be unique")
 
 
-def _join(path: Path, index: Index, take: Callable[[int, Json, str], None]) -> Side:
+def _join(
+    index: Index, files: ExitStack, path: Path, take: Callable[[int, Json, str], None]
+) -> Side:
     """Give every row of a file to the prediction with its id."""
-    source = open_source(str(path))
+    source = files.enter_context(open_source(str(path)))
     side = Side(source, array("q", [-1]) * len(index.rows))
     unknown: set[Any] = set()
     for number, row, where in rows_of(source):

@@ -1,7 +1,7 @@
 """The paper's tables as protocols: which records a protocol reads, and the figures it gives.
 
-A new protocol is one function and one line in PROTOCOLS. Each gives a summary and, where it is
-about pairs, the predictions it was made from.
+A new protocol is one function and one line in PAIRS (verdicts on pairs, which were read) or in
+RECORDS (records of another kind, which it reads). Each gives a summary.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from jlm_cli.columns import NONE, PLACE, TIE, Judged, Tally, about_of, judged_of
 from jlm_cli.config import MetricsConfig
-from jlm_cli.errors import InputError, RowError, UsageError
+from jlm_cli.errors import InputError, RowError
 from jlm_cli.metrics import (
     Codes,
     Counts,
@@ -27,7 +27,7 @@ from jlm_cli.metrics import (
     row_at,
     share_of,
 )
-from jlm_cli.predictions import Predictions, is_numbers, read_predictions, rows_of
+from jlm_cli.predictions import Predictions, is_numbers, rows_of
 from jlm_cli.records import Json, verdict_of
 from jlm_cli.schemas import id_in, key_of
 from jlm_cli.source import open_source
@@ -37,17 +37,8 @@ GRADES = ("right", "half", "wrong")
 _GRADE_OF_NUMBER = {1: "right", 0.5: "half", 0: "wrong"}
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One judge's summary, and its predictions where they are of pairs."""
-
-    summary: Json
-    predictions: Predictions | None = None
-
-
-def judgelm(path: str, config: MetricsConfig) -> Measured:
+def judgelm(found: Predictions, config: MetricsConfig) -> Json:
     """Tables 1, 4-6 and 11-15: agreement with gold, consistency under a swap, position bias."""
-    found = read_predictions(path, config.gold, config.reversed, config.samples, config.stdin)
     columns = found.columns
     counts: Json = {
         "n_input": len(columns),
@@ -65,32 +56,33 @@ def judgelm(path: str, config: MetricsConfig) -> Measured:
     gold = {**gold_of(columns), "without_verdict": [found.ids[row] for row in unreadable]}
     summary = summary_of(columns, columns.both_orders, config.tie_within)
     details = details_of(columns, config.abstain)
-    return Measured({**counts, "gold": gold, "joined": joined, **summary, **details}, found)
+    return {**counts, "gold": gold, "joined": joined, **summary, **details}
 
 
-def pandalm(path: str, config: MetricsConfig) -> Measured:
+def pandalm(found: Predictions, config: MetricsConfig) -> Json:
     """Table 2: both orders are judged, a conflict is a tie, gold is the annotators' majority."""
-    measured = judgelm(path, config)
-    if "reliability" not in measured.summary:
+    if not found.columns.both_orders:
         raise InputError(
-            f"{path}: protocol pandalm needs both orders: judge with --swap, or give --reversed"
+            f"{found.name}: protocol pandalm needs both orders; judge with --swap, or give "
+            "--reversed"
         )
-    if "combined" not in measured.summary:
-        raise InputError(f"{path}: protocol pandalm needs gold; give --gold")
-    return measured
+    summary = judgelm(found, config)
+    if "combined" not in summary:
+        raise InputError(f"{found.name}: protocol pandalm needs gold; give --gold")
+    return summary
 
 
-def rewardbench(path: str, config: MetricsConfig) -> Measured:
+def rewardbench(found: Predictions, config: MetricsConfig) -> Json:
     """Accuracy by subset: the chosen answer must win, a tie is wrong.
 
     `subset_mean` weighs all subsets alike; `ties_half` gives ties half a point.
     """
-    measured = judgelm(path, config)
-    assert measured.predictions is not None
-    columns = measured.predictions.columns
+    columns = found.columns
     rows = (columns.final != NONE) & (columns.gold < TIE) & (columns.category >= 0)
     if not rows.any():
-        raise InputError(f"{path}: protocol rewardbench needs gold 1 or 2 and subsets (category)")
+        raise InputError(
+            f"{found.name}: protocol rewardbench needs gold 1 or 2, and subsets (category)"
+        )
     names, subset = np.unique(columns.category[rows], return_inverse=True)
     outcome = np.where(columns.final == columns.gold, 1, np.where(columns.final == TIE, 2, 0))
     places = np.flatnonzero(rows)
@@ -109,7 +101,7 @@ def rewardbench(path: str, config: MetricsConfig) -> Measured:
         "n": cells.n,
         "subsets": dict(sorted(each.items())),
     }
-    return Measured({**measured.summary, "rewardbench": overall}, measured.predictions)
+    return {**judgelm(found, config), "rewardbench": overall}
 
 
 def _right(counts: Counts, tie: float = 0.0) -> Counts:
@@ -117,7 +109,7 @@ def _right(counts: Counts, tie: float = 0.0) -> Counts:
     return ratio(counts[..., 1] + tie * counts[..., 2], counts.sum(-1))
 
 
-def aspects(path: str, config: MetricsConfig) -> Measured:
+def aspects(path: str, config: MetricsConfig) -> Json:
     """Table 16: each aspect's verdicts against gold, and all of them together.
 
     Gold is one verdict for all aspects or an object with one for each.
@@ -145,7 +137,7 @@ def aspects(path: str, config: MetricsConfig) -> Measured:
     total = summary_of(together.columns(), False, config.tie_within)
     if "objective" not in total:
         raise InputError(f"{path}: protocol aspects needs gold; give --gold")
-    return Measured({"n_judged": len(together), "aspects": found, **total})
+    return {"n_judged": len(together), "aspects": found, **total}
 
 
 def _checked(judged: Any, where: str) -> Judged:
@@ -155,7 +147,7 @@ def _checked(judged: Any, where: str) -> Judged:
         raise InputError(f"{where}: field aspects: a damaged judgment") from error
 
 
-def mmvet(path: str, config: MetricsConfig) -> Measured:
+def mmvet(path: str, config: MetricsConfig) -> Json:
     """Table 9: the grade of each answer as right, half right or wrong, against people's word.
 
     A score of 0-10 becomes the nearest of 10, 5 and 0 (half right in the middle of two).
@@ -181,14 +173,12 @@ def mmvet(path: str, config: MetricsConfig) -> Measured:
     def against_gold(grades: Codes) -> Json:
         return objective(cells_of((3, 3), [people, grades], clusters), GRADES)
 
-    return Measured(
-        {
-            "n_judged": len(said),
-            "n_error": n_error,
-            "objective": against_gold(verdict),
-            "baselines": {"majority": against_gold(most)},
-        }
-    )
+    return {
+        "n_judged": len(said),
+        "n_error": n_error,
+        "objective": against_gold(verdict),
+        "baselines": {"majority": against_gold(most)},
+    }
 
 
 def _grade(score: Any, name: str, where: str) -> int:
@@ -217,7 +207,7 @@ class Ranked:
     pairs: dict[tuple[int, int], float] = field(default_factory=dict)
 
 
-def rank(path: str, config: MetricsConfig) -> Measured:
+def rank(path: str, config: MetricsConfig) -> Json:
     """Table 10: the ranking of N answers at once against that of all pairs, or against gold.
 
     Error Rate@k is the share of questions in which k answers stand at another place; answers that
@@ -245,10 +235,8 @@ def rank(path: str, config: MetricsConfig) -> Measured:
     if all(isinstance(text, list) for text in texts):
         longest = [[float(len(text)) for text in one] for one in texts if one is not None]
         baselines = {"longest_first": _moved(longest, whole), **baselines}
-    return Measured(
-        {"n_judged": len(found), "n_incomplete": len(found) - len(whole), "ranking": judge}
-        | {"baselines": baselines}
-    )
+    counts = {"n_judged": len(found), "n_incomplete": len(found) - len(whole)}
+    return {**counts, "ranking": judge, "baselines": baselines}
 
 
 def places(scores: Sequence[float]) -> list[float]:
@@ -352,8 +340,6 @@ def _falling(count: int) -> list[float]:
 
 
 def _records(path: str, config: MetricsConfig | None) -> Iterator[tuple[Json, str]]:
-    if config is not None and (config.reversed or config.samples):
-        raise UsageError(f"--reversed and --input are of no use for protocol {config.protocol}")
     with open_source(path, stdin=None if config is None else config.stdin) as source:
         for _, row, where in rows_of(source):
             yield row, where
@@ -381,11 +367,13 @@ def _gold_by_id(path: Path | None) -> dict[Any, Any] | None:
     return found
 
 
-PROTOCOLS: dict[str, Callable[[str, MetricsConfig], Measured]] = {
+PAIRS: dict[str, Callable[[Predictions, MetricsConfig], Json]] = {
     "judgelm": judgelm,
     "pandalm": pandalm,
+    "rewardbench": rewardbench,
+}
+RECORDS: dict[str, Callable[[str, MetricsConfig], Json]] = {
     "rank": rank,
     "mmvet": mmvet,
     "aspects": aspects,
-    "rewardbench": rewardbench,
 }

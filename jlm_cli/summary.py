@@ -328,7 +328,7 @@ def _members(codes: Codes) -> Iterator[tuple[int, Codes]]:
     """Each code with the places where it stands."""
     order = np.argsort(codes, kind="stable")
     names, starts = np.unique(codes[order], return_index=True)
-    for name, places in zip(names, np.split(order, starts[1:]), strict=True):
+    for name, places in zip(names, np.split(order, starts[1:]), strict=False):
         yield int(name), places
 
 
