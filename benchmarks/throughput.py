@@ -21,7 +21,6 @@ import statistics
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,13 +31,13 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from jlm_cli import models, runner
-from jlm_cli.batching import Plan, make_plan
+from jlm_cli.batching import Plan
 from jlm_cli.config import Config
-from jlm_cli.encoding import Encoder, Templates
 from jlm_cli.engine import Judge
 from jlm_cli.hf_engine import make_engine
-from jlm_cli.rows import Rows, open_rows
+from jlm_cli.report import Report
 from jlm_cli.scoreline import LineTokens
+from jlm_cli.survey import take_survey
 
 WAYS = ("official", "padded_generate", "jlm")
 PADDED_BATCH = 8
@@ -51,47 +50,44 @@ Json = dict[str, Any]
 class Setting:
     """The same for all ways: rows, model, device, dtype."""
 
-    rows: Rows
-    encoder: Encoder
-    line: LineTokens
-    files: models.ModelFiles
-    device: str
-    dtype: str
+    run: runner.Run
     prompts: list[list[int]]
 
     @property
+    def line(self) -> LineTokens:
+        return self.run.lines.of(self.run.mode.templates[0], 2)
+
+    @property
     def plan(self) -> Plan:
-        questions = [self.rows.sample(row).question for row in range(len(self.rows))]
-        groups = [zlib.crc32(question.encode()) for question in questions]
-        sizes = [len(prompt) for prompt in self.prompts]
-        compute = models.choose_compute(self.files, self.rows.config)
-        return make_plan(range(len(sizes)), sizes, groups, compute.batch_tokens)
+        return runner.plan_of(
+            self.run, take_survey(self.run.rows, self.run.encoder, lambda _: None)
+        )
 
 
 def setting_of(options: argparse.Namespace) -> Setting:
-    files = models.find(options.model, lambda text: None)
-    device = models.choose_device(options.device)
-    config = Config((str(options.input),), None, files.name, limit=options.rows, device=device)
-    vocabulary = models.load_vocabulary(files)
-    templates = Templates.of(None)
-    line = models.line_tokens(vocabulary, templates)
-    rows = open_rows(config)
-    encoder = Encoder(vocabulary, templates, config, line.longest)
-    encoded = encoder.encode([rows.sample(row) for row in range(len(rows))])
-    prompts = [list(one[0].ids) for one in encoded if isinstance(one, list)]
-    dtype = models.choose_dtype(options.dtype, device)
-    return Setting(rows, encoder, line, files, device, dtype, prompts)
+    config = Config(
+        inputs=(str(options.input),),
+        output=None,
+        model=options.model,
+        limit=options.rows,
+        device=options.device,
+        dtype=options.dtype,
+    )
+    run = runner.open_run(config, Report(quiet=True))
+    encoded = run.encoder.encode([run.rows.sample(row) for row in range(len(run.rows))])
+    return Setting(run, [list(one[0].ids) for one in encoded if isinstance(one, list)])
 
 
 def work_of(name: str, setting: Setting) -> tuple[PreTrainedModel, Callable[[], int]]:
     """The model of a way, and one round of it, which returns the tokens it fed."""
-    official = "float16" if setting.device == "cuda" else "float32"
-    dtype = official if name == "official" else setting.dtype
-    model = models.load_model(setting.files, dtype, setting.device)
+    compute = setting.run.compute
+    official = "float16" if compute.device == "cuda" else "float32"
+    dtype = official if name == "official" else compute.dtype
+    model = models.load_model(setting.run.files, dtype, compute.device)
     if name == "jlm":
         return model, _jlm(model, setting)
     size = 1 if name == "official" else PADDED_BATCH
-    least = len(setting.line.spell(["8", "5"])) + 1 if setting.files.untrained else 0
+    least = len(setting.line.spell(["8", "5"])) + 1 if setting.run.files.untrained else 0
     how = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         min_new_tokens=least,
@@ -110,14 +106,14 @@ def work_of(name: str, setting: Setting) -> tuple[PreTrainedModel, Callable[[], 
 
 
 def _jlm(model: PreTrainedModel, setting: Setting) -> Callable[[], int]:
-    vocabulary = models.load_vocabulary(setting.files)
-    engine = make_engine(model, vocabulary)
-    judge = Judge(engine, setting.line, vocabulary)
+    engine = make_engine(model, setting.run.lines.vocabulary)
+    judge = Judge(engine, setting.run.lines, reason=False, new_tokens=0)
+    plan = setting.plan
 
     def judge_all() -> int:
         before = getattr(engine, "tokens_fed", 0)
-        for batch in setting.plan:
-            runner.judge_batch(setting.rows, batch, setting.encoder, judge)
+        for batch in plan:
+            runner.judge_batch(setting.run, batch, judge)
         return getattr(engine, "tokens_fed", 0) - before
 
     return judge_all
@@ -142,10 +138,10 @@ def child(options: argparse.Namespace) -> None:
     facts = {"parameters_per_token": _products(model), "dtype": str(model.dtype).split(".")[1]}
     print(orjson.dumps(facts).decode(), flush=True)
     for _ in sys.stdin:
-        start = _now(setting.device)
+        start = _now(setting.run.compute.device)
         fed = work()
-        seconds = _now(setting.device) - start
-        rates = {kind: _matmul_rate(kind, setting.device, model) for kind in _RATES}
+        seconds = _now(setting.run.compute.device) - start
+        rates = {kind: _matmul_rate(kind, setting.run.compute.device, model) for kind in _RATES}
         print(orjson.dumps({"seconds": seconds, "fed": fed, "gflops": rates}).decode(), flush=True)
 
 
@@ -252,15 +248,17 @@ def _result(
             for way in WAYS
         },
         "share_of_bf16_matmul_rate": median(lambda one: share(one, "bfloat16")),
-        "share_of_used_matmul_rate": median(lambda one: share(one, setting.dtype)),
+        "share_of_used_matmul_rate": median(lambda one: share(one, setting.run.compute.dtype)),
         "tokens_fed_over_prompt_tokens": median(lambda one: one["jlm"]["fed"] / sum(sizes)),
         "conditions": {
             "input": options.input.name,
             "rows": len(sizes),
             "prompt_tokens_median": int(statistics.median(sizes)),
-            "model": setting.files.name,
-            "trained": not setting.files.untrained,
-            "device": torch.cuda.get_device_name() if setting.device == "cuda" else _cpu(),
+            "model": setting.run.files.name,
+            "trained": not setting.run.files.untrained,
+            "device": torch.cuda.get_device_name()
+            if setting.run.compute.device == "cuda"
+            else _cpu(),
             "dtypes": {way: facts[way]["dtype"] for way in WAYS},
             "torch": torch.__version__,
         },

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -23,14 +26,29 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_EXAMPLES = """[bold]Examples[/bold]
-
+_EXAMPLES = {
+    "judge": """
   jlm judge pairs.jsonl                        results in pairs.judge.jsonl\n
   jlm judge pairs.jsonl --swap --reason        both orders, with reasons\n
   cat pairs.jsonl | jlm judge - -o - | jq .verdict\n
   jlm judge q.jsonl --reference refs.jsonl --gold gpt4.jsonl\n
-  jlm judge my.jsonl --map question=prompt --map answer_1=a --map answer_2=b
-"""
+  jlm judge pairs.jsonl --aspect factuality --aspect "tone: polite and plain"\n
+  jlm judge my.jsonl --map question=prompt --map answer_1=a --map answer_2=b\n
+  jlm judge -Q "What is 2 + 2?" -A 4 -A 5
+""",
+    "grade": """
+  jlm grade answers.jsonl --pass-mark 7        each against its reference\n
+  jlm grade answers.jsonl --no-reference       each by itself\n
+  jlm grade mm-vet.json predictions.json --template vqa\n
+  jlm grade -Q "What is 2 + 2?" -A 5 -R "It is 4."
+""",
+    "rank": """
+  jlm rank answers.jsonl                       2 to N answers in one prompt\n
+  jlm rank answers.jsonl --permute 4           rotated, so that places do not count\n
+  jlm rank a.json b.json c.json                AlpacaEval outputs of three models\n
+  jlm rank answers.jsonl --compare             lists against all pairs (Table 10)
+""",
+}
 
 
 def _version(wanted: bool) -> None:
@@ -48,17 +66,24 @@ def _app(
     pass
 
 
-@app.command(epilog=_EXAMPLES)
-def judge(
+def _shared(
+    command: str,
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT…", help="JSONL or JSON list; - is standard input.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="INPUT…", help="JSONL or JSON list; - is standard input."),
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option("-Q", "--question", help="One question instead of a file.")
+    ] = None,
+    answer: Annotated[
+        list[str] | None, typer.Option("-A", "--answer", help="An answer to it; several times.")
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(
             "-o",
             "--output",
-            help="Results; - is standard output.  [default: STEM.judge.jsonl here]",
+            help="Results; - is standard output.  [default: STEM.COMMAND.jsonl here]",
         ),
     ] = None,
     model: Annotated[
@@ -70,12 +95,17 @@ def judge(
             "[default: $JLM_MODEL, else JudgeLM-7B on CUDA, else tiny]",
         ),
     ] = None,
-    swap: Annotated[bool, typer.Option("--swap", help="Judge both orders of the answers.")] = False,
     reason: Annotated[
         bool, typer.Option("--reason", help="Write a reason behind the scores.")
     ] = False,
+    explain_first: Annotated[
+        bool, typer.Option("--explain-first", help="Write the reason before the scores.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Limit of a reason, in tokens.")] = 512,
     reference: Annotated[Path | None, typer.Option(help="References, joined by id.")] = None,
+    reference_text: Annotated[
+        str | None, typer.Option("-R", "--reference-text", help="One reference for all rows.")
+    ] = None,
     no_reference: Annotated[
         bool, typer.Option("--no-reference", help="Leave out references that the input has.")
     ] = False,
@@ -87,6 +117,10 @@ def judge(
     ] = None,
     device: Annotated[Literal["cpu", "cuda", "mps"] | None, typer.Option()] = None,
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option()] = None,
+    quantize: Annotated[
+        Literal["8bit", "4bit"] | None,
+        typer.Option(help="Weights in fewer bits, by bitsandbytes (extra: quantize)."),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes on the CPU, each with its own model.")
     ] = None,
@@ -123,32 +157,44 @@ def judge(
     ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No notes, bars or tables.")] = False,
     print_json: Annotated[bool, typer.Option("--json", help="Summary to standard output.")] = False,
-) -> None:
-    """Compare two answers to each question: scores, verdict, probabilities."""
-    from jlm_cli import models, runner
+) -> Config:
+    """What judge, grade and rank have in common."""
+    from jlm_cli import models
 
-    target = _output(inputs, output, "judge")
-    if target is None and print_json:
+    if (question is None) != (answer is None):
+        raise UsageError("-Q and -A go together: -Q 'Why?' -A 'Because.' -A 'No idea.'")
+    if (question is None) != bool(inputs):
+        raise UsageError("give either input files or one question with -Q and -A")
+    target = _output(inputs or ["-"], output, command)
+    if target is None and print_json and question is None:
         raise UsageError("--json and -o - both want standard output; take one")
-    if reference is not None and no_reference:
-        raise UsageError("--reference and --no-reference exclude each other")
+    if sum((reference is not None, reference_text is not None, no_reference)) > 1:
+        raise UsageError("--reference, --reference-text and --no-reference exclude each other")
+    if reason and explain_first:
+        raise UsageError("--reason and --explain-first exclude each other: behind or before")
+    if explain_first and template is not None:
+        raise UsageError("--explain-first and --template exclude each other")
     if workers is not None and (gpus is not None or device in ("cuda", "mps")):
         raise UsageError("--workers is for processes on the CPU; take --gpus, or --device cpu")
     if gpus is not None and device in ("cpu", "mps"):
         raise UsageError(f"--gpus and --device {device} exclude each other")
-    config = Config(
-        inputs=tuple(inputs),
+    return Config(
+        inputs=tuple(inputs or ()),
+        inline=None if question is None else (question, *(answer or ())),
         output=target,
         model=model or models.default_name(),
-        swap=swap,
+        command=command,
         reason=reason,
+        explain_first=explain_first,
         max_new_tokens=max_new_tokens,
         reference=reference,
+        reference_text=reference_text,
         use_reference=not no_reference,
         gold=gold,
         template=template,
         device=device,
         dtype=dtype,
+        quantize=quantize,
         workers=workers,
         gpus=gpus,
         gpus_per_model=gpus_per_model,
@@ -160,12 +206,91 @@ def judge(
         limit=limit,
         overwrite=overwrite,
         retry_errors=retry_errors,
+        plan=plan,
         strict=strict,
         compact=compact,
         quiet=quiet,
         print_json=print_json,
     )
-    raise typer.Exit(runner.preflight(config) if plan else runner.run(config))
+
+
+def _judging(function: Callable[..., Config]) -> Callable[..., None]:
+    """A command of the options that all share, and of those that the function adds to them."""
+    name = function.__name__
+    shared = list(inspect.signature(_shared, eval_str=True).parameters.values())[1:]
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+
+    def command(**given: Any) -> None:
+        from jlm_cli import runner
+
+        common = _shared(name, **{option.name: given.pop(option.name) for option in shared})
+        raise typer.Exit(runner.start(function(common, **given)))
+
+    command.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+    command.__doc__ = function.__doc__
+    epilog = "[bold]Examples[/bold]\n" + _EXAMPLES[name]
+    return app.command(name, epilog=epilog)(command)
+
+
+Aspects = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--aspect",
+        metavar="NAME",
+        help="Also judge one quality: factuality, fluency, novelty, helpfulness, or 'NAME: "
+        "what it means'; several times.",
+    ),
+]
+Together = Annotated[
+    bool, typer.Option("--aspects-together", help="All aspects in one prompt, one score for all.")
+]
+
+
+@_judging
+def judge(
+    config: Config,
+    swap: Annotated[bool, typer.Option("--swap", help="Judge both orders of the answers.")] = False,
+    aspect: Aspects = None,
+    aspects_together: Together = False,
+) -> Config:
+    """Compare two answers to each question: scores, verdict, probabilities."""
+    aspects = tuple(aspect or ())
+    return replace(config, swap=swap, aspects=aspects, aspects_together=aspects_together)
+
+
+@_judging
+def grade(
+    config: Config,
+    pass_mark: Annotated[
+        float | None, typer.Option(min=1, max=10, help="The least score that passes.")
+    ] = None,
+    aspect: Aspects = None,
+    aspects_together: Together = False,
+) -> Config:
+    """Grade single answers from 1 to 10, against a reference that would get 10."""
+    aspects = tuple(aspect or ())
+    return replace(config, pass_mark=pass_mark, aspects=aspects, aspects_together=aspects_together)
+
+
+@_judging
+def rank(
+    config: Config,
+    method: Annotated[
+        Literal["auto", "listwise", "pairwise"],
+        typer.Option(
+            help="All answers in one prompt, all pairs, or pairs where a list is too long."
+        ),
+    ] = "auto",
+    permute: Annotated[
+        int,
+        typer.Option(min=0, metavar="K", help="Judge K rotations of the list and average them."),
+    ] = 0,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Judge pairs as well, and say how far they agree.")
+    ] = False,
+) -> Config:
+    """Put two or more answers to each question in order."""
+    return replace(config, method=method, permute=permute, compare=compare)
 
 
 _METRICS_EXAMPLES = """[bold]Examples[/bold]

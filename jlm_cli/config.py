@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Overflow = Literal["truncate", "error"]
+Quantize = Literal["8bit", "4bit"]
+Method = Literal["auto", "listwise", "pairwise"]
 
 # What a run may go on with otherwise without changing a byte; and what it must go on with, but
 # which Run tells by what it came to: the contents of files, the device that was chosen.
@@ -15,6 +17,7 @@ _COMPARED_BY_CONTENT = {"inputs", "model", "template", "device", "dtype", "batch
 _CHANGES_NOTHING = {"output", "partial", "stdin", "overwrite", "retry_errors", "quiet"} | {
     "print_json",
     "strict",
+    "plan",
     "workers",
     "gpus",
 }
@@ -22,7 +25,7 @@ _CHANGES_NOTHING = {"output", "partial", "stdin", "overwrite", "retry_errors", "
 
 @dataclass(frozen=True)
 class Config:
-    """One run of `judge`.
+    """One run of `judge`, `grade` or `rank`.
 
     Lengths are in tokens. `output` is None for standard output; `partial` is the folder the
     results gather in, `stdin` where standard input was put so that every worker can read it.
@@ -32,15 +35,25 @@ class Config:
     output: Path | None
     model: str
     command: str = "judge"
+    inline: tuple[str, ...] | None = None  # a question and its answers, instead of inputs
     swap: bool = False
     reason: bool = False
+    explain_first: bool = False
+    aspects: tuple[str, ...] = ()
+    aspects_together: bool = False
+    method: Method = "auto"
+    permute: int = 0
+    compare: bool = False
+    pass_mark: float | None = None
     max_new_tokens: int = 512
     reference: Path | None = None
+    reference_text: str | None = None
     use_reference: bool = True
     gold: Path | None = None
     template: str | None = None
     device: str | None = None
     dtype: str | None = None
+    quantize: Quantize | None = None
     workers: int | None = None
     gpus: int | None = None
     gpus_per_model: int = 1
@@ -52,6 +65,7 @@ class Config:
     limit: int | None = None
     overwrite: bool = False
     retry_errors: bool = False
+    plan: bool = False
     strict: bool = False
     compact: bool = False
     quiet: bool = False

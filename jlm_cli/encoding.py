@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from jlm_cli.config import Config
-from jlm_cli.errors import RowError
-from jlm_cli.prompts import DEFAULT, DEFAULT_WITH_REFERENCE, Piece, Template, load
+from jlm_cli.errors import ModelError, RowError
+from jlm_cli.modes import Mode, View, arranged
+from jlm_cli.prompts import Piece, Template
 from jlm_cli.records import Sample
+from jlm_cli.scoreline import Grammar, LineTokens
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 
 @dataclass(frozen=True)
+class ChatWrap:
+    """What a model's chat template puts before and behind a user's text; `tail` is its end."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    tail: str
+
+
+@dataclass(frozen=True)
 class Vocabulary:
     """A model's tokenizer and what must be known about it.
 
-    `bos` goes before every prompt; `ends` end a text; `special` are the ids no user text may
-    become; `context` is the model's length limit in tokens (None: unknown).
+    `bos` goes before every prompt; `ends` end a text, `line_ends` a score line; `special` are the
+    ids no user text may become; `context` is the model's length limit in tokens (None: unknown).
+    `wrap` gives the chat template around a system prompt, None for a model that has none.
     """
 
     tokenizer: Tokenizer
     bos: tuple[int, ...]
     ends: tuple[int, ...]
+    line_ends: tuple[int, ...]
     special: frozenset[int]
     context: int | None
+    wrap: Callable[[str], ChatWrap] | None = None
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         return self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -43,148 +56,165 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids of one order of one sample's answers, with what was done to make them fit."""
+    """Token ids of one view of a sample, with what was done to make them fit."""
 
     ids: tuple[int, ...]
+    view: View
     flags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Templates:
-    """Which template a row takes: one for all, or one each for rows with and without reference."""
+@dataclass
+class Lines:
+    """The lines that may follow a view, in a model's tokens; made once for each kind."""
 
-    plain: Template
-    with_reference: Template
+    vocabulary: Vocabulary
+    _made: dict[tuple[Grammar, str], LineTokens] = field(default_factory=dict)
+    _wraps: dict[str, ChatWrap] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, name: str | None) -> Templates:
-        if name is None:
-            return cls(load(DEFAULT), load(DEFAULT_WITH_REFERENCE))
-        return cls(load(name), load(name))
-
-    def choose(self, sample: Sample) -> Template:
-        """Raises RowError where the template asks for a reference that the row lacks."""
-        template = self.plain if sample.reference is None else self.with_reference
-        if template.needs_reference and sample.reference is None:
-            raise RowError(
-                "missing-reference", f"field reference: template {template.name} needs one"
+    def of(self, template: Template, n_answers: int) -> LineTokens:
+        """Raises ModelError where the tokenizer cannot spell them."""
+        wrap = None if template.reason_first else self.wrap(template)
+        tail = template.tail if wrap is None else wrap.tail
+        key = template.grammar(n_answers), tail
+        if key not in self._made:
+            self._made[key] = LineTokens.build(
+                key[0],
+                tail,
+                lambda text: list(self.vocabulary.locate(text).ids),
+                self.vocabulary.line_ends,
             )
-        return template
+        return self._made[key]
 
-    def identity(self) -> str:
-        """SHA-256 of the texts, in hex."""
-        texts = [t.text + t.answer for t in (self.plain, self.with_reference)]
-        return hashlib.sha256("\0".join(texts).encode()).hexdigest()
-
-    @property
-    def label(self) -> str:
-        """The names, as the summary gives them."""
-        return " | ".join(dict.fromkeys((self.plain.name, self.with_reference.name)))
-
-
-def swapped(sample: Sample) -> Sample:
-    """The sample with its answers (and whose they are) in reverse order; gold is left out."""
-    models = None if sample.models is None else sample.models[::-1]
-    return replace(sample, answers=sample.answers[::-1], models=models, gold=None)
+    def wrap(self, template: Template) -> ChatWrap | None:
+        """The model's chat template, for a prompt that goes through it. Raises ModelError."""
+        system = template.chat_system
+        if system is None:
+            return None
+        if self.vocabulary.wrap is None:
+            raise ModelError(f"--template {template.name}: this model has no chat template")
+        if system not in self._wraps:
+            self._wraps[system] = self.vocabulary.wrap(system)
+        return self._wraps[system]
 
 
 class Encoder:
-    """Turns samples into prompts, one for each order that is judged."""
+    """Turns samples into prompts, one for each view that is judged."""
 
-    def __init__(
-        self, vocabulary: Vocabulary, templates: Templates, config: Config, line_tokens: int
-    ) -> None:
-        """`line_tokens` is the room that is kept free for the score line."""
-        self._vocabulary = vocabulary
-        self._templates = templates
+    def __init__(self, lines: Lines, mode: Mode, config: Config) -> None:
+        self._lines = lines
+        self._vocabulary = lines.vocabulary
+        self._mode = mode
         self._config = config
-        room = config.max_length or vocabulary.context
-        self._limit = None if room is None else room - line_tokens
+        self._room = config.max_length or lines.vocabulary.context
 
     def encode(self, samples: Sequence[Sample]) -> list[list[Prompt] | RowError]:
-        """For each sample its prompts (one, or two with `swap`), or why there are none."""
+        """For each sample the prompts of its views, or why there are none."""
         drafts = [self._draft(sample) for sample in samples]
-        texts = [text for draft in drafts if not isinstance(draft, RowError) for text in draft]
+        texts = [text for draft in drafts if not isinstance(draft, RowError) for _, text in draft]
         encodings = iter(self._vocabulary.encode(texts))
         prompts: list[list[Prompt] | RowError] = []
         for sample, draft in zip(samples, drafts, strict=True):
             if isinstance(draft, RowError):
                 prompts.append(draft)
                 continue
-            ids = [[*self._vocabulary.bos, *next(encodings).ids] for _ in draft]
-            prompts.append(self._finish(sample, ids))
+            ids = [list(next(encodings).ids) for _ in draft]
+            prompts.append(self._finish(sample, [view for view, _ in draft], ids))
         return prompts
 
-    def _draft(self, sample: Sample) -> list[str] | RowError:
+    def _draft(self, sample: Sample) -> list[tuple[View, str]] | RowError:
         try:
-            return [_text(pieces) for pieces in self._renders(sample)]
+            return [(view, _text(_render(sample, view))) for view in self._mode.views(sample)]
         except RowError as error:
             return error
 
-    def _renders(self, sample: Sample) -> list[list[Piece]]:
-        orders = [sample, swapped(sample)] if self._config.swap else [sample]
-        return [self._templates.choose(order).render(order) for order in orders]
-
-    def _finish(self, sample: Sample, ids: list[list[int]]) -> list[Prompt] | RowError:
+    def _finish(
+        self, sample: Sample, views: list[View], ids: list[list[int]]
+    ) -> list[Prompt] | RowError:
         """The common case passes through; the rest is neutralised, shortened or refused."""
         flags: list[str] = []
         try:
-            if any(self._vocabulary.special.intersection(row[self._n_bos :]) for row in ids):
-                sample, ids = self._neutralise(sample, flags)
-            if self._excess(ids) > 0:
-                ids = self._shorten(sample, ids, flags)
+            if any(self._vocabulary.special.intersection(row) for row in ids):
+                sample, ids = self._neutralise(sample, views, flags)
+            if self._excess(views, ids)[0] > 0 and (fewer := self._mode.smaller_views(sample)):
+                views, ids = fewer, self._ids(sample, fewer)
+            if self._excess(views, ids)[0] > 0:
+                ids = self._shorten(sample, views, ids, flags)
         except RowError as error:
             return error
-        return [Prompt(tuple(row), tuple(flags)) for row in ids]
+        return [
+            Prompt(self._whole(view, row), view, tuple(flags))
+            for view, row in zip(views, ids, strict=True)
+        ]
 
-    @property
-    def _n_bos(self) -> int:
-        return len(self._vocabulary.bos)
+    def _whole(self, view: View, ids: Sequence[int]) -> tuple[int, ...]:
+        """The ids of a text with what stands around it."""
+        wrap = self._lines.wrap(view.template)
+        if wrap is None:
+            return (*self._vocabulary.bos, *ids)
+        return (*wrap.before, *ids, *wrap.after)
 
-    def _excess(self, ids: list[list[int]]) -> int:
-        return 0 if self._limit is None else max(map(len, ids)) - self._limit
+    def _excess(self, views: Sequence[View], ids: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """By how many tokens the prompt that fits least is too long, and which it is."""
+        if self._room is None:
+            return 0, 0
+        over = [
+            len(self._whole(view, row)) - self._limit(view)
+            for view, row in zip(views, ids, strict=True)
+        ]
+        worst = max(range(len(over)), key=over.__getitem__)
+        return over[worst], worst
 
-    def _ids(self, sample: Sample) -> list[list[int]]:
-        texts = [_text(pieces) for pieces in self._renders(sample)]
-        bos = self._vocabulary.bos
-        return [[*bos, *encoding.ids] for encoding in self._vocabulary.encode(texts)]
+    def _limit(self, view: View) -> int:
+        """Tokens a prompt may have, so that its line (and a reason before it) still fits."""
+        assert self._room is not None
+        left = self._room - self._lines.of(view.template, len(view.shown)).longest
+        if view.template.reason_first is None:
+            return left
+        return left - min(self._config.max_new_tokens, self._room // 4)
 
-    def _neutralise(self, sample: Sample, flags: list[str]) -> tuple[Sample, list[list[int]]]:
+    def _ids(self, sample: Sample, views: Sequence[View]) -> list[list[int]]:
+        texts = [_text(_render(sample, view)) for view in views]
+        return [list(encoding.ids) for encoding in self._vocabulary.encode(texts)]
+
+    def _neutralise(
+        self, sample: Sample, views: Sequence[View], flags: list[str]
+    ) -> tuple[Sample, list[list[int]]]:
         """Break up user text that became a special or added token, until none is left."""
-        while (found := self._special_in(sample)) is not None:
-            field, start, end = found
-            text = _field_of(sample, field)
+        while (found := self._special_in(sample, views)) is not None:
+            name, start, end = found
+            text = _field_of(sample, name)
             # a space inside keeps the text readable; a token of one character can only go
             broken = text[start] + " " + text[start + 1 : end] if end - start > 1 else "\ufffd"
-            sample = _with_field(sample, field, text[:start] + broken + text[end:])
-            flags.append(f"special:{field}")
+            sample = _with_field(sample, name, text[:start] + broken + text[end:])
+            flags.append(f"special:{name}")
         flags[:] = dict.fromkeys(flags)
-        return sample, self._ids(sample)
+        return sample, self._ids(sample, views)
 
-    def _special_in(self, sample: Sample) -> tuple[str, int, int] | None:
+    def _special_in(self, sample: Sample, views: Sequence[View]) -> tuple[str, int, int] | None:
         """The first special token that stems from a field, as (field, start, end) in its text."""
-        for render, order in zip(self._renders(sample), (False, True), strict=False):
+        for view in views:
+            render = _render(sample, view)
             encoding = self._vocabulary.locate(_text(render))
             for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
                 if token not in self._vocabulary.special:
                     continue
-                for field, field_start, field_end in _spans(render):
+                for name, field_start, field_end in _spans(render):
                     if field_start <= start < field_end:
-                        name = _original(field, order, len(sample.answers))
                         return name, start - field_start, min(end, field_end) - field_start
         return None
 
-    def _shorten(self, sample: Sample, ids: list[list[int]], flags: list[str]) -> list[list[int]]:
-        """Cut the longer answer's tail first, alike for both orders, until the prompt fits."""
-        assert self._limit is not None
+    def _shorten(
+        self, sample: Sample, views: Sequence[View], ids: list[list[int]], flags: list[str]
+    ) -> list[list[int]]:
+        """Cut the longer answers' tails first, alike for all views, until every prompt fits."""
         if self._config.on_overflow == "error":
-            raise RowError("too-long", f"{max(map(len, ids))} tokens, the limit is {self._limit}")
-        cut = 0
+            over, worst = self._excess(views, ids)
+            limit = self._limit(views[worst])
+            raise RowError("too-long", f"{limit + over} tokens, the limit is {limit}")
         original = sample
-        while (excess := self._excess(ids)) > 0:
-            cut += excess
-            sample = self._cut_answers(original, cut)
-            ids = self._ids(sample)
+        while (found := self._excess(views, ids))[0] > 0:
+            sample = self._cut_answers(sample, views[found[1]], found[0])
+            ids = self._ids(sample, views)
         for n, (before, after) in enumerate(
             zip(original.answers, sample.answers, strict=True), start=1
         ):
@@ -192,23 +222,34 @@ class Encoder:
                 flags.append(f"truncated:answer_{n}")
         return ids
 
-    def _cut_answers(self, sample: Sample, cut: int) -> Sample:
-        render = self._renders(sample)[0]
+    def _cut_answers(self, sample: Sample, view: View, cut: int) -> Sample:
+        render = _render(sample, view)
         offsets = self._vocabulary.locate(_text(render)).offsets
         spans = [span for span in _spans(render) if span[0].startswith("answer_")]
         starts = [[s for s, _ in offsets if start <= s < end] for _, start, end in spans]
         level = _level([len(tokens) for tokens in starts], cut)
         if level == 0:
             longest = max(("question", "reference"), key=lambda f: len(_field_of(sample, f)))
+            limit = self._limit(view)
             raise RowError(
-                "too-long",
-                f"field {longest}: leaves no room for the answers in {self._limit} tokens",
+                "too-long", f"field {longest}: leaves no room for the answers in {limit} tokens"
             )
-        for (field, start, _), tokens in zip(spans, starts, strict=True):
+        for (name, start, _), tokens in zip(spans, starts, strict=True):
             if len(tokens) > level:
-                kept = _field_of(sample, field)[: tokens[level] - start]
-                sample = _with_field(sample, field, kept)
+                kept = _field_of(sample, name)[: tokens[level] - start]
+                sample = _with_field(sample, name, kept)
         return sample
+
+
+def _render(sample: Sample, view: View) -> list[Piece]:
+    """A view as pieces; its answers' fields in the numbering of the sample."""
+    pieces = view.template.render(arranged(sample, view.shown), view.aspects)
+    return [
+        replace(piece, field=f"answer_{view.shown[int(piece.field[7:]) - 1]}")
+        if piece.field is not None and piece.field.startswith("answer_")
+        else piece
+        for piece in pieces
+    ]
 
 
 def _text(pieces: Iterable[Piece]) -> str:
@@ -235,24 +276,19 @@ def _level(sizes: Sequence[int], cut: int) -> int:
     return 0
 
 
-def _original(field: str, order_swapped: bool, n_answers: int) -> str:
-    """The input's name of a field that was seen in the swapped order."""
-    if not order_swapped or not field.startswith("answer_"):
-        return field
-    return f"answer_{n_answers + 1 - int(field.removeprefix('answer_'))}"
-
-
 def _field_of(sample: Sample, field: str) -> str:
     if field.startswith("answer_"):
         return sample.answers[int(field.removeprefix("answer_")) - 1]
-    return sample.question if field == "question" else sample.reference or ""
+    return getattr(sample, field) or ""
 
 
 def _with_field(sample: Sample, field: str, text: str) -> Sample:
-    if field == "question":
-        return replace(sample, question=text)
-    if field == "reference":
-        return replace(sample, reference=text)
-    answers = list(sample.answers)
-    answers[int(field.removeprefix("answer_")) - 1] = text
-    return replace(sample, answers=tuple(answers))
+    if field.startswith("answer_"):
+        answers = list(sample.answers)
+        answers[int(field.removeprefix("answer_")) - 1] = text
+        return replace(sample, answers=tuple(answers))
+    if field == "instruction":
+        return replace(sample, question=f"{text}\n{sample.input}" if sample.input else text)
+    if field == "input":
+        return replace(sample, question=f"{sample.instruction}\n{text}", input=text)
+    return replace(sample, **{field: text})  # type: ignore[arg-type]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from jlm_cli.encoding import Prompt, Vocabulary
+from jlm_cli.encoding import Lines, Prompt
 from jlm_cli.errors import RowError
-from jlm_cli.records import Judgment, verdict_of
-from jlm_cli.scoreline import LOW_MASS, DraftToken, Floats, LineDistribution, LineTokens, Walk
+from jlm_cli.modes import Reading
+from jlm_cli.scoreline import DraftToken, Floats, Grammar, LineDistribution, LineTokens, Walk
 
 Ids = Sequence[int]
 
@@ -46,81 +46,125 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Order:
-    """One order of a sample's answers, ready to be judged; `swapped` where it is the other one."""
-
-    prompt: Prompt
-    swapped: bool = False
-
-
-@dataclass(frozen=True)
 class Judge:
     """An engine with what it needs to know about score lines.
 
-    `reason_tokens` is the limit of new tokens for reasons; 0 writes none.
+    `new_tokens` is the limit of a reason; `reason` asks for one behind the line, where the
+    template does not have it first anyway.
     """
 
     engine: Engine
-    tokens: LineTokens
-    vocabulary: Vocabulary
-    reason_tokens: int = 0
+    lines: Lines
+    reason: bool
+    new_tokens: int
 
-    def judge(self, orders: Sequence[Order]) -> list[Judgment | RowError]:
+    def judge(self, prompts: Sequence[Prompt]) -> list[Reading | RowError]:
         """A batch judged; a row that fails is its RowError and leaves the others as they are."""
-        results = read_lines(self.engine, [order.prompt.ids for order in orders], self.tokens)
-        judged = [
-            result if isinstance(result, RowError) else _judgment(order, result)
-            for order, result in zip(orders, results, strict=True)
+        before = self._reasons_before(prompts)
+        starts = [
+            prompt.ids if first is None else (*prompt.ids, *first.ids)
+            for prompt, first in zip(prompts, before, strict=True)
         ]
-        if self.reason_tokens == 0:
-            return judged
-        return self._with_reasons(orders, results, judged)
+        tokens = [self.lines.of(p.view.template, len(p.view.shown)) for p in prompts]
+        lines = read_lines(self.engine, starts, tokens)
+        behind = self._reasons_behind(prompts, starts, tokens, lines)
+        return [
+            line if isinstance(line, RowError) else _reading(prompt, line, first or second)
+            for prompt, line, first, second in zip(prompts, lines, before, behind, strict=True)
+        ]
 
-    def _with_reasons(
+    def _reasons_before(self, prompts: Sequence[Prompt]) -> list[Reason | None]:
+        """What the judge writes before its line, for templates that have the reason first."""
+        rows = [n for n, p in enumerate(prompts) if p.view.template.reason_first is not None]
+        written = self._write([prompts[row].ids for row in rows])
+        reasons: list[Reason | None] = [None] * len(prompts)
+        for row, words in zip(rows, written, strict=True):
+            template = prompts[row].view.template
+            grammar = template.grammar(len(prompts[row].view.shown))
+            text = _up_to_line(words.text, template.reason_first or "", grammar)
+            ids = self.lines.vocabulary.locate(text + (template.reason_first or "")).ids
+            found = len(text) < len(words.text)
+            reasons[row] = Reason(text.strip(), words.cut and not found, tuple(ids))
+        return reasons
+
+    def _reasons_behind(
         self,
-        orders: Sequence[Order],
-        results: Sequence[LineDistribution | RowError],
-        judged: list[Judgment | RowError],
-    ) -> list[Judgment | RowError]:
-        done = [
-            (row, [*orders[row].prompt.ids, *self.tokens.spell(result.greedy)])
-            for row, result in enumerate(results)
-            if isinstance(result, LineDistribution)
+        prompts: Sequence[Prompt],
+        starts: Sequence[Ids],
+        tokens: Sequence[LineTokens],
+        lines: Sequence[LineDistribution | RowError],
+    ) -> list[Reason | None]:
+        reasons: list[Reason | None] = [None] * len(prompts)
+        if not self.reason:
+            return reasons
+        judged = [
+            (row, [*starts[row], *tokens[row].spell(line.greedy)])
+            for row, line in enumerate(lines)
+            if isinstance(line, LineDistribution)
+            and not prompts[row].view.aspects
+            and prompts[row].view.template.reason_first is None
         ]
-        limits = [self._room(ids) for _, ids in done]
-        written = self.engine.write([ids for _, ids in done], limits) if done else []
-        for (row, _), words in zip(done, written, strict=True):
-            judgment = judged[row]
-            assert isinstance(judgment, Judgment)
-            flags = (*judgment.flags, "reason-cut") if words.cut else judgment.flags
-            judged[row] = replace(judgment, reason=words.text.strip(), flags=flags)
-        return judged
+        written = self._write([ids for _, ids in judged])
+        for (row, _), words in zip(judged, written, strict=True):
+            reasons[row] = Reason(words.text.strip(), words.cut)
+        return reasons
+
+    def _write(self, prompts: Sequence[Ids]) -> list[Written]:
+        limits = [self._room(ids) for ids in prompts]
+        return self.engine.write(prompts, limits) if prompts else []
 
     def _room(self, ids: Sequence[int]) -> int:
-        """New tokens that fit: at most `reason_tokens`, and no more than the context holds."""
-        context = self.vocabulary.context
-        left = self.reason_tokens if context is None else context - len(ids)
-        return max(1, min(self.reason_tokens, left))
+        """New tokens that fit: at most `new_tokens`, and no more than the context holds."""
+        context = self.lines.vocabulary.context
+        left = self.new_tokens if context is None else context - len(ids)
+        return max(1, min(self.new_tokens, left))
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A reason as written; `ids` where it stands before the line, up to that line."""
+
+    text: str
+    cut: bool
+    ids: tuple[int, ...] = ()
+
+
+def _up_to_line(text: str, marker: str, grammar: Grammar) -> str:
+    """What stands before the last marker with a valid line behind it; all where there is none."""
+    end = len(text)
+    while (at := text.rfind(marker, 0, end)) >= 0:
+        line = text[at + len(marker) :].strip().split("\n")[0].split()
+        if len(line) == grammar.count and set(line) <= set(grammar.values):
+            return text[:at]
+        end = at
+    return text
+
+
+def _reading(prompt: Prompt, line: LineDistribution, reason: Reason | None) -> Reading:
+    flags = (*prompt.flags, "reason-cut") if reason and reason.cut else prompt.flags
+    words = None if reason is None else reason.text
+    return Reading(prompt.view, line, words, len(prompt.ids), flags)
 
 
 def read_lines(
-    engine: Engine, prompts: Sequence[Ids], tokens: LineTokens
+    engine: Engine, prompts: Sequence[Ids], tokens: Sequence[LineTokens]
 ) -> list[LineDistribution | RowError]:
     """The distribution over score lines behind each prompt."""
-    walks = [Walk(tokens) for _ in prompts]
-    follow(engine, prompts, tokens, walks)
+    walks = [Walk(line) for line in tokens]
+    follow(engine, prompts, walks)
     return [_result(walk) for walk in walks]
 
 
-def follow(
-    engine: Engine, prompts: Sequence[Ids], tokens: LineTokens, walks: Sequence[Walk]
-) -> None:
-    """Lead each row's walk to its end."""
-    for walk, known in zip(walks, engine.prefill(prompts, tokens.columns), strict=True):
-        walk.read_root(known)
+def follow(engine: Engine, prompts: Sequence[Ids], walks: Sequence[Walk]) -> None:
+    """Lead each row's walk to its end; rows of a batch may have lines of different kinds."""
+    columns = sorted(set().union(*(walk.tokens.columns for walk in walks)))
+    place = {column: n for n, column in enumerate(columns)}
+    mine = [[place[column] for column in walk.tokens.columns] for walk in walks]
+    for walk, own, known in zip(walks, mine, engine.prefill(prompts, columns), strict=True):
+        walk.read_root(known[own])
     while any(drafts := [walk.draft() for walk in walks]):
-        for walk, rows in zip(walks, engine.extend(drafts), strict=True):
-            walk.read(rows)
+        for walk, own, rows in zip(walks, mine, engine.extend(drafts), strict=True):
+            walk.read(rows[:, own])
 
 
 def _result(walk: Walk) -> LineDistribution | RowError:
@@ -130,29 +174,10 @@ def _result(walk: Walk) -> LineDistribution | RowError:
         return error
 
 
-def _judgment(order: Order, result: LineDistribution) -> Judgment:
-    """The one place where answers are put back into the input's numbering."""
-    scores, expected = result.scores, result.expected()
-    first, second, tie = result.outcome()
-    if order.swapped:
-        scores, expected, first, second = scores[::-1], expected[::-1], second, first
-    flags = ("low-mass",) if result.mass < LOW_MASS else ()
-    return Judgment(
-        scores=scores,
-        verdict=verdict_of(scores),
-        p=(first, second, tie),
-        expected=expected,
-        text=result.text,
-        reason=None,
-        prompt_tokens=len(order.prompt.ids),
-        flags=order.prompt.flags + flags,
-    )
-
-
 class FakeEngine:
     """Scores that depend on nothing but the prompt's bytes: for tests of everything around it.
 
-    Its tokens are bytes; behind a prompt it writes a valid line with probability 0.95. It can
+    Its tokens are bytes; each one of a score line has probability 0.95. It can
     take its time over each batch (`delay`, seconds), so that a test can reach into a run.
     """
 
@@ -188,17 +213,25 @@ class FakeEngine:
 
     def _behind(self, row: int, path: bytes) -> Floats:
         """Log-probabilities of the columns behind the prompt and a path of a score line."""
-        wanted = _fake_next(path, self._seeds[row])
-        weights = np.array([0.95 if chr(c) == wanted else 0.05 / 300 for c in self._columns])
+        wanted = _fake_next(path.decode("latin-1").lstrip(), self._seeds[row])
+        likely = np.array([chr(column) in wanted for column in self._columns])
+        weights = np.where(likely, 0.95, 0.05 / 300)
+        if not likely.any():  # a line of words instead of scores
+            weights = np.full(len(likely), 0.95 / len(likely))
         log_p: Floats = np.log(weights)
         return log_p
 
 
-def _fake_next(path: bytes, seed: bytes) -> str:
-    """The next character of the line `A B` that a seed stands for."""
-    line = f"{1 + seed[0] % 10} {1 + seed[1] % 10}\n"
-    text = path.decode("latin-1")
-    return line[len(text)] if line.startswith(text) and len(text) < len(line) else "\n"
+def _fake_next(path: str, seed: bytes) -> str:
+    """The characters that may come next in the endless line of scores that a seed stands for.
+
+    Behind a score both a space and the line's end may: only one of them can, by the grammar.
+    """
+    scores = [str(1 + seed[n % len(seed)] % 10) for n in range(path.count(" ") + 1)]
+    line = " ".join(scores)
+    if not line.startswith(path) or line == path:
+        return " \n"
+    return line[len(path)] + (" " if not path else "")  # a space may lead the line
 
 
 def _digest(data: bytes) -> bytes:

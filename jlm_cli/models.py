@@ -7,14 +7,17 @@ line starts at once.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import logging
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +25,13 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from safetensors import SafetensorError
 
-from jlm_cli.config import Config, file_sha256
-from jlm_cli.encoding import Templates, Vocabulary
+from jlm_cli.config import Config, Quantize, file_sha256
+from jlm_cli.encoding import ChatWrap, Vocabulary
 from jlm_cli.errors import ModelError
-from jlm_cli.scoreline import Grammar, LineTokens
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import BitsAndBytesConfig, PreTrainedModel
 
     from jlm_cli.engine import Engine
 
@@ -52,6 +54,7 @@ _LOADING_ERRORS = (
     ImportError,
     AttributeError,
     TypeError,
+    struct.error,
     pickle.UnpicklingError,
     SafetensorError,
 )
@@ -306,8 +309,10 @@ def _vocabulary(tokenizer: Any, context: int | None) -> Vocabulary:
         tokenizer=plain,
         bos=(opening[0],) if has_bos else (),
         ends=() if eos is None else (eos,),
+        line_ends=_line_ends(plain.get_vocab(), () if eos is None else (eos,)),
         special=frozenset(special),
         context=context,
+        wrap=_chat_wrap(tokenizer) if tokenizer.chat_template else None,
     )
 
 
@@ -322,25 +327,47 @@ def _fake_vocabulary() -> Vocabulary:
     tokenizer = Tokenizer(models.BPE(vocab={**ids, "<end>": 256}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return Vocabulary(tokenizer, (), (256,), frozenset({256}), None)
+    behind = "\nJudge:"
+
+    def wrap(system: str) -> ChatWrap:
+        return ChatWrap(tuple(f"{system}\nUser: ".encode()), tuple(behind.encode()), behind)
+
+    ends = _line_ends(tokenizer.get_vocab(), (256,))
+    return Vocabulary(tokenizer, (), (256,), ends, frozenset({256}), None, wrap)
 
 
-def line_ends(vocabulary: Vocabulary) -> tuple[int, ...]:
+def _line_ends(tokens: dict[str, int], ends: Sequence[int]) -> tuple[int, ...]:
     """The tokens that end a score line: all that begin with a newline, and the ends of text."""
-    tokens = vocabulary.tokenizer.get_vocab()
     newlines = (token_id for token, token_id in tokens.items() if token[:1] in "Ċ\n" and token)
     byte = tokens.get("<0x0A>")
-    return tuple(sorted({*newlines, *vocabulary.ends, *(() if byte is None else (byte,))}))
+    return tuple(sorted({*newlines, *ends, *(() if byte is None else (byte,))}))
 
 
-def line_tokens(vocabulary: Vocabulary, templates: Templates) -> LineTokens:
-    """The score lines behind a template's prompts, in a model's tokens. Raises ModelError."""
-    return LineTokens.build(
-        Grammar(),
-        templates.plain.tail,
-        lambda text: list(vocabulary.locate(text).ids),
-        line_ends(vocabulary),
-    )
+_ANYTHING = "\ue000"  # stands for the user's text while a chat template is taken apart
+
+
+def _chat_wrap(tokenizer: Any) -> Callable[[str], ChatWrap]:
+    """What a tokenizer's chat template puts around a user's text, behind a system prompt."""
+
+    def wrap(system: str) -> ChatWrap:
+        user = {"role": "user", "content": _ANYTHING}
+        try:
+            text = _applied(tokenizer, [{"role": "system", "content": system}, user])
+        except Exception:  # a template's own refusal can be anything: this one knows no system role
+            text = _applied(tokenizer, [{**user, "content": f"{system}\n\n{_ANYTHING}"}])
+        before, _, after = text.partition(_ANYTHING)
+        ids = [tokenizer(part, add_special_tokens=False).input_ids for part in (before, after)]
+        tail = after
+        for token in tokenizer.all_special_tokens:
+            tail = tail.rpartition(token)[2]
+        return ChatWrap(tuple(ids[0]), tuple(ids[1]), tail)
+
+    return wrap
+
+
+def _applied(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return str(text)
 
 
 def prepare_cpu() -> None:
@@ -400,6 +427,7 @@ class Compute:
     device: str
     dtype: str
     batch_tokens: int
+    quantize: Quantize | None = None
     gpus_per_model: int = 1
     weights: int = 0
     cache: int = 0
@@ -416,14 +444,18 @@ def choose_compute(files: ModelFiles, config: Config) -> Compute:
         return Compute("cpu", "float32", config.batch_tokens or _CPU_BATCH_TOKENS)
     device = "cpu" if config.workers is not None else choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
+    if config.quantize is not None:
+        _check_quantize(files, device, config.quantize)
     cache, hidden = _sizes(files, dtype)
-    weights, memory = _weight_bytes(files, dtype), _memory(device) * config.gpus_per_model
+    weights = _weight_bytes(files, dtype, config.quantize)
+    memory = _memory(device) * config.gpus_per_model
     automatic = budget_from(memory, weights, cache, hidden) if device == "cuda" else 0
     tokens = config.batch_tokens or automatic or _CPU_BATCH_TOKENS
     return Compute(
         device,
         dtype,
         tokens,
+        config.quantize,
         config.gpus_per_model,
         weights,
         cache * tokens,
@@ -474,13 +506,27 @@ def budget_from(total: int, weights: int, cache_per_token: int, hidden: int) -> 
     return int(min(max(room / per_token, 2048), 65536))
 
 
-def _weight_bytes(files: ModelFiles, dtype: str) -> int:
-    """Of the model in `dtype`; files are taken to hold two bytes a weight, GGUF half of one."""
+def _check_quantize(files: ModelFiles, device: str, quantize: Quantize) -> None:
+    """Raises ModelError before anything is loaded."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f"--quantize {quantize}: install the extra: pip install 'jlm[quantize]'")
+    if files.gguf:
+        raise ModelError(f"--quantize {quantize}: {files.gguf} is quantized already")
+    if device not in ("cpu", "cuda"):
+        raise ModelError(f"--quantize {quantize}: not on {device}; take --device cpu or cuda")
+
+
+_QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.55}  # a weight, its scales included
+
+
+def _weight_bytes(files: ModelFiles, dtype: str, quantize: Quantize | None) -> int:
+    """Of the model as it computes; files are taken to hold two bytes a weight, GGUF half of one."""
     import torch
 
     kinds = (".gguf",) if files.gguf else (".safetensors", ".bin")
     size = sum(path.stat().st_size for path in files.folder.iterdir() if path.suffix in kinds)
-    return int(size * getattr(torch, dtype).itemsize / (0.6 if files.gguf else 2))
+    each = getattr(torch, dtype).itemsize if quantize is None else _QUANTIZED_BYTES[quantize]
+    return int(size * each / (0.6 if files.gguf else 2))
 
 
 def _identity_of(path: Path) -> list[Any]:
@@ -498,7 +544,11 @@ def load_engine(files: ModelFiles, vocabulary: Vocabulary, compute: Compute) -> 
         return FakeEngine(float(os.environ.get("JLM_FAKE_DELAY", "0")))
     from jlm_cli.hf_engine import make_engine
 
-    return make_engine(load_model(files, compute.dtype, _place(compute)), vocabulary)
+    model = load_model(files, compute.dtype, _place(compute), compute.quantize)
+    try:
+        return make_engine(model, vocabulary)
+    except AssertionError as error:  # how bitsandbytes refuses sizes that it cannot pack
+        raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
 
 
 def _place(compute: Compute) -> str | dict[str, Any]:
@@ -515,8 +565,15 @@ def _place(compute: Compute) -> str | dict[str, Any]:
     return {"device_map": "auto", "max_memory": {gpu: int(0.9 * share) for gpu in mine}}
 
 
-def load_model(files: ModelFiles, dtype: str, device: str | dict[str, Any]) -> PreTrainedModel:
+def load_model(
+    files: ModelFiles,
+    dtype: str,
+    device: str | dict[str, Any],
+    quantize: Quantize | None = None,
+) -> PreTrainedModel:
     """The weights on a device (or as `device_map` and `max_memory` say), adapter merged.
+
+    Quantized weights keep their adapter beside them: merging would round it away.
 
     Code in a model's folder is never run; pickled weights go through torch's weights-only
     unpickler, as transformers does it.
@@ -529,21 +586,39 @@ def load_model(files: ModelFiles, dtype: str, device: str | dict[str, Any]) -> P
     if files.gguf:
         source |= {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
     wanted: torch.dtype = getattr(torch, dtype)
+    if quantize is not None:
+        source["quantization_config"] = _quantization(quantize, wanted)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             files.folder, dtype=wanted, trust_remote_code=False, **source
         )
-        return model if files.adapter is None else _with_adapter(model, files.adapter)
+        return model if files.adapter is None else _with_adapter(model, files.adapter, quantize)
     except _LOADING_ERRORS as error:
         raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
 
 
-def _with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+def _quantization(quantize: Quantize, dtype: torch.dtype) -> BitsAndBytesConfig:
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else a line for every product
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _with_adapter(
+    model: PreTrainedModel, adapter: Path, quantize: Quantize | None
+) -> PreTrainedModel:
     import torch
     from peft import PeftModel
 
     dtype = model.dtype
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of peft's own calls
+        if quantize is not None:
+            beside = PeftModel.from_pretrained(model, str(adapter))
+            return beside.get_base_model()  # type: ignore[return-value]
         peft = PeftModel.from_pretrained(model.to(torch.float32), str(adapter))  # type: ignore[arg-type]
     return peft.merge_and_unload().to(dtype)  # type: ignore[no-any-return]

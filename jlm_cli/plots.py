@@ -55,7 +55,7 @@ def drawn(draw: Callable[[Any], None], width: float = 5.2, height: float = 3.6) 
     text = file.getvalue()
     svg = text[text.index("<svg") :]
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # one page holds many plots
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
     for colour, name in _PROPERTIES.items():
         svg = svg.replace(colour, name)
     return re.sub(r'<svg (.*?)width="[^"]*"', r"<svg \1", svg, count=1, flags=re.DOTALL)

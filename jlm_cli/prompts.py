@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from jlm_cli.errors import ModelError
-from jlm_cli.records import Sample
+from jlm_cli.records import VERDICTS, Sample, Verdict
+from jlm_cli.scoreline import SCORES, Grammar
 
-_FIELD = re.compile(r"\{([a-z_]+)\}")
-_KNOWN = {"question", "reference", "answers", "answer", "number", "count", "numbers"}
+_FIELD = re.compile(r"\{([a-z_]+(?:_\d+)?)\}")
+_IN_ANSWER = {"answer", "number"}
+_IN_TEXT = {"question", "instruction", "input", "reference", "accepted", "answers"} | {
+    "count",
+    "numbers",
+    "aspects",
+    "definitions",
+}
 _COUNTS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-
-# The pair of templates a row takes when none is asked for: without and with a reference.
-DEFAULT = "judgelm"
-DEFAULT_WITH_REFERENCE = "judgelm-reference"
+_KEYS = {
+    "description",
+    "source",
+    "text",
+    "answer",
+    "lead",
+    "reason_first",
+    "chat_system",
+    "line",
+    "labels",
+    "base",
+    "replace",
+} | {
+    "with_reference",
+    "with_input",
+}
 
 
 @dataclass(frozen=True)
@@ -29,56 +49,124 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Aspect:
+    """One quality that answers are judged by; `meaning` explains a word of the user's own."""
+
+    name: str
+    meaning: str = ""
+
+
+ASPECTS = tuple(map(Aspect, ("factuality", "fluency", "novelty", "helpfulness")))  # Table 16
+
+
+@dataclass(frozen=True)
 class Template:
-    """A prompt layout. `text` holds {answers} where the `answer` block of each answer goes."""
+    """A prompt layout, and the shape of what the judge writes behind it.
+
+    `text` holds {answers} where the `answer` block of each answer goes, or {answer_1} and so on.
+    A judge writes its line at once, behind `lead`; or its reason first, up to the last
+    `reason_first`, and the line behind that. `values` are what it may write for an answer, or,
+    with `verdicts`, for all of them. `chat_system` (maybe empty) has the prompt go through the
+    model's chat template. `labels` name the least score of each grade, highest first.
+    `with_reference` and `with_input` name the templates of rows that have such.
+    """
 
     name: str
     description: str
     source: str
     text: str
-    answer: str
+    answer: str = ""
+    lead: str = ""
+    reason_first: str | None = None
+    chat_system: str | None = None
+    values: tuple[str, ...] = SCORES
+    verdicts: tuple[Verdict, ...] | None = None
+    labels: tuple[tuple[str, float], ...] = ()
+    with_reference: str | None = None
+    with_input: str | None = None
+
+    def uses(self, field: str) -> bool:
+        return f"{{{field}}}" in self.text
 
     @property
     def needs_reference(self) -> bool:
-        return "{reference}" in self.text
+        return self.uses("reference") or self.uses("accepted")
+
+    @property
+    def answers_shown(self) -> int | None:
+        """How many answers it shows; None for as many as there are."""
+        return None if self.uses("answers") else len(set(re.findall(r"\{answer_\d+\}", self.text)))
 
     @property
     def tail(self) -> str:
-        """The fixed text the score line follows."""
-        return _FIELD.split(self.text)[-1]
+        """The fixed text the line follows; of a chat prompt, the model's own comes behind it."""
+        return self.reason_first or _FIELD.split(self.text)[-1]
 
-    def render(self, sample: Sample) -> list[Piece]:
+    def grammar(self, n_answers: int) -> Grammar:
+        count = 1 if self.verdicts is not None else n_answers
+        return Grammar(count, self.lead, self.values, self.verdicts)
+
+    def label(self, score: float) -> str | None:
+        return next((name for name, least in self.labels if score >= least), None)
+
+    def render(self, sample: Sample, aspects: Sequence[Aspect] = ()) -> list[Piece]:
         """The prompt as pieces; joined, they are the prompt to the byte."""
-        return list(self._pieces(self.text, sample, None))
+        return list(self._pieces(sample, aspects))
 
-    def _pieces(self, layout: str, sample: Sample, number: int | None) -> Iterator[Piece]:
-        # re.split with one group alternates literal text and field names
-        for position, part in enumerate(_FIELD.split(layout)):
-            if position % 2 == 0:
-                yield Piece(part)
-            elif part == "answers":
+    def _pieces(self, sample: Sample, aspects: Sequence[Aspect]) -> Iterator[Piece]:
+        for literal, field in _parts(self.text):
+            yield Piece(literal)
+            if field == "answers":
                 for n in range(1, len(sample.answers) + 1):
-                    yield from self._pieces(self.answer, sample, n)
-            else:
-                yield _filled(part, sample, number)
+                    for between, name in _parts(self.answer):
+                        yield Piece(between)
+                        if name is not None:
+                            yield _in_answer(name, sample, n)
+            elif field is not None:
+                yield _filled(field, sample, aspects)
 
 
-def _filled(field: str, sample: Sample, number: int | None) -> Piece:
+def _in_answer(field: str, sample: Sample, n: int) -> Piece:
+    return Piece(str(n)) if field == "number" else Piece(sample.answers[n - 1], f"answer_{n}")
+
+
+def _parts(layout: str) -> Iterator[tuple[str, str | None]]:
+    """Literal text, each with the name of the field that follows it."""
+    parts: list[str | None] = [*_FIELD.split(layout), None]
+    return zip(parts[::2], parts[1::2], strict=True)  # type: ignore[arg-type]
+
+
+def _filled(field: str, sample: Sample, aspects: Sequence[Aspect]) -> Piece:
     n = len(sample.answers)
     match field:
-        case "question":
-            return Piece(sample.question, "question")
+        case "question" | "instruction" | "input":
+            return Piece(getattr(sample, field) or "", field)
         case "reference":
             return Piece(sample.reference or "", "reference")
-        case "answer":
-            assert number is not None  # load() admits {answer} in the answer block alone
-            return Piece(sample.answers[number - 1], f"answer_{number}")
-        case "number":
-            return Piece(str(number))
+        case "accepted":
+            return Piece(accepted(sample.reference or ""), "reference")
         case "count":
             return Piece(_COUNTS[n] if n < len(_COUNTS) else str(n))
-        case _:
-            return Piece(" and ".join(filter(None, [", ".join(map(str, range(1, n))), str(n)])))
+        case "numbers":
+            return Piece(_enumerated([str(number) for number in range(1, n + 1)]))
+        case "aspects":
+            return Piece(_enumerated([aspect.name for aspect in aspects]))
+        case "definitions":
+            meant = [a for a in aspects if a.meaning]
+            return Piece("".join(f" Here, {a.name} means: {a.meaning}." for a in meant))
+        case _:  # answer_N: load() admits no other
+            return Piece(sample.answers[int(field.removeprefix("answer_")) - 1], field)
+
+
+def _enumerated(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def accepted(reference: str) -> str:
+    """MM-Vet's ground truth as one answer: the first alternative, or all parts joined."""
+    if "<OR>" in reference:
+        return reference.split("<OR>")[0]
+    return reference.replace("<AND>", " and ")
 
 
 def folder() -> Path:
@@ -95,21 +183,58 @@ def names() -> list[str]:
 def load(name: str) -> Template:
     """A template by name, or by the path of a .toml file. Raises ModelError."""
     path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
+    table = _table(path, name)
+    for key in sorted(table.keys() - _KEYS):
+        raise ModelError(f"{path}: key '{key}' is unknown; there are {', '.join(sorted(_KEYS))}")
+    try:
+        description, source, text = (str(table[key]) for key in ("description", "source", "text"))
+    except KeyError as error:
+        raise ModelError(f"{path}: key {error} is missing") from error
+    plain = Template(path.stem, description, source, text, str(table.get("answer", "")))
+    template = _with_line(path, plain, table)
+    _check_fields(path, template)
+    return template
+
+
+def _table(path: Path, name: str) -> dict[str, Any]:
+    """The keys of a file, on top of those of the template it is a variant of."""
     if not path.is_file():
         raise ModelError(f"--template {name}: not found; there are {', '.join(names())}")
     try:
         table = tomllib.loads(path.read_text("utf-8"))
-        texts = {key: str(table[key]) for key in ("description", "source", "text", "answer")}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: not a TOML template: {error}") from error
-    except KeyError as error:
-        raise ModelError(f"{path}: key {error} is missing") from error
-    _check_fields(path, texts["text"], _KNOWN - {"answer", "number"})
-    _check_fields(path, texts["answer"], {"answer", "number"})
-    return Template(path.stem, **texts)
+    if "base" not in table:
+        return table
+    base = _table(folder() / f"{table['base']}.toml", str(table["base"]))
+    for change in table.get("replace", []):
+        if base["text"].count(change["old"]) != 1:
+            raise ModelError(f"{path}: not once in {table['base']}: {change['old'][:60]!r}")
+        base["text"] = base["text"].replace(change["old"], change["new"])
+    return base | table
 
 
-def _check_fields(path: Path, layout: str, known: set[str]) -> None:
-    for field in _FIELD.findall(layout):
-        if field not in known:
-            raise ModelError(f"{path}: field {{{field}}} is unknown; there are {sorted(known)}")
+def _with_line(path: Path, template: Template, table: dict[str, Any]) -> Template:
+    """The keys that say what the judge writes."""
+    texts = ("lead", "reason_first", "chat_system", "with_reference", "with_input")
+    line = table.get("line", {})
+    values = tuple(map(str, line.get("values", SCORES)))
+    verdicts = tuple(line["verdicts"]) if "verdicts" in line else None
+    if verdicts is not None and (len(verdicts) != len(values) or not set(verdicts) <= {*VERDICTS}):
+        raise ModelError(f"{path}: [line] needs a verdict 1, 2 or tie for each of its values")
+    labels = sorted(table.get("labels", {}).items(), key=lambda item: -item[1])
+    return replace(
+        template,
+        **{key: str(table[key]) for key in texts if key in table},
+        values=values,
+        verdicts=verdicts,
+        labels=tuple((name, float(least)) for name, least in labels),
+    )
+
+
+def _check_fields(path: Path, template: Template) -> None:
+    for layout, known in ((template.text, _IN_TEXT), (template.answer, _IN_ANSWER)):
+        for field in _FIELD.findall(layout):
+            if field not in known and not (known is _IN_TEXT and field.startswith("answer_")):
+                there = ", ".join(f"{{{name}}}" for name in sorted(known))
+                raise ModelError(f"{path}: field {{{field}}} is unknown; there are {there}")

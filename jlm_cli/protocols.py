@@ -6,8 +6,8 @@ RECORDS (records of another kind, which it reads). Each gives a summary.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -25,12 +25,13 @@ from jlm_cli.metrics import (
     figure,
     ratio,
     row_at,
-    share_of,
 )
 from jlm_cli.predictions import Predictions, is_numbers, rows_of
+from jlm_cli.ranking import Ranking, n_moved, ranking_of
 from jlm_cli.records import Json, verdict_of
 from jlm_cli.schemas import id_in, key_of
 from jlm_cli.source import open_source
+from jlm_cli.standings import compared
 from jlm_cli.summary import details_of, gold_of, objective, summary_of
 
 GRADES = ("right", "half", "wrong")
@@ -200,73 +201,76 @@ def _gold_grade(gold: Any, where: str) -> int:
 
 @dataclass
 class Ranked:
-    """One question's ranking: a score for each answer, and what pairwise judging says of it."""
+    """One question's answers in order, and what pairwise judging says of them: the ranking that
+    the record holds, or won pairs."""
 
-    scores: list[float]
+    ranking: Ranking
     sample: Json
+    count: int
+    pairwise: Ranking | None = None
     pairs: dict[tuple[int, int], float] = field(default_factory=dict)
 
 
 def rank(path: str, config: MetricsConfig) -> Json:
     """Table 10: the ranking of N answers at once against that of all pairs, or against gold.
 
-    Error Rate@k is the share of questions in which k answers stand at another place; answers that
-    tie share the mean of their places. `--gold` holds pair judgments or N scores for each id.
+    Pairs are in the record (`jlm rank --compare`), or `--gold` holds pair judgments or N scores
+    for each id.
     """
     found: dict[Any, Ranked] = {}
-    for row, where in _records(path, config):
-        if "error" in row:
-            continue
-        if not is_numbers(row.get("scores")) or len(row["scores"]) < 2:
-            raise InputError(f"{where}: field scores: a number for each answer is needed")
-        ranked = Ranked(row["scores"], row.get("sample") or {})
-        if found.setdefault(_key(row, where), ranked) is not ranked:
-            raise InputError(f"{where}: id {row.get('id')!r} stands there twice")
-        if config.gold is None and is_numbers(row.get("gold")):
-            _pairs_of_scores(ranked, row["gold"], where)
+    for number, (row, where) in enumerate(_records(path, config)):
+        if "error" not in row:
+            one = _ranked(row, where, use_gold=config.gold is None)
+            key = number if config.gold is None else _key(row, where)
+            if found.setdefault(key, one) is not one:
+                raise InputError(f"{where}: id {row.get('id')!r} stands there twice")
     if config.gold is not None:
         _read_pairs(found, config.gold)
-    whole = [one for one in found.values() if len(one.pairs) == _n_pairs(len(one.scores))]
-    if not whole:
+    against = {key: wanted for key, one in found.items() if (wanted := _pairwise(one)) is not None}
+    if not against:
         raise InputError(f"{path}: no ranking has all its pairs; give pair judgments with --gold")
-    judge = _moved([one.scores for one in whole], whole)
-    baselines = {"given_order": _moved([_falling(len(one.scores)) for one in whole], whole)}
-    texts = [one.sample.get("answers") for one in whole]
-    if all(isinstance(text, list) for text in texts):
-        longest = [[float(len(text)) for text in one] for one in texts if one is not None]
-        baselines = {"longest_first": _moved(longest, whole), **baselines}
-    counts = {"n_judged": len(found), "n_incomplete": len(found) - len(whole)}
-    return {**counts, "ranking": judge, "baselines": baselines}
+    whole = {key: found[key] for key in against}
+    baselines = {"given_order": {key: ranking_of(_falling(o.count)) for key, o in whole.items()}}
+    texts = {key: one.sample.get("answers") for key, one in whole.items()}
+    if all(isinstance(text, list) for text in texts.values()):
+        lengths = {key: [float(len(text)) for text in texts[key] or ()] for key in whole}
+        longest = {key: ranking_of(each) for key, each in lengths.items()}
+        baselines = {"longest_first": longest, **baselines}
+    return {
+        "n_judged": len(found),
+        "n_incomplete": len(found) - len(whole),
+        "ranking": _compared({key: one.ranking for key, one in whole.items()}, against),
+        "baselines": {name: _compared(each, against) for name, each in baselines.items()},
+    }
 
 
-def places(scores: Sequence[float]) -> list[float]:
-    """The place of each answer from 1, the highest score first; ties share their mean place."""
-    return [
-        1
-        + sum(other > score for other in scores)
-        + (sum(other == score for other in scores) - 1) / 2
-        for score in scores
-    ]
+def _ranked(row: Json, where: str, use_gold: bool) -> Ranked:
+    scores: Any = row.get("scores")
+    if not is_numbers(scores) or len(scores) < 2:
+        raise InputError(f"{where}: field scores: a number for each answer is needed")
+    ranking = row["ranking"] if isinstance(row.get("ranking"), list) else ranking_of(scores)
+    one = Ranked(ranking, row.get("sample") or {}, len(scores))
+    if use_gold and isinstance(row.get("pairwise"), dict):
+        one.pairwise = row["pairwise"].get("ranking")
+    elif use_gold and is_numbers(row.get("gold")):
+        _pairs_of_scores(one, row["gold"], where)
+    return one
 
 
-def _moved(rankings: list[list[float]], whole: list[Ranked]) -> Json:
-    """How many answers stand elsewhere than pairwise judging puts them."""
-    wanted = [places(_wins(one)) for one in whole]
-    moved = [
-        sum(ours != theirs for ours, theirs in zip(places(ranking), other, strict=True))
-        for ranking, other in zip(rankings, wanted, strict=True)
-    ]
-    most = max(len(one.scores) for one in whole)
-    clusters = _clusters([one.sample.get("question") for one in whole])
-    cells = cells_of((most + 1,), [np.array(moved)], clusters)
-    rates = {f"error_rate@{k}": figure(share_of(k), cells) for k in range(2, most + 1)}
-    same = figure(share_of(0), cells)
-    return {"consistency": same, **rates, "n": cells.n}
+def _pairwise(one: Ranked) -> Ranking | None:
+    """The ranking by won pairs; None where not all pairs were judged."""
+    if one.pairwise is not None or len(one.pairs) < one.count * (one.count - 1) // 2:
+        return one.pairwise
+    return ranking_of(_wins(one))
+
+
+def _compared(rankings: dict[Any, Ranking], against: dict[Any, Ranking]) -> Json:
+    return compared(Counter(n_moved(rankings[key], wanted) for key, wanted in against.items()))
 
 
 def _wins(one: Ranked) -> list[float]:
     """Won pairs of each answer, half for a tie."""
-    wins = [0.0] * len(one.scores)
+    wins = [0.0] * one.count
     for (first, second), won in one.pairs.items():
         wins[first] += won
         wins[second] += 1 - won
@@ -281,7 +285,7 @@ def _read_pairs(found: dict[Any, Ranked], path: Path) -> None:
             continue
         known += 1
         scores: Any = row.get("gold", row.get("scores"))
-        if is_numbers(scores) and len(scores) == len(one.scores) != 2:
+        if is_numbers(scores) and len(scores) == one.count != 2:
             _pairs_of_scores(one, scores, where)
         else:
             _add_pair(one, row, where)
@@ -302,7 +306,7 @@ def _pair_in(one: Ranked, row: Json, where: str) -> tuple[int, int]:
     """Which two of the ranked answers a judgment is about: by number, by model, or by text."""
     sample = row.get("sample") or {}
     if isinstance(row.get("pair"), list):
-        known, wanted = list(range(1, len(one.scores) + 1)), row["pair"]
+        known, wanted = list(range(1, one.count + 1)), row["pair"]
     elif sample.get("models") and one.sample.get("models"):
         known, wanted = one.sample["models"], sample["models"]
     else:
@@ -316,8 +320,8 @@ def _pair_in(one: Ranked, row: Json, where: str) -> tuple[int, int]:
 
 
 def _pairs_of_scores(one: Ranked, scores: list[float], where: str) -> None:
-    if len(scores) != len(one.scores):
-        raise InputError(f"{where}: {len(scores)} scores of gold for {len(one.scores)} answers")
+    if len(scores) != one.count:
+        raise InputError(f"{where}: {len(scores)} scores of gold for {one.count} answers")
     for first, second in combinations(range(len(scores)), 2):
         verdict = verdict_of((scores[first], scores[second]))
         one.pairs[first, second] = {"1": 1.0, "2": 0.0, "tie": 0.5}[verdict]
@@ -329,10 +333,6 @@ def _clusters(questions: list[Any]) -> Codes:
     return np.array(
         [n if text is None else first.setdefault(text, n) for n, text in enumerate(questions)]
     )
-
-
-def _n_pairs(answers: int) -> int:
-    return answers * (answers - 1) // 2
 
 
 def _falling(count: int) -> list[float]:

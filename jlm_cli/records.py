@@ -1,8 +1,9 @@
-"""What goes in and what comes out: a Sample to be judged, a Judgment of it, and their JSON."""
+"""What goes in and what comes out: a Sample to be judged, and the JSON of samples and records."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,6 +42,12 @@ class Sample:
     gold: Gold | None = None
     models: tuple[str, ...] | None = None
     category: str | None = None
+    input: str | None = None  # the last part of the question, where its source keeps it apart
+
+    @property
+    def instruction(self) -> str:
+        """The question without its input."""
+        return self.question.removesuffix(f"\n{self.input}") if self.input else self.question
 
     def json(self) -> Json:
         return {
@@ -49,34 +56,6 @@ class Sample:
             "reference": self.reference,
             "models": None if self.models is None else list(self.models),
             "category": self.category,
-        }
-
-
-@dataclass(frozen=True)
-class Judgment:
-    """What the judge said of one order of the answers, in the input's numbering.
-
-    `p` are the probabilities of the verdicts 1, 2 and tie; `expected` the mean score of each
-    answer; `text` the score line and `reason` the words behind it, both as written.
-    """
-
-    scores: tuple[float, ...]
-    verdict: Verdict
-    p: tuple[float, float, float]
-    expected: tuple[float, ...]
-    text: str
-    reason: str | None
-    prompt_tokens: int
-    flags: tuple[str, ...] = ()
-
-    def json(self) -> Json:
-        return {
-            "scores": list(self.scores),
-            "verdict": self.verdict,
-            "p": probabilities_json(self.p),
-            "expected": rounded(self.expected),
-            "text": self.text,
-            "reason": self.reason,
         }
 
 
@@ -94,31 +73,18 @@ def verdict_of(scores: tuple[float, ...]) -> Verdict:
     return "1" if first > second else "2" if second > first else "tie"
 
 
-def combine(given: Judgment, swapped: Judgment) -> Json:
-    """Both orders as one judgment: a conflict is a tie (PandaLM protocol), p is averaged."""
-    first, second, tie = ((a + b) / 2 for a, b in zip(given.p, swapped.p, strict=True))
-    expected = tuple((a + b) / 2 for a, b in zip(given.expected, swapped.expected, strict=True))
-    verdict = given.verdict if given.verdict == swapped.verdict else "tie"
-    return {
-        "verdict": verdict,
-        "p": probabilities_json((first, second, tie)),
-        "expected": rounded(expected),
-    }
-
-
 def judged_record(
-    sample: Sample, mode: str, given: Judgment, swapped: Judgment | None, compact: bool
+    sample: Sample,
+    mode: str,
+    judged: Json,
+    flags: Sequence[str],
+    prompt_tokens: int,
+    compact: bool,
 ) -> Json:
     """The output record of a judged sample, keys in the documented order."""
-    record: Json = {"id": sample.id, "line": sample.line, "mode": mode, **given.json()}
-    flags = given.flags
-    if swapped is not None:
-        flags = tuple(dict.fromkeys(given.flags + swapped.flags))
-        record["swapped"] = swapped.json()
-        record["consistent"] = given.verdict == swapped.verdict
-        record["combined"] = combine(given, swapped)
+    record: Json = {"id": sample.id, "line": sample.line, "mode": mode, **judged}
     record["flags"] = sorted(flags)
-    record["prompt_tokens"] = given.prompt_tokens
+    record["prompt_tokens"] = prompt_tokens
     record["gold"] = None if sample.gold is None else sample.gold.json()
     if not compact:
         record["sample"] = sample.json()
@@ -158,6 +124,8 @@ def read_gold(value: Any, n_answers: int) -> Gold | None:
         if value in VERDICTS:
             return Gold(value)
         return _gold_from_scores(read_score_line(value), n_answers)
+    if n_answers == 1 and type(value) in (int, float):
+        value = [value]
     numbers = isinstance(value, list) and all(type(item) in (int, float) for item in value)
     if not numbers:
         raise RowError("bad-type", f"field gold: {_kind(value)}; give {_GOLD_FORMS}")

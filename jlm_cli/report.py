@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from jlm_cli.columns import Tally
 from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK
 from jlm_cli.models import Compute
 from jlm_cli.records import Json
@@ -47,6 +47,14 @@ def visible(text: str) -> str:
         char if char in _HARMLESS or unicodedata.category(char)[0] != "C" else "\ufffd"
         for char in text
     )
+
+
+class Counted(Protocol):
+    """What a tally of any command knows."""
+
+    n_error: int
+    errors: Counter[str]
+    flags: Counter[str]
 
 
 @dataclass
@@ -100,46 +108,39 @@ class Report:
         if self.quiet or not records:
             return
         table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
-        swap = any("swapped" in record for record in records)
+        judged = [record for record in records if "error" not in record]
+        columns = _COLUMNS[_kind_of(judged[0])] if judged else {}
         table.add_column("id", no_wrap=True)
         table.add_column("question", no_wrap=True, ratio=1)
-        for name in ("scores", *(["swapped"] if swap else []), "verdict", "p"):
+        for name in columns:
             table.add_column(name, no_wrap=True)
         for record in records[:_ROWS_SHOWN]:
-            table.add_row(*self._cells(record, swap))
+            row_id = f"line {record['line']}" if record["id"] is None else record["id"]
+            if "error" in record:
+                message = shown(record["error"]["message"], 200)
+                table.add_row(shown(row_id, 16), Text.assemble(("error: ", "red"), message))
+                continue
+            question = shown(record["sample"]["question"], 200)
+            cells = [Text(cell(record)) for cell in columns.values()]
+            table.add_row(shown(row_id, 16), question, *cells)
         self._console.print(table)
         if len(records) > _ROWS_SHOWN:
             self._console.print(Text("…", style="dim"))
 
-    def _cells(self, record: Json, swap: bool) -> list[Text]:
-        row_id = f"line {record['line']}" if record["id"] is None else record["id"]
-        if "error" in record:
-            error = Text.assemble(("error: ", "red"), shown(record["error"]["message"], 200))
-            return [shown(row_id, 16), error]
-        verdict = record["combined"] if swap else record
-        answers = {"1": "answer 1", "2": "answer 2", "tie": "tie"}
-        conflict = swap and not record["consistent"]
-        return [
-            shown(row_id, 16),
-            shown(record["sample"]["question"], 200),
-            _scores(record),
-            *([_scores(record["swapped"])] if swap else []),
-            Text("tie (conflict)" if conflict else answers[verdict["verdict"]]),
-            Text(f"{verdict['p'][verdict['verdict']]:.2f}"),
-        ]
-
-    def summary(self, summary: Json, tally: Tally, output: str, untrained: bool) -> None:
+    def summary(self, summary: Json, tally: Counted, output: str, untrained: bool) -> None:
         """The figures of the run."""
         if self.quiet:
             return
-        counts = summary["verdicts"]
         total = f"{summary['n_judged']} judged, {summary['n_error']} errors"
         speed = f"{summary['seconds']:.1f} s, {summary['items_per_second']:.2f} rows/s"
         table = Table(box=None, pad_edge=False, show_header=False)
         table.add_row("rows", total)
-        table.add_row("verdicts", ", ".join(f"{name}: {count}" for name, count in counts.items()))
-        for section in ("objective", "reliability"):
-            for name, value in summary.get(section, {}).items():
+        for name in ("verdicts", "scores", "labels", "methods"):
+            if counts := summary.get(name):
+                table.add_row(name, ", ".join(f"{key}: {count}" for key, count in counts.items()))
+        for section in ("pass_rate", "objective", "reliability", "stability", "compare"):
+            found = summary.get(section, {})
+            for name, value in ({section: found} if "ci95" in found else found).items():
                 if isinstance(value, dict) and "ci95" in value:
                     table.add_row(_NAMES.get(name, name.replace("_", " ")), _figure(value))
         if "combined" in summary:
@@ -148,8 +149,12 @@ class Report:
             table.add_row(
                 Text(f"baseline {name.replace('_', ' ')}", style="dim"), _figure(value["agreement"])
             )
-        for name, value in list(summary.get("win_rate", {}).items())[:_ROWS_SHOWN]:
-            table.add_row(Text("win rate ").append_text(shown(name, 30)), _figure(value))
+        for kind in ("win_rate", "mean_score"):
+            for name, value in list(summary.get(kind, {}).items())[:_ROWS_SHOWN]:
+                label = Text(kind.replace("_", " ") + " ").append_text(shown(name, 30))
+                table.add_row(label, _figure(value))
+        for place, above in enumerate(summary.get("position_bias", ()), start=1):
+            table.add_row(f"above its mean at place {place}", _figure(above))
         for code, count in sorted(tally.errors.items()):
             table.add_row(Text(f"error {code}", style="red"), str(count))
         for flag, count in sorted(tally.flags.items()):
@@ -157,6 +162,8 @@ class Report:
         table.add_row("time", speed)
         table.add_row("output", shown(output, 200))
         self._console.print(table)
+        if board := summary.get("leaderboard"):
+            self._console.print(_leaderboard(board))
         if untrained:
             self._console.print(
                 Text(
@@ -167,8 +174,89 @@ class Report:
             )
 
 
-def _scores(judgment: Json) -> Text:
-    return Text(" ".join(f"{score:g}" for score in judgment["scores"]))
+def _leaderboard(board: Json) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("model", "mean score", "win rate", "Bradley-Terry strength"):
+        table.add_column(name, no_wrap=True)
+    for name, row in list(board.items())[:_ROWS_SHOWN]:
+        figures = [_figure(row[key]) for key in ("mean_score", "win_rate", "bradley_terry")]
+        table.add_row(shown(name, 30), *figures)
+    return table
+
+
+def _kind_of(record: Json) -> str:
+    return "both" if "swapped" in record else str(record["mode"])
+
+
+_ANSWERS = {"1": "answer 1", "2": "answer 2", "tie": "tie"}
+
+
+def _scores(judgment: Json) -> str:
+    scores = judgment["scores"]
+    return "–" if scores is None else " ".join(f"{score:g}" for score in scores)
+
+
+def _final(record: Json) -> str:
+    verdict = record.get("combined", record)
+    if not record.get("consistent", True):
+        return "tie (conflict)"
+    return f"{_ANSWERS[verdict['verdict']]}"
+
+
+def _share(record: Json) -> str:
+    verdict = record.get("combined", record)
+    return f"{verdict['p'][verdict['verdict']]:.2f}"
+
+
+def _order(record: Json) -> str:
+    """Answer numbers, best first: 2 > 1 = 3."""
+    places = [entry if isinstance(entry, list) else [entry] for entry in record["ranking"]]
+    return " > ".join(" = ".join(map(str, place)) for place in places)
+
+
+def _expected(record: Json) -> str:
+    expected = record["expected"]
+    values = expected if isinstance(expected, list) else [expected]
+    return " ".join(f"{value:.1f}" for value in values)
+
+
+def _mark(record: Json) -> str:
+    if "pass" in record:
+        return "pass" if record["pass"] else "fail"
+    return str(record.get("label", ""))
+
+
+Cell = Callable[[Json], str]
+_PAIR: dict[str, Cell] = {"scores": _scores, "verdict": _final, "p": _share}
+_COLUMNS: dict[str, dict[str, Cell]] = {
+    "judge": _PAIR,
+    "both": {"scores": _scores, "swapped": lambda record: _scores(record["swapped"]), **_PAIR},
+    "grade": {
+        "score": lambda record: f"{record['score']:g}",
+        "expected": _expected,
+        "mark": _mark,
+    },
+    "rank": {"scores": _scores, "expected": _expected, "ranking": _order},
+}
+
+
+def spoken(record: Json) -> str:
+    """One judgment in words, for a question from the command line."""
+    if record["mode"] == "grade":
+        head = f"score {record['score']:g} (expected {_expected(record)}) {_mark(record)}"
+    elif record["mode"] == "rank":
+        head = f"ranking {_order(record)} (scores {_scores(record)})"
+    else:
+        head = f"{_final(record)} (scores {_scores(record)}, p {_share(record)})"
+    aspects = [
+        f"{name}: {_scores(said) if 'scores' in said else format(said['score'], 'g')}"
+        for name, said in record.get("aspects", {}).items()
+    ]
+    flags = [f"flags: {', '.join(record['flags'])}"] if record["flags"] else []
+    lines = [head.strip(), *aspects, *flags]
+    if record.get("reason"):
+        lines += ["", *map(str, (shown(line, 10_000) for line in record["reason"].splitlines()))]
+    return "\n".join(lines) + "\n"
 
 
 def _figure(figure: Json) -> str:
@@ -178,5 +266,5 @@ def _figure(figure: Json) -> str:
     return f"{figure['value']:.3f}" + (f"  [{low:.3f}, {high:.3f}]" if low is not None else "")
 
 
-def exit_status(tally: Tally) -> int:
+def exit_status(tally: Counted) -> int:
     return EXIT_ERROR_RECORDS if tally.n_error else EXIT_OK

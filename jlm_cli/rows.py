@@ -41,7 +41,7 @@ class Rows:
         try:
             fields = parse_row(self.source.read(row))
             sample = read_sample(fields, self.schema, self.source.line(row))
-            return _with_two_answers(self._joined(sample))
+            return self._joined(sample)
         except RowError as error:
             raise self.located(row, error) from None
 
@@ -70,6 +70,8 @@ class Rows:
     def _joined(self, sample: Sample) -> Sample:
         if not self.config.use_reference:
             sample = replace(sample, reference=None)
+        elif self.config.reference_text is not None:
+            sample = replace(sample, reference=self.config.reference_text)
         elif self.references is not None:
             reference = self.references.find(sample.id)
             if reference is None:
@@ -78,13 +80,6 @@ class Rows:
         if self.gold is not None:
             sample = replace(sample, gold=self.gold.find(sample.id))
         return sample
-
-
-def _with_two_answers(sample: Sample) -> Sample:
-    n = len(sample.answers)
-    if n != 2:
-        raise RowError("n-answers", f"field answers: judge takes two answers, here are {n}")
-    return sample
 
 
 def open_rows(config: Config) -> Rows:

@@ -6,6 +6,7 @@ Every worker of a run goes through `work`; the first surveys and plans before, a
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -19,17 +20,19 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from jlm_cli import models, sharding
 from jlm_cli.batching import Plan, make_plan
+from jlm_cli.columns import Tally as PairTally
 from jlm_cli.columns import tally_of
 from jlm_cli.config import Config
-from jlm_cli.encoding import Encoder, Templates, Vocabulary
-from jlm_cli.engine import Judge, Order
+from jlm_cli.encoding import Encoder, Lines
+from jlm_cli.engine import Judge
 from jlm_cli.errors import EXIT_OK, InputError, JlmError, RowError, UsageError
 from jlm_cli.journal import Journal, folder_of, write_stdout, write_whole
-from jlm_cli.records import Json, dump, judged_record
-from jlm_cli.report import Report, exit_status
+from jlm_cli.modes import Mode, Reading, flags_of, identity, mode_of
+from jlm_cli.records import Json, Sample, dump, judged_record
+from jlm_cli.report import Report, exit_status, spoken
 from jlm_cli.rows import Rows, open_rows
-from jlm_cli.scoreline import LineTokens
 from jlm_cli.source import spool_stdin
+from jlm_cli.standings import GradeTally, RankTally, Tally
 from jlm_cli.summary import summary_of
 from jlm_cli.survey import Survey, encoded, take_survey
 
@@ -44,11 +47,35 @@ class Run:
     config: Config
     rows: Rows
     files: models.ModelFiles
-    vocabulary: Vocabulary
-    templates: Templates
-    line: LineTokens
+    mode: Mode
+    lines: Lines
     encoder: Encoder
     compute: models.Compute
+
+
+def start(config: Config) -> int:
+    """Do what a command line asks for; the exit status. Raises JlmError."""
+    if config.inline is not None:
+        return run_inline(config, config.inline)
+    return preflight(config) if config.plan else run(config)
+
+
+def run_inline(config: Config, inline: tuple[str, ...]) -> int:
+    """Judge one question from the command line and print what was said."""
+    question, *answers = inline
+    with tempfile.TemporaryDirectory(prefix="jlm-") as scratch:
+        given = Path(scratch) / "question"
+        given.write_bytes(dump({"question": question, "answers": answers}) + b"\n")
+        output = Path(scratch) / "said.jsonl"
+        there = replace(config, inputs=(str(given),), inline=None, output=output)
+        status = start(replace(there, quiet=True, print_json=False))
+        if config.plan:
+            return status
+        record = orjson.loads(output.read_bytes())
+    if "error" in record:
+        raise InputError(record["error"]["message"].removeprefix(f"{given}:1: "))
+    sys.stdout.write(dump(record).decode() + "\n" if config.print_json else spoken(record))
+    return status
 
 
 def run(config: Config) -> int:
@@ -87,15 +114,13 @@ def work(config: Config, workers: sharding.Workers) -> int:
 
 def open_run(config: Config, report: Report) -> Run:
     """Input, schema, tokenizer and templates of a run. Raises JlmError."""
+    mode = mode_of(config)
     rows = open_rows(config)
     files = models.find(config.model, report.note)
     compute = models.choose_compute(files, config)
     report.note(f"model {files.name} on {compute.device} in {compute.dtype}")
-    vocabulary = models.load_vocabulary(files)
-    templates = Templates.of(config.template)
-    line = models.line_tokens(vocabulary, templates)
-    encoder = Encoder(vocabulary, templates, config, line.longest)
-    return Run(config, rows, files, vocabulary, templates, line, encoder, compute)
+    lines = Lines(models.load_vocabulary(files))
+    return Run(config, rows, files, mode, lines, Encoder(lines, mode, config), compute)
 
 
 def check_output(config: Config) -> None:
@@ -148,11 +173,11 @@ def _facts_of(now: Run, survey: Survey) -> Json:
         "missing_references": survey.errors["missing-reference"],
         "rows_without_id": survey.n_without_id,
         "rows_with_a_double_id": survey.n_double_ids,
-        "batches": len(_plan_of(now, survey)),
+        "batches": len(plan_of(now, survey)),
     }
 
 
-def _plan_of(now: Run, survey: Survey) -> Plan:
+def plan_of(now: Run, survey: Survey) -> Plan:
     return make_plan(survey.rows, survey.tokens, survey.groups, now.compute.batch_tokens)
 
 
@@ -184,7 +209,7 @@ def _begin(now: Run, journal: Journal, report: Report) -> None:
         lambda errors: journal.append([one for one in errors if left[one[0]]]),
     )
     report.preflight(_facts_of(now, survey))
-    plan = _plan_of(now, survey)
+    plan = plan_of(now, survey)
     todo = [number for number in range(len(plan)) if left[plan.batch(number)].any()]
     draft = journal.folder / "plan.tmp.npz"
     np.savez(draft, order=plan.order, cuts=plan.cuts, todo=np.array(todo, np.int64), left=left)
@@ -217,7 +242,7 @@ def _fingerprint(now: Run) -> Json:
         **now.compute.settings(),
         "input": now.rows.source.sha256(),
         "model": now.files.identity(),
-        "template": now.templates.identity(),
+        "template": identity(now.mode.templates),
         **models.versions(),
     }
 
@@ -229,44 +254,43 @@ def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: 
         plan, todo, left = Plan(saved["order"], saved["cuts"]), saved["todo"], saved["left"]
     if not len(todo):
         return
-    engine = models.load_engine(now.files, now.vocabulary, now.compute)
-    reason_tokens = now.config.max_new_tokens if now.config.reason else 0
-    judge = Judge(engine, now.line, now.vocabulary, reason_tokens)
+    engine = models.load_engine(now.files, now.lines.vocabulary, now.compute)
+    judge = Judge(engine, now.lines, now.config.reason, now.config.max_new_tokens)
     with report.bar(int(left[plan.order].sum())) as bar:
         while (place := workers.take()) < len(todo):
             batch = [row for row in plan.batch(int(todo[place])) if left[row]]
-            journal.append(judge_batch(now.rows, batch, now.encoder, judge))
+            journal.append(judge_batch(now, batch, judge))
             bar.update(workers.count(len(batch)) - bar.n)
     journal.close()
 
 
-def judge_batch(
-    rows: Rows, batch: Sequence[int], encoder: Encoder, judge: Judge
-) -> list[tuple[int, bytes]]:
+def judge_batch(now: Run, batch: Sequence[int], judge: Judge) -> list[tuple[int, bytes]]:
     """The records of one batch, each with its row's number."""
-    found = list(encoded(rows, encoder, batch))
-    orders = [
-        Order(prompt, swapped=place == 1)
-        for _, _, prompts in found
-        if not isinstance(prompts, RowError)
-        for place, prompt in enumerate(prompts)
-    ]
-    judged = iter(judge.judge(orders))
+    found = list(encoded(now.rows, now.encoder, batch))
+    asked = [p for _, _, prompts in found if not isinstance(prompts, RowError) for p in prompts]
+    judged = iter(judge.judge(asked))
     records = []
     for row, sample, prompts in found:
         if isinstance(prompts, RowError) or sample is None:
-            raise InputError(f"{rows.source.where(row)}: changed while it was judged")
+            raise InputError(f"{now.rows.source.where(row)}: changed while it was judged")
         results = [next(judged) for _ in prompts]
-        failures = [result for result in results if isinstance(result, RowError)]
-        if failures:
-            record = rows.error(row, rows.located(row, failures[0]))
-        else:
-            given, *other = [result for result in results if not isinstance(result, RowError)]
-            record = judged_record(
-                sample, rows.config.command, given, other[0] if other else None, rows.config.compact
-            )
-        records.append((row, dump(record)))
+        records.append((row, dump(_record(now, row, sample, results))))
     return records
+
+
+def _record(now: Run, row: int, sample: Sample, results: Sequence[Reading | RowError]) -> Json:
+    readings = [result for result in results if not isinstance(result, RowError)]
+    for failure in results:
+        if isinstance(failure, RowError):
+            return now.rows.error(row, now.rows.located(row, failure))
+    return judged_record(
+        sample,
+        now.config.command,
+        now.mode.record(sample, readings),
+        flags_of(readings),
+        readings[0].prompt_tokens,
+        now.config.compact,
+    )
 
 
 def _write_output(now: Run, journal: Journal) -> None:
@@ -281,18 +305,18 @@ def _write_output(now: Run, journal: Journal) -> None:
 def _sum_up(now: Run, journal: Journal, report: Report, seconds: float) -> int:
     """Tell the summary to a file, to programs, to a person; the exit status."""
     config = now.config
-    tally = tally_of(_records(now.rows, journal))
+    tally, measured = _measured(now, _records(now.rows, journal))
     summary: Json = {
         "command": config.command,
         "model": now.files.name,
-        "template": now.templates.label,
+        "template": " | ".join(dict.fromkeys(t.name for t in now.mode.templates)),
         "n_input": len(now.rows),
         "n_blank": now.rows.source.n_blank,
         "n_judged": tally.n_judged,
         "n_error": tally.n_error,
         "seconds": round(seconds, 3),
         "items_per_second": round(tally.n_judged / seconds, 3) if seconds else None,
-        **summary_of(tally.columns(), config.swap),
+        **measured,
     }
     packed = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if config.output is not None:
@@ -304,6 +328,17 @@ def _sum_up(now: Run, journal: Journal, report: Report, seconds: float) -> int:
     report.summary(summary, tally, output, now.files.untrained)
     journal.remove()
     return exit_status(tally)
+
+
+def _measured(now: Run, records: Iterator[Json]) -> tuple[Tally | PairTally, Json]:
+    """Counts of all records, and the figures that the command's summary has."""
+    if now.config.command == "judge":
+        pairs = tally_of(records)
+        return pairs, summary_of(pairs.columns(), now.config.swap)
+    tally = GradeTally() if now.config.command == "grade" else RankTally()
+    for record in records:
+        tally.add(record)
+    return tally, tally.summary()
 
 
 def summary_path(output: Path) -> Path:

@@ -87,6 +87,7 @@ def _pandalm(row: Json) -> Json:
     return {
         "id": row.get("idx"),
         "question": f"{instruction}\n{extra}" if extra else instruction,
+        "input": extra or None,
         "answers": answers,
         "gold": majority(read_votes(row)),
         "models": models if len(models) == 2 else None,
@@ -263,10 +264,11 @@ def read_sample(row: Json, schema: Schema, line: int) -> Sample:
         line=line,
         question=need_text(fields["question"], "question"),
         answers=texts,
-        reference=None if reference is None else need_text(reference, "reference"),
+        reference=reference_text(reference),
         gold=None if gold is None else read_gold(gold, len(texts)),
         models=None if models is None else _read_models(models, len(texts)),
         category=None if category is None else need_text(category, "category"),
+        input=fields.get("input") if schema.name == "pandalm" else None,
     )
 
 
@@ -287,9 +289,12 @@ def _read_models(models: Any, n_answers: int) -> tuple[str, ...]:
 
 
 def reference_text(value: Any) -> str | None:
-    """A reference is a text or an object with `text` (official files hold both)."""
+    """A reference is a text, a list of paragraphs, or an object with `text` (official files)."""
     if isinstance(value, dict):
         value = value.get("text")
+    if isinstance(value, list):
+        parts = [need_text(part, f"reference[{n}]") for n, part in enumerate(value)]
+        return "\n\n".join(parts)
     return None if value is None else need_text(value, "reference")
 
 

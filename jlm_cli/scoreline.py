@@ -15,30 +15,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jlm_cli.errors import ModelError, RowError
+from jlm_cli.records import VERDICTS, Verdict, verdict_of
 
 Floats = NDArray[np.float64]
 
 PRUNE = 1e-4  # prefixes with a smaller share of the valid mass are left out
 LOW_MASS = 0.5  # below this, free decoding would rather write something else than a score line
 LOW_MASS_WIDTH = 6  # such a row is flagged, and its flat tree followed along so many prefixes
+LONG_LINE_WIDTH = (
+    16  # of a line of three scores or more, only so many prefixes are followed at once
+)
 END = -1
 _ROOT = 0
 
 
+SCORES = (*map(str, range(1, 11)), *(f"{whole}.5" for whole in range(1, 10)))
+
+
 @dataclass(frozen=True)
 class Grammar:
-    """`count` scores from 1 to 10, halves allowed, single spaces between.
+    """`count` values with single spaces between, by default scores from 1 to 10, halves allowed.
 
-    `lead` stands between the prompt and the first score.
+    `lead` stands between the prompt and the first value. A judge that writes no scores but which
+    answer won has one of `values` a line, and `verdicts` tells what each of them means.
     """
 
     count: int = 2
     lead: str = ""
-
-    @property
-    def values(self) -> tuple[str, ...]:
-        halves = [f"{whole}.5" for whole in range(1, 10)]
-        return tuple(map(str, range(1, 11))) + tuple(halves)
+    values: tuple[str, ...] = SCORES
+    verdicts: tuple[Verdict, ...] | None = None
 
 
 @dataclass
@@ -73,7 +78,7 @@ class LineTokens:
     in the order in which engines give their log-probabilities.
     """
 
-    count: int
+    grammar: Grammar
     first: Branch
     later: Branch
     ends: tuple[int, ...]
@@ -83,7 +88,7 @@ class LineTokens:
     @property
     def longest(self) -> int:
         """Tokens of the longest line, its end included."""
-        return self.first.depth + (self.count - 1) * self.later.depth + 1
+        return self.first.depth + (self.grammar.count - 1) * self.later.depth + 1
 
     @classmethod
     def build(
@@ -102,8 +107,8 @@ class LineTokens:
         used = _ids_in(first) | _ids_in(later)
         columns = (*sorted(used), *(end for end in sorted(set(ends)) if end not in used))
         column = {token: place for place, token in enumerate(columns)}
-        tokens = cls(grammar.count, first, later, tuple(sorted(set(ends))), columns, column)
-        tokens._check(grammar, tail, start, encode)
+        tokens = cls(grammar, first, later, tuple(sorted(set(ends))), columns, column)
+        tokens._check(tail, start, encode)
         return tokens
 
     def spell(self, line: Sequence[str]) -> list[int]:
@@ -113,11 +118,9 @@ class LineTokens:
             ids += _path_to(self.first if place == 0 else self.later, value)
         return ids
 
-    def _check(
-        self, grammar: Grammar, tail: str, start: str, encode: Callable[[str], list[int]]
-    ) -> None:
-        for value in grammar.values:
-            line = [value] * self.count
+    def _check(self, tail: str, start: str, encode: Callable[[str], list[int]]) -> None:
+        for value in self.grammar.values:
+            line = [value] * self.grammar.count
             text = start + " ".join(line)
             if encode(tail) + self.spell(line) != encode(text):
                 raise ModelError(f"this tokenizer does not spell {text[-12:]!r} score by score")
@@ -150,33 +153,53 @@ def _path_to(branch: Branch, value: str) -> list[int]:
 class LineDistribution:
     """What a model thinks of all lines at once.
 
-    `lines` [L, N] are score tuples with probabilities `p` [L], normalised over valid lines.
-    `mass` is the probability of writing a valid line at all; `greedy` the line that decoding
-    step by step among valid tokens gives.
+    `texts` [L] are the lines, each a tuple of values, with probabilities `p` [L], normalised
+    over valid lines. `mass` is the probability of writing a valid line at all; `greedy` the line
+    that decoding step by step among valid tokens gives.
     """
 
-    lines: Floats
+    grammar: Grammar
+    texts: tuple[tuple[str, ...], ...]
     p: Floats
     mass: float
     greedy: tuple[str, ...]
 
     @property
-    def scores(self) -> tuple[float, ...]:
+    def lines(self) -> Floats:
+        """[L, N]: the scores of each line. Only where the judge writes scores."""
+        return np.array([[float(value) for value in line] for line in self.texts])
+
+    @property
+    def scores(self) -> tuple[float, ...] | None:
+        """Of the greedy line; None where the judge writes verdicts."""
+        if self.grammar.verdicts is not None:
+            return None
         return tuple(float(value) for value in self.greedy)
 
     @property
     def text(self) -> str:
         return " ".join(self.greedy)
 
-    def expected(self) -> tuple[float, ...]:
-        """The mean score of each answer."""
+    def expected(self) -> tuple[float, ...] | None:
+        """The mean score of each answer; None where the judge writes verdicts."""
+        if self.grammar.verdicts is not None:
+            return None
         return tuple(float(mean) for mean in self.p @ self.lines)
+
+    def verdict(self) -> Verdict:
+        """Of the greedy line, over two answers."""
+        return self._verdict_of(self.greedy)
 
     def outcome(self) -> tuple[float, float, float]:
         """Probabilities that the first of two answers wins, that the second does, and of a tie."""
-        ahead = self.lines[:, 0] - self.lines[:, 1]
-        first, second = float(self.p[ahead > 0].sum()), float(self.p[ahead < 0].sum())
-        return first, second, float(self.p[ahead == 0].sum())
+        said = np.array([VERDICTS.index(self._verdict_of(line)) for line in self.texts])
+        first, second, tie = (float(self.p[said == place].sum()) for place in range(3))
+        return first, second, tie
+
+    def _verdict_of(self, line: tuple[str, ...]) -> Verdict:
+        if self.grammar.verdicts is not None:
+            return self.grammar.verdicts[self.grammar.values.index(line[0])]
+        return verdict_of(tuple(float(value) for value in line))
 
 
 @dataclass
@@ -216,7 +239,7 @@ class Walk:
 
     def __init__(self, tokens: LineTokens, exact: bool = False) -> None:
         """`exact` follows every prefix, however unlikely."""
-        self._tokens = tokens
+        self.tokens = tokens
         self._exact = exact
         self._nodes = [Node(END, -1, 0, tokens.first, (), 0.0)]
         self._waiting: list[int] = []
@@ -251,9 +274,10 @@ class Walk:
         total = np.logaddexp.reduce(log_p)
         if not np.isfinite(total):
             raise RowError("no-score", "the model gives every score line probability 0")
-        lines = np.array([[float(value) for value in line] for line in self._lines])
         greedy = self._nodes[self._greedy_end()].line
-        return LineDistribution(lines, np.exp(log_p - total), float(np.exp(total)), greedy)
+        mass = float(np.exp(total))
+        p = np.exp(log_p - total)
+        return LineDistribution(self.tokens.grammar, tuple(self._lines), p, mass, greedy)
 
     def _worth_following(self) -> list[int]:
         """Of the prefixes whose probability was learnt last, those that are followed.
@@ -268,6 +292,8 @@ class Walk:
         most = float(np.logaddexp.reduce([*parts, *log_p.values()]))
         if most >= math.log(LOW_MASS):
             kept = [place for place in fresh if log_p[place] >= most + math.log(PRUNE)]
+            if self.tokens.grammar.count > 2:
+                kept = sorted(kept, key=log_p.__getitem__, reverse=True)[:LONG_LINE_WIDTH]
         else:
             whole = [place for place in fresh if self._is_whole(self._nodes[place])]
             kept = sorted(whole, key=log_p.__getitem__, reverse=True)[:LOW_MASS_WIDTH]
@@ -287,25 +313,25 @@ class Walk:
             if token not in node.children:
                 self._add(place, token)
             child = node.children[token]
-            self._nodes[child].log_p = node.log_p + float(known[self._tokens.column[token]])
+            self._nodes[child].log_p = node.log_p + float(known[self.tokens.column[token]])
             self._fresh.append(child)
         if self._ends_here(node):
-            ends = [node.log_p + float(known[self._tokens.column[t]]) for t in self._tokens.ends]
+            ends = [node.log_p + float(known[self.tokens.column[t]]) for t in self.tokens.ends]
             self._lines[node.line] = ends
 
     def _follow(self, node: Node) -> dict[int, Branch]:
         """The tokens that may go on from a node, the line's end aside."""
-        if node.branch.value is not None and len(node.line) < self._tokens.count:
-            return {**node.branch.children, **self._tokens.later.children}
+        if node.branch.value is not None and len(node.line) < self.tokens.grammar.count:
+            return {**node.branch.children, **self.tokens.later.children}
         return node.branch.children
 
     def _ends_here(self, node: Node) -> bool:
-        return node.branch.value is not None and len(node.line) == self._tokens.count
+        return node.branch.value is not None and len(node.line) == self.tokens.grammar.count
 
     def _add(self, place: int, token: int) -> None:
         node = self._nodes[place]
         inner = node.branch.children.get(token)
-        branch = inner if inner is not None else self._tokens.later.children[token]
+        branch = inner if inner is not None else self.tokens.later.children[token]
         # a longer spelling of the score under way replaces its value: 1 becomes 10 or 1.5
         line = node.line[:-1] if inner is not None and node.branch.value is not None else node.line
         if branch.value is not None:
@@ -340,8 +366,8 @@ class Walk:
         while (known := self._nodes[place].known) is not None:
             node = self._nodes[place]
             best = max(
-                (*self._follow(node), *(self._tokens.ends if self._ends_here(node) else ())),
-                key=lambda token: known[self._tokens.column[token]],
+                (*self._follow(node), *(self.tokens.ends if self._ends_here(node) else ())),
+                key=lambda token: known[self.tokens.column[token]],
             )
             if best not in node.children:
                 break

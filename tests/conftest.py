@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from jlm_cli import models
-from jlm_cli.encoding import Templates, Vocabulary
+from jlm_cli import models, prompts
+from jlm_cli.encoding import Lines, Vocabulary
 from jlm_cli.scoreline import LineTokens
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -165,7 +165,7 @@ class Loaded:
 def load(name: str) -> Loaded:
     files = models.find(name, lambda text: None)
     vocabulary = models.load_vocabulary(files)
-    tokens = models.line_tokens(vocabulary, Templates.of(None))
+    tokens = Lines(vocabulary).of(prompts.load("judgelm"), 2)
     return Loaded(files, vocabulary, tokens, models.load_model(files, "float32", "cpu"))
 
 

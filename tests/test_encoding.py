@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from conftest import Loaded
 
+from jlm_cli import prompts
 from jlm_cli.config import Config
-from jlm_cli.encoding import Encoder, Prompt, Templates, swapped
+from jlm_cli.encoding import Encoder, Lines, Prompt, Vocabulary
 from jlm_cli.errors import RowError
 from jlm_cli.models import FAKE, ModelFiles, load_vocabulary
+from jlm_cli.modes import arranged, mode_of
 from jlm_cli.records import Sample
 
 SAMPLE = Sample("a", 1, "Why?", ("Because it is so.", "No idea."), "A reason.")
@@ -24,8 +26,12 @@ def config(**more: Any) -> Config:
 
 
 def fake_encoder(**more: Any) -> Encoder:
-    vocabulary = load_vocabulary(ModelFiles(FAKE, Path()))
-    return Encoder(vocabulary, Templates.of(None), config(**more), LINE)
+    return encoder_of(load_vocabulary(ModelFiles(FAKE, Path())), **more)
+
+
+def encoder_of(vocabulary: Vocabulary, **more: Any) -> Encoder:
+    settings = config(**more)
+    return Encoder(Lines(vocabulary), mode_of(settings), settings)
 
 
 def text_of(prompt: Prompt) -> str:
@@ -40,13 +46,13 @@ def encoded(encoder: Encoder, sample: Sample) -> list[Prompt]:
 
 def test_prompt_is_the_template_to_the_byte() -> None:
     (prompt,) = encoded(fake_encoder(), SAMPLE)
-    pieces = Templates.of(None).with_reference.render(SAMPLE)
+    pieces = prompts.load("judgelm-reference").render(SAMPLE)
     assert text_of(prompt) == "".join(piece.text for piece in pieces)
 
 
 def test_both_orders() -> None:
     given, other = encoded(fake_encoder(swap=True), SAMPLE)
-    (alone,) = encoded(fake_encoder(), swapped(SAMPLE))
+    (alone,) = encoded(fake_encoder(), arranged(SAMPLE, (2, 1)))
     assert text_of(other) == text_of(alone) != text_of(given)
 
 
@@ -55,7 +61,7 @@ def test_no_special_token_from_any_field(name: str, request: pytest.FixtureReque
     """Every special and added token typed into every field, alone and between words."""
     loaded: Loaded = request.getfixturevalue(name)
     vocabulary = loaded.vocabulary
-    encoder = Encoder(vocabulary, Templates.of(None), config(swap=True), LINE)
+    encoder = encoder_of(vocabulary, swap=True)
     tokens = sorted(str(vocabulary.tokenizer.id_to_token(id)) for id in vocabulary.special)
     assert tokens
     for token in tokens:
@@ -77,9 +83,9 @@ def test_released_prompt_is_what_sentencepiece_gives(released: Loaded) -> None:
 
     path = str(released.files.folder / "tokenizer.model")
     reference = sentencepiece.SentencePieceProcessor(model_file=path)
-    encoder = Encoder(released.vocabulary, Templates.of(None), config(), LINE)
+    encoder = encoder_of(released.vocabulary)
     (prompt,) = encoded(encoder, SAMPLE)
-    text = "".join(piece.text for piece in Templates.of(None).with_reference.render(SAMPLE))
+    text = "".join(piece.text for piece in prompts.load("judgelm-reference").render(SAMPLE))
     assert list(prompt.ids) == [1, *reference.encode(text)]
     pieces = [reference.id_to_piece(id) for id in released.tokens.spell(["8", "5"])]
     assert pieces == ["8", "▁", "5"]

@@ -20,8 +20,9 @@ def judge_lines(count: int, seed: int) -> list[dict[str, Any]]:
     rows = []
     for n in range(count):
         verdict, p = draw.choice(VERDICTS), round(draw.uniform(0.34, 1), 3)
-        rest = dict.fromkeys(VERDICTS, (1 - p) / 2)
-        rows.append({"id": f"row {n}", "verdict": verdict, "p": {**rest, verdict: p}})
+        shares: dict[str, float] = dict.fromkeys(VERDICTS, (1 - p) / 2)
+        shares[verdict] = p
+        rows.append({"id": f"row {n}", "verdict": verdict, "p": shares})
     return rows
 
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from conftest import Loaded
 
-from jlm_cli.encoding import Prompt
-from jlm_cli.engine import Engine, Judge, Order, follow, read_lines
+from jlm_cli.encoding import Lines, Prompt
+from jlm_cli.engine import Engine, Judge, follow, read_lines
+from jlm_cli.errors import RowError
 from jlm_cli.hf_engine import SHARED_START, PackedEngine, PlainEngine, make_engine
-from jlm_cli.records import Judgment
+from jlm_cli.modes import Reading, View
+from jlm_cli.prompts import load
 from jlm_cli.scoreline import Grammar, LineDistribution, LineTokens, Walk
 
 START = (
@@ -46,9 +48,15 @@ def tree_of(loaded: Loaded, pack_tokens: int = 1200) -> PackedEngine:
     return engine
 
 
+def lines_of(
+    engine: Engine, prompts: list[list[int]], tokens: LineTokens
+) -> list[LineDistribution | RowError]:
+    return read_lines(engine, prompts, [tokens] * len(prompts))
+
+
 def exactly(engine: Engine, prompts: list[list[int]], tokens: LineTokens) -> list[LineDistribution]:
     walks = [Walk(tokens, exact=True) for _ in prompts]
-    follow(engine, prompts, tokens, walks)
+    follow(engine, prompts, walks)
     return [walk.result() for walk in walks]
 
 
@@ -98,9 +106,9 @@ def test_shared_starts_change_nothing(loaded: Loaded) -> None:
 
 def test_blocks_are_clean_for_every_batch(released: Loaded) -> None:
     engine, prompts = tree_of(released), prompts_of(released)
-    fresh = read_lines(engine, prompts, released.tokens)
-    read_lines(engine, prompts_of(released, ["A longer batch of one. " * 30]), released.tokens)
-    again = read_lines(engine, prompts, released.tokens)
+    fresh = lines_of(engine, prompts, released.tokens)
+    lines_of(engine, prompts_of(released, ["A longer batch of one. " * 30]), released.tokens)
+    again = lines_of(engine, prompts, released.tokens)
     for a, b in zip(fresh, again, strict=True):
         assert isinstance(a, LineDistribution) and isinstance(b, LineDistribution)
         assert (a.text, a.mass, a.p.tolist()) == (b.text, b.mass, b.p.tolist())
@@ -108,8 +116,8 @@ def test_blocks_are_clean_for_every_batch(released: Loaded) -> None:
 
 def test_plain_engine_agrees_with_the_tree(released: Loaded) -> None:
     prompts = prompts_of(released)
-    tree = read_lines(tree_of(released), prompts, released.tokens)
-    plain = read_lines(PlainEngine(released.model, released.vocabulary), prompts, released.tokens)
+    tree = lines_of(tree_of(released), prompts, released.tokens)
+    plain = lines_of(PlainEngine(released.model, released.vocabulary), prompts, released.tokens)
     for a, b in zip(tree, plain, strict=True):
         assert isinstance(a, LineDistribution) and isinstance(b, LineDistribution)
         assert a.text == b.text
@@ -134,7 +142,7 @@ def test_models_without_a_mask_take_the_plain_path(released: Loaded) -> None:
     for model in (MistralForCausalLM(window), MambaForCausalLM(recurrent)):
         engine = make_engine(model, released.vocabulary)
         assert isinstance(engine, PlainEngine)
-        (result,) = read_lines(engine, prompts_of(released)[:1], released.tokens)
+        (result,) = lines_of(engine, prompts_of(released)[:1], released.tokens)
         assert isinstance(result, LineDistribution) and 0 < result.mass <= 1
 
 
@@ -173,7 +181,7 @@ def test_greedy_line_equals_free_greedy_decoding(taught: Loaded) -> None:
     prompts = prompts_of(taught, texts)
     valid = 0
     for prompt, result in zip(
-        prompts, read_lines(tree_of(taught), prompts, taught.tokens), strict=True
+        prompts, lines_of(tree_of(taught), prompts, taught.tokens), strict=True
     ):
         assert isinstance(result, LineDistribution)
         out = taught.model.generate(
@@ -196,12 +204,13 @@ def test_greedy_line_equals_free_greedy_decoding(taught: Loaded) -> None:
 
 
 def test_reasons_follow_the_line(released: Loaded) -> None:
-    judge = Judge(tree_of(released), released.tokens, released.vocabulary, reason_tokens=7)
+    judge = Judge(tree_of(released), Lines(released.vocabulary), reason=True, new_tokens=7)
+    view = View(load("judgelm"), (1, 2))
     prompts = prompts_of(released)
-    results = judge.judge([Order(Prompt(tuple(prompt))) for prompt in prompts])
+    results = judge.judge([Prompt(tuple(prompt), view) for prompt in prompts])
     for prompt, result in zip(prompts, results, strict=True):
-        assert isinstance(result, Judgment) and result.reason is not None
-        ids = [*prompt, *released.tokens.spell(result.text.split())]
+        assert isinstance(result, Reading) and result.reason is not None
+        ids = [*prompt, *released.tokens.spell(result.line.greedy)]
         out = released.model.generate(
             torch.tensor([ids]),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long),
@@ -215,6 +224,6 @@ def test_reasons_follow_the_line(released: Loaded) -> None:
 
 
 def test_reason_never_overruns_the_context(released: Loaded) -> None:
-    judge = Judge(tree_of(released), released.tokens, released.vocabulary, reason_tokens=500)
+    judge = Judge(tree_of(released), Lines(released.vocabulary), reason=True, new_tokens=500)
     assert judge._room(range(2000)) == 48
     assert judge._room(range(100)) == 500

@@ -15,7 +15,11 @@ import torch
 from conftest import ROOT, Jlm, Loaded, load, pair, read_rows, write_rows
 
 from jlm_cli import models
+from jlm_cli.config import Quantize
+from jlm_cli.engine import read_lines
 from jlm_cli.errors import ModelError
+from jlm_cli.hf_engine import make_engine
+from jlm_cli.scoreline import LineDistribution
 
 LINE = re.compile(r"(10|[1-9](\.5)?) (10|[1-9](\.5)?)")
 MB = 10**6
@@ -50,6 +54,39 @@ def test_bfloat16_judges(tmp_path: Path, jlm: Jlm, replica: Path) -> None:
     write_rows(tmp_path / "in.jsonl", [pair(n) for n in range(3)])
     done = jlm("judge", "in.jsonl", "-m", str(replica), "--dtype", "bfloat16")
     assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_quantized_weights_judge(builtin: Loaded, bits: Quantize) -> None:
+    """Near the full weights, and the same twice."""
+    texts = ("Which is better? Yes.\n\n### Response:", "No.\n\n### Response:")
+    prompts = [encoding.ids for encoding in builtin.vocabulary.encode(texts)]
+    tokens = [builtin.tokens] * len(prompts)
+    full = read_lines(make_engine(builtin.model, builtin.vocabulary), prompts, tokens)
+    compute = models.Compute("cpu", "float32", 4096, quantize=bits)
+    engine = models.load_engine(builtin.files, builtin.vocabulary, compute)
+    once, twice = (read_lines(engine, prompts, tokens) for _ in range(2))
+    for row, again, whole in zip(once, twice, full, strict=True):
+        assert isinstance(row, LineDistribution) and isinstance(again, LineDistribution)
+        assert isinstance(whole, LineDistribution)
+        assert row.outcome() == again.outcome() != whole.outcome()
+        assert row.expected() == pytest.approx(whole.expected(), abs=1.5)
+
+
+def test_quantize_says_what_it_cannot_do(tmp_path: Path, jlm: Jlm, replica: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    done = jlm("judge", "in.jsonl", "-m", "model.gguf", "--quantize", "4bit")
+    assert done.code == 2 and "model.gguf is quantized already" in done.err
+    done = jlm("judge", "in.jsonl", "-m", str(replica), "--quantize", "4bit")
+    assert done.code == 2 and "must be divisible" in done.err and "Traceback" not in done.err
+
+
+def test_broken_gguf_is_one_line(tmp_path: Path, jlm: Jlm) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    done = jlm("judge", "in.jsonl", "-m", "model.gguf")
+    assert done.code == 2 and "--model model.gguf" in done.err and "Traceback" not in done.err
 
 
 def test_adapter_folder(tmp_path: Path, replica: Path, released: Loaded) -> None:
@@ -158,9 +195,14 @@ def test_batch_tokens_follow_memory() -> None:
     assert models.budget_from(16_000 * MB, 13_500 * MB, cache, 4096) == 2048
 
 
-def test_unknown_device_names_those_there_are(tmp_path: Path, jlm: Jlm, replica: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has CUDA")
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_unknown_device_names_those_there_are(
+    tmp_path: Path, jlm: Jlm, replica: Path, device: str
+) -> None:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     write_rows(tmp_path / "in.jsonl", [pair(1)])
-    done = jlm("judge", "in.jsonl", "-m", str(replica), "--device", "cuda")
-    assert done.code == 2 and "--device cuda: not on this machine; there is cpu" in done.err
+    done = jlm("judge", "in.jsonl", "-m", str(replica), "--device", device)
+    if there[device]:
+        assert done.code == 0, done.err
+    else:
+        assert done.code == 2 and f"--device {device}: not on this machine; there is" in done.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,17 +22,59 @@ SAMPLE = Sample(
 )
 
 
-def rendered(name: str, sample: Sample = SAMPLE) -> str:
-    return "".join(piece.text for piece in prompts.load(name).render(sample))
+INPUT = replace(SAMPLE, question="Add the numbers.\n1 and 1", input="1 and 1")
+ASKED = (prompts.ASPECTS[0], prompts.Aspect("tone", "how polite it is"))
+MANY = ("One.", "Two.", "Three.", "Four.", "Five.", "Six.", "Seven.", "Eight.", "Nine.", "Ten.")
+MORE = {f"{name}.{n}": (name, n) for name in ("judgelm", "judgelm-reference") for n in (3, 4, 10)}
+GOLDENS = [*prompts.names(), *MORE, *(f"aspect.{aspect.name}" for aspect in prompts.ASPECTS)]
 
 
-@pytest.mark.parametrize("name", ["judgelm", "judgelm-reference", "judgelm-reference-paper"])
+def rendered(name: str, sample: Sample = SAMPLE, asked: Sequence[prompts.Aspect] = ASKED) -> str:
+    return "".join(piece.text for piece in prompts.load(name).render(sample, asked))
+
+
+def golden(name: str) -> str:
+    """The render that a golden file of this name holds."""
+    if name in MORE:
+        template, n = MORE[name]
+        return rendered(template, replace(SAMPLE, answers=MANY[:n]))
+    if name.startswith("aspect."):
+        return rendered("judgelm-aspects", asked=[prompts.Aspect(name.removeprefix("aspect."))])
+    return rendered(name, INPUT if name == "pandalm-input" else SAMPLE)
+
+
+@pytest.mark.parametrize("name", GOLDENS)
 def test_golden(name: str) -> None:
-    assert rendered(name) + "\n" == (GOLDEN / f"{name}.txt").read_text()
+    assert golden(name) + "\n" == (GOLDEN / f"{name}.txt").read_text()
 
 
-def test_every_template_has_a_golden_render() -> None:
-    assert prompts.names() == sorted(path.stem for path in GOLDEN.glob("*.txt"))
+def test_no_golden_render_is_left_over() -> None:
+    assert sorted(GOLDENS) == sorted(path.stem for path in GOLDEN.glob("*.txt"))
+
+
+def test_grade_puts_the_reference_first_with_the_full_score() -> None:
+    """Paper, Fig. 5."""
+    template = prompts.load("grade")
+    text = rendered("grade")
+    assert "[The Start of Assistant 1's Answer]\n2\n\n[The End of Assistant 1's Answer]" in text
+    assert "[The Start of Assistant 2's Answer]\nTwo.\n\n[The End of Assistant 2's" in text
+    assert text.endswith("\n\n### Response:10") and template.lead == " "
+    assert text.count("[Reference Answer]") == 0
+    assert rendered("grade-reference-block").count("[Reference Answer]\n2\n\n[The Start") == 1
+
+
+@pytest.mark.parametrize(
+    ("reference", "first"),
+    [("a<OR>b<OR>c", "a"), ("a<AND>b", "a and b"), ("a<AND>b<OR>c", "a<AND>b"), ("a", "a")],
+)
+def test_vqa_resolves_the_truth_once(reference: str, first: str) -> None:
+    text = rendered("vqa", replace(SAMPLE, reference=reference))
+    assert (
+        f"[Reference Answer]\n{reference}\n\n[The Start of Assistant 1's Answer]\n{first}\n\n"
+        in text
+    )
+    labels = [prompts.load("vqa").label(score) for score in (10, 8, 7.5, 4, 3.5, 1)]
+    assert labels == ["right", "right", "half", "half", "wrong", "wrong"]
 
 
 def test_several_answers_change_the_instruction() -> None:
@@ -66,7 +109,10 @@ def test_pieces_name_the_fields() -> None:
     ("text", "words"),
     [
         ("description = 1 =", "not a TOML template"),
-        ('description = "d"\nsource = "s"\ntext = "{question}"', "key 'answer' is missing"),
+        ('description = "d"\ntext = "{question}"', "key 'source' is missing"),
+        ('description = "d"\nsource = "s"\ntext = "x"\nanswers = ""', "key 'answers' is unknown"),
+        ('base = "judgelm"\n[[replace]]\nold = "nowhere"\nnew = ""', "not once in judgelm"),
+        ('base = "pandalm"\n[line]\nvalues = ["1"]\nverdicts = []', "needs a verdict"),
         (
             'description = "d"\nsource = "s"\ntext = "{qestion}"\nanswer = "{answer}"',
             "field {qestion} is unknown",

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_fscore_support
 
-from jlm_cli.protocols import places
+from jlm_cli.ranking import n_moved, ranking_of
 
 
 def summary(done: Done) -> dict[str, Any]:
@@ -28,9 +28,15 @@ def ranked(row_id: Any, scores: list[float], **more: Any) -> dict[str, Any]:
     sample = {"question": f"Question {row_id}?", "answers": texts, "reference": None}
     names = [f"m{n}" for n in range(len(scores))]
     sample |= {"models": more.pop("models", names), "category": None}
-    order = sorted(range(1, len(scores) + 1), key=lambda n: -scores[n - 1])
     record = {"id": row_id, "line": 1, "mode": "rank", "scores": scores, "expected": scores}
-    return {**record, "ranking": order, "flags": [], "gold": None, "sample": sample, **more}
+    return {
+        **record,
+        "ranking": ranking_of(scores),
+        "flags": [],
+        "gold": None,
+        "sample": sample,
+        **more,
+    }
 
 
 def pair_of(row: dict[str, Any], first: int, second: int, verdict: str) -> dict[str, Any]:
@@ -75,8 +81,8 @@ def test_rank_against_pairs(tmp_path: Path, jlm: Jlm, models: Any) -> None:
     words = ["metrics", "rank.jsonl", "--gold", "pairs.jsonl", "--protocol", "rank"]
     found = summary(jlm(*words, "--json"))
     assert found["ranking"]["consistency"]["value"] == 0.5
-    assert found["ranking"]["error_rate@2"]["value"] == 0.25
-    assert found["ranking"]["error_rate@3"]["value"] == 0.25
+    assert found["ranking"]["error_rate_2"]["value"] == 0.25
+    assert found["ranking"]["error_rate_3"]["value"] == 0.25
     assert found["ranking"]["n"] == 4 and found["n_incomplete"] == 0
     assert found["baselines"]["given_order"]["consistency"]["value"] == 0.25
     assert found["baselines"]["longest_first"]["consistency"]["value"] == 0
@@ -102,8 +108,7 @@ def test_rank_against_scores_of_gold(tmp_path: Path, jlm: Jlm) -> None:
     write_rows(tmp_path / "rank.jsonl", rows)
     found = summary(jlm("metrics", "rank.jsonl", "--protocol", "rank", "--json"))
     assert found["ranking"]["consistency"]["value"] == 0.5
-    assert found["ranking"]["error_rate@2"]["value"] == 0.5
-    assert found["ranking"]["error_rate@4"]["value"] == 0
+    assert found["ranking"]["error_rate_2"]["value"] == 0.5
 
 
 @settings(max_examples=100, deadline=None)
@@ -112,9 +117,18 @@ def test_rankings_differ_in_none_or_at_least_two_places(scores: list[int], draw:
     """So that consistency and the error rates add up to one."""
     other = list(scores)
     draw.shuffle(other)
-    first, second = places([float(s) for s in scores]), places([float(s) for s in other])
-    assert sum(first) == sum(second) == sum(range(1, len(scores) + 1))
-    assert sum(a != b for a, b in zip(first, second, strict=True)) != 1
+    assert n_moved(ranking_of(scores), ranking_of(other)) != 1
+
+
+def test_rank_with_pairs_in_its_records(tmp_path: Path, jlm: Jlm) -> None:
+    """What `jlm rank --compare` writes, and sums up itself."""
+    answers = [["a" * n, "b", "c" * (9 - n)] for n in range(1, 9)]
+    rows = [{"question": f"Question {n}?", "answers": each} for n, each in enumerate(answers)]
+    write_rows(tmp_path / "in.jsonl", rows)
+    assert jlm("rank", "in.jsonl", "--compare", "-q").code == 0
+    wanted = json.loads((tmp_path / "in.rank.metrics.json").read_text())["compare"]
+    found = summary(jlm("metrics", "in.rank.jsonl", "--protocol", "rank", "--json"))
+    assert found["ranking"] == wanted
 
 
 def graded(row_id: Any, score: float, **more: Any) -> dict[str, Any]:

@@ -120,8 +120,8 @@ def test_nan_fails_one_row_and_leaves_its_neighbours() -> None:
             return known
 
     prompts = [b"one", b"two", b"three"]
-    results = read_lines(Broken(), prompts, BYTES)
-    whole = read_lines(FakeEngine(), prompts, BYTES)
+    results = read_lines(Broken(), prompts, [BYTES] * 3)
+    whole = read_lines(FakeEngine(), prompts, [BYTES] * 3)
     failed = results[1]
     assert isinstance(failed, RowError) and failed.code == "nan"
     for row in (0, 2):

@@ -1,0 +1,355 @@
+"""What each command asks of the judge: the views of a sample, and the record of what was said.
+
+A view shows some of a sample's answers, in an order, by a template. `judge` has one view, or two
+for both orders; `grade` one; `rank` a list, rotations of it, or all pairs (ranking.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from jlm_cli.config import Config
+from jlm_cli.errors import RowError, UsageError
+from jlm_cli.prompts import ASPECTS, Aspect, Template, load
+from jlm_cli.records import Json, Sample, Verdict, probabilities_json, rounded
+from jlm_cli.scoreline import LOW_MASS, LineDistribution
+
+
+@dataclass(frozen=True)
+class View:
+    """One way a sample is shown to the judge.
+
+    `shown` are answer numbers from 1, in the order shown; `aspects` what is asked about, empty
+    for the answers as a whole.
+    """
+
+    template: Template
+    shown: tuple[int, ...]
+    aspects: tuple[Aspect, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the judge said of one view; `reason` where it gave one, before or behind its line."""
+
+    view: View
+    line: LineDistribution
+    reason: str | None
+    prompt_tokens: int
+    flags: tuple[str, ...]
+
+    @property
+    def all_flags(self) -> tuple[str, ...]:
+        low = ("low-mass",) if self.line.mass < LOW_MASS else ()
+        return (*self.flags, *low)
+
+
+class Mode(Protocol):
+    """A command's way with samples."""
+
+    def views(self, sample: Sample) -> list[View]:
+        """Raises RowError where the sample is not one for this command."""
+        ...
+
+    def smaller_views(self, sample: Sample) -> list[View]:
+        """Views to take instead where the first do not fit the context; empty: there are none."""
+        ...
+
+    def record(self, sample: Sample, readings: Sequence[Reading]) -> Json:
+        """The judged part of a sample's record."""
+        ...
+
+    @property
+    def templates(self) -> Sequence[Template]:
+        """All that it may take."""
+        ...
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Which template a row takes: rows with a reference, or with an input, have their own."""
+
+    plain: Template
+    with_reference: Template
+    with_input: Template
+
+    @classmethod
+    def named(cls, name: str) -> Templates:
+        """A template, with the variants it names itself."""
+        plain = load(name)
+        return cls(plain, load(plain.with_reference or name), load(plain.with_input or name))
+
+    @classmethod
+    def pair(cls, plain: str, with_reference: str) -> Templates:
+        return cls(load(plain), load(with_reference), load(plain))
+
+    def choose(self, sample: Sample) -> Template:
+        """Raises RowError where the template asks for a reference that the row lacks."""
+        if sample.reference is not None:
+            return self.with_reference
+        template = self.with_input if sample.input else self.plain
+        if template.needs_reference:
+            raise RowError(
+                "missing-reference",
+                f"field reference: template {template.name} needs one; give it in the input, by "
+                "--reference FILE or --reference-text TEXT, or take --no-reference",
+            )
+        return template
+
+    @property
+    def all(self) -> tuple[Template, ...]:
+        return tuple(dict.fromkeys((self.plain, self.with_reference, self.with_input)))
+
+
+def identity(templates: Sequence[Template]) -> str:
+    """SHA-256 of all they say, in hex."""
+    said = [replace(template, description="", source="") for template in templates]
+    return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def arranged(sample: Sample, shown: Sequence[int]) -> Sample:
+    """The sample with only the answers that are shown, in that order; gold is left out."""
+    answers = tuple(sample.answers[number - 1] for number in shown)
+    models = sample.models and tuple(sample.models[number - 1] for number in shown)
+    return replace(sample, answers=answers, models=models, gold=None)
+
+
+def read_aspects(texts: Sequence[str], together: bool) -> tuple[tuple[Aspect, ...], ...]:
+    """`--aspect NAME` or `NAME: meaning`; each for itself, or all in one prompt.
+
+    Raises UsageError for a name that is not known and has no meaning given.
+    """
+    known = {aspect.name: aspect for aspect in ASPECTS}
+    found = []
+    for text in texts:
+        name, colon, meaning = (part.strip() for part in text.partition(":"))
+        if not (name and (meaning or name in known)):
+            raise UsageError(
+                f"--aspect {text}: there are {', '.join(known)}; "
+                "an aspect of your own is written 'NAME: what it means'"
+            )
+        found.append(Aspect(name, meaning) if colon else known[name])
+    if not found:
+        return ()
+    return (tuple(found),) if together else tuple((aspect,) for aspect in found)
+
+
+def aspect_name(aspects: Sequence[Aspect]) -> str:
+    return ", ".join(aspect.name for aspect in aspects)
+
+
+def flags_of(readings: Sequence[Reading]) -> list[str]:
+    return sorted({flag for reading in readings for flag in reading.all_flags})
+
+
+def by_answer(view: View, values: Sequence[float]) -> dict[int, float]:
+    """Values in the order shown, by the sample's answer numbers: the one place of the way back."""
+    return dict(zip(view.shown, values, strict=True))
+
+
+@dataclass(frozen=True)
+class PairMode:
+    """`judge`: two answers compared, in one order or both; aspects beside the whole."""
+
+    main: Templates
+    aspects: Templates | None
+    asked: tuple[tuple[Aspect, ...], ...]
+    swap: bool
+
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        return (*self.main.all, *(self.aspects.all if self.aspects else ()))
+
+    def views(self, sample: Sample) -> list[View]:
+        if (n := len(sample.answers)) != 2:
+            raise RowError("n-answers", f"field answers: judge takes two answers, here are {n}")
+        orders = [(1, 2), (2, 1)] if self.swap else [(1, 2)]
+        views = [View(self.main.choose(sample), shown) for shown in orders]
+        for asked in self.asked:
+            assert self.aspects is not None
+            views += [View(self.aspects.choose(sample), shown, asked) for shown in orders]
+        return views
+
+    def smaller_views(self, sample: Sample) -> list[View]:
+        return []
+
+    def record(self, sample: Sample, readings: Sequence[Reading]) -> Json:
+        each = 2 if self.swap else 1
+        groups = [readings[n : n + each] for n in range(0, len(readings), each)]
+        aspects = {
+            aspect_name(group[0].view.aspects): _pair_json(group, with_reason=False)
+            for group in groups[1:]
+        }
+        return {
+            **_pair_json(groups[0], with_reason=True),
+            **({"aspects": aspects} if aspects else {}),
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A reading of two answers, in the sample's numbering; no scores where the judge has none."""
+
+    scores: tuple[float, ...] | None
+    verdict: Verdict
+    p: tuple[float, float, float]
+    expected: tuple[float, ...] | None
+
+    @classmethod
+    def of(cls, reading: Reading) -> Comparison:
+        line, shown = reading.line, reading.view.shown
+        scores, expected, verdict = line.scores, line.expected(), line.verdict()
+        first, second, tie = line.outcome()
+        if shown[0] > shown[1]:
+            scores, expected = scores and scores[::-1], expected and expected[::-1]
+            verdict = _OTHER[verdict]
+            first, second = second, first
+        return cls(scores, verdict, (first, second, tie), expected)
+
+    def json(self) -> Json:
+        return {
+            "scores": None if self.scores is None else list(self.scores),
+            "verdict": self.verdict,
+            "p": probabilities_json(self.p),
+            "expected": None if self.expected is None else rounded(self.expected),
+        }
+
+
+_OTHER: dict[Verdict, Verdict] = {"1": "2", "2": "1", "tie": "tie"}
+
+
+def _pair_json(readings: Sequence[Reading], with_reason: bool) -> Json:
+    """One order, or both with what they come to."""
+    parts = []
+    for reading in readings:
+        said: Json = {**Comparison.of(reading).json(), "text": reading.line.text}
+        parts.append({**said, "reason": reading.reason} if with_reason else said)
+    if len(readings) == 1:
+        return parts[0]
+    given, swapped = (Comparison.of(reading) for reading in readings)
+    return {
+        **parts[0],
+        "swapped": parts[1],
+        "consistent": given.verdict == swapped.verdict,
+        "combined": _combined(given, swapped),
+    }
+
+
+def _combined(given: Comparison, swapped: Comparison) -> Json:
+    """Both orders as one judgment: a conflict is a tie (PandaLM protocol), p is averaged."""
+    first, second, tie = ((a + b) / 2 for a, b in zip(given.p, swapped.p, strict=True))
+    both = zip(given.expected or (), swapped.expected or (), strict=True)
+    expected = rounded(tuple((a + b) / 2 for a, b in both))
+    return {
+        "verdict": given.verdict if given.verdict == swapped.verdict else "tie",
+        "p": probabilities_json((first, second, tie)),
+        "expected": expected if given.expected is not None else None,
+    }
+
+
+@dataclass(frozen=True)
+class GradeMode:
+    """`grade`: one answer, against a reference that has the score 10, or by itself."""
+
+    main: Templates
+    aspects: Templates | None
+    asked: tuple[tuple[Aspect, ...], ...]
+    pass_mark: float | None
+
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        return (*self.main.all, *(self.aspects.all if self.aspects else ()))
+
+    def views(self, sample: Sample) -> list[View]:
+        if (n := len(sample.answers)) != 1:
+            raise RowError("n-answers", f"field answers: grade takes one answer, here are {n}")
+        views = [View(self.main.choose(sample), (1,))]
+        for asked in self.asked:
+            assert self.aspects is not None
+            views.append(View(self.aspects.choose(sample), (1,), asked))
+        return views
+
+    def smaller_views(self, sample: Sample) -> list[View]:
+        return []
+
+    def record(self, sample: Sample, readings: Sequence[Reading]) -> Json:
+        whole, *rest = readings
+        record = {**_grade_json(whole), "reason": whole.reason}
+        if self.pass_mark is not None:
+            record["pass"] = record["score"] >= self.pass_mark
+        if (label := whole.view.template.label(record["score"])) is not None:
+            record["label"] = label
+        if rest:
+            record["aspects"] = {
+                aspect_name(reading.view.aspects): _grade_json(reading) for reading in rest
+            }
+        return record
+
+
+def _grade_json(reading: Reading) -> Json:
+    scores, expected = reading.line.scores, reading.line.expected()
+    assert scores is not None and expected is not None  # check_mode() admits no verdict grammar
+    said = zip(reading.line.texts, reading.line.p, strict=True)
+    p = {text: round(float(share), 6) for (text,), share in said}
+    values = [value for value in reading.view.template.values if p.get(value) or "." not in value]
+    return {
+        "score": scores[0],
+        "expected": rounded(expected)[0],
+        "p": {value: p.get(value, 0.0) for value in sorted(values, key=float)},
+        "text": reading.line.text,
+    }
+
+
+_DEFAULTS = {
+    "judge": ("judgelm", "judgelm-reference"),
+    "rank": ("judgelm", "judgelm-reference"),
+    "grade": ("grade-no-reference", "grade"),
+}
+
+
+def mode_of(config: Config) -> Mode:
+    """The mode of a run. Raises UsageError and ModelError where its options do not fit."""
+    from jlm_cli.ranking import RankMode
+
+    main, aspects = _templates(config)
+    asked = read_aspects(config.aspects, config.aspects_together)
+    if config.command == "grade":
+        return GradeMode(main, aspects, asked, config.pass_mark)
+    if config.command == "rank":
+        return RankMode(main, config.method, config.permute, config.compare)
+    return PairMode(main, aspects, asked, config.swap)
+
+
+def _templates(config: Config) -> tuple[Templates, Templates | None]:
+    plain, with_reference = _DEFAULTS[config.command]
+    if config.command == "grade" and config.use_reference:
+        plain = with_reference  # a row without a reference is then an error that says so
+    main = Templates.pair(plain, with_reference)
+    aspects = Templates.pair(f"{plain}-aspects", f"{with_reference}-aspects")
+    if config.explain_first:
+        main = Templates.pair(f"{plain}-explain-first", f"{with_reference}-explain-first")
+    if config.template is not None and (own := Templates.named(config.template)):
+        if config.aspects and own.plain.uses("aspects"):
+            aspects = own
+        else:
+            main = own
+    for template in main.all:
+        _check(template, config)
+    return main, aspects if config.aspects else None
+
+
+def _check(template: Template, config: Config) -> None:
+    """Raises UsageError where a template is not one for the command."""
+    name, shows = f"--template {template.name}", template.answers_shown
+    wanted = {"judge": 2, "grade": 1}.get(config.command)
+    if template.uses("aspects"):
+        raise UsageError(f"{name}: its {{aspects}} need --aspect")
+    if shows is not None and shows != wanted:
+        raise UsageError(f"{name}: shows {shows} answers; it is not for {config.command}")
+    if config.command == "grade" and shows is None:
+        raise UsageError(f"{name}: compares answers; grade takes one that shows {{answer_1}} alone")
+    if template.verdicts is not None and config.command != "judge":
+        raise UsageError(f"{name}: says which of two is better; it is for judge")
