@@ -211,7 +211,7 @@ def _each_plot(result: Json, judge: Predictions | None) -> Iterator[tuple[str, s
         yield "Agreement with gold, beside judges that read nothing", plots.drawn(draw)
         confusion = plots.confusion(first["objective"]["confusion"])
         yield "Confusion matrix: how often each verdict met each gold", plots.drawn(confusion)
-    if "reliability" in first:
+    if first.get("reliability", {}).get("n"):
         draw = plots.position_bias(first["reliability"])
         yield (
             "Position bias: what becomes of verdicts when the answers change places",

@@ -160,19 +160,14 @@ def coverage(sweep: list[Json]) -> Callable[[Any], None]:
 
     def draw(axes: Any) -> None:
         steps = [one for one in sweep if one["accuracy"]["value"] is not None]
-        _with_band(
-            axes, [one["coverage"]["value"] for one in steps], [o["accuracy"] for o in steps]
-        )
-        for one in steps[:: max(1, len(steps) // 5)]:
-            at = (one["coverage"]["value"], one["accuracy"]["value"])
-            axes.annotate(
-                f"≥ {one['threshold']:g}",
-                at,
-                (0, 7),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-            )
+        covered = [one["coverage"]["value"] for one in steps]
+        _with_band(axes, covered, [one["accuracy"] for one in steps])
+        last = 2.0
+        for share, one in zip(covered, steps, strict=True):
+            if last - share >= 0.12:  # room for a label
+                last, at = share, (share, one["accuracy"]["value"])
+                label = f"≥ {one['threshold']:g}"
+                axes.annotate(label, at, (0, 7), textcoords="offset points", ha="center")
         axes.set(xlim=(0, 1.04), ylim=(0, 1.06), xlabel="coverage", ylabel="accuracy")
         axes.grid(alpha=0.4)
 

@@ -86,8 +86,9 @@ def test_rank_against_pairs(tmp_path: Path, jlm: Jlm, models: Any) -> None:
     assert found["ranking"]["n"] == 4 and found["n_incomplete"] == 0
     assert found["baselines"]["given_order"]["consistency"]["value"] == 0.25
     assert found["baselines"]["longest_first"]["consistency"]["value"] == 0
-    table = jlm(*words)
+    table = jlm(*words, "--html", "report.html")
     assert "error rate@2" in table.out and "longest first" in table.out
+    assert "rankings equal to those of pairs" in (tmp_path / "report.html").read_text()
 
 
 def test_rank_needs_all_pairs(tmp_path: Path, jlm: Jlm) -> None:
@@ -165,7 +166,8 @@ def test_mmvet(tmp_path: Path, jlm: Jlm) -> None:
     assert values == pytest.approx(list(wanted[:3]), abs=1e-6)
     assert one["confusion"]["half"] == {"right": 1, "half": 2, "wrong": 0}
     assert found["baselines"]["majority"]["agreement"]["value"] == 0.375
-    assert "accuracy" in jlm(*words).out
+    assert "accuracy" in jlm(*words, "--html", "report.html").out
+    assert "Confusion matrix" in (tmp_path / "report.html").read_text()
 
 
 def aspect(scores: list[float], verdict: str) -> dict[str, Any]:
@@ -200,7 +202,7 @@ def test_aspects(tmp_path: Path, jlm: Jlm) -> None:
     write_rows(tmp_path / "gold.jsonl", gold)
     other = summary(jlm(*words, "--gold", "gold.jsonl", "--json"))
     assert other["aspects"]["fluency"]["objective"]["agreement"]["value"] == 1
-    assert "aspects: novelty" in jlm(*words).out
+    assert "aspects: novelty" in jlm(*words, "--html", "report.html").out
 
 
 def test_pandalm(tmp_path: Path, jlm: Jlm) -> None:
@@ -244,4 +246,4 @@ def test_rewardbench(tmp_path: Path, jlm: Jlm) -> None:
     assert found["subsets"]["chat"]["accuracy"]["value"] == pytest.approx(1 / 3, abs=1e-6)
     assert found["subsets"]["safety"] == {"accuracy": {"value": 1.0, "ci95": [1.0, 1.0]}, "n": 1}
     assert found["subset_mean"]["value"] == pytest.approx(2 / 3, abs=1e-6)
-    assert "mean of subsets" in jlm(*words).out
+    assert "mean of subsets" in jlm(*words, "--html", "report.html").out
