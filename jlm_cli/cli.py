@@ -322,7 +322,7 @@ def metrics(
         typer.Option("--input", help="What was judged, where the predictions leave it out."),
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="judgelm, pandalm, rank, mmvet, aspects or rewardbench.")
+        str, typer.Option(help="judgelm, pandalm, rewardbench, rank, mmvet, grade or aspects.")
     ] = "judgelm",
     abstain: Annotated[
         float | None,

@@ -155,6 +155,9 @@ _CARDS = (
     Card(
         "Consistency", ("ranking", "consistency"), "rankings equal to those of pairs", "consistency"
     ),
+    Card("Spearman’s ρ", ("objective", "spearman"), "order of grades against gold"),
+    Card("Kendall’s τ", ("objective", "kendall"), "pairs of grades against gold"),
+    Card("Mean error", ("objective", "mean_absolute_error"), "points, against gold"),
     Card("Accuracy", ("rewardbench", "accuracy"), "chosen over rejected", "agreement"),
 )
 
@@ -164,7 +167,9 @@ def _headline(result: Json, grid: Grid) -> Markup:
     if len(result["judges"]) > 1:
         return _table(grid.turned())
     (summary,) = result["judges"].values()
-    cards = _join(_card(card, summary) for card in _CARDS if card.path[0] in summary)
+    cards = _join(
+        _card(card, summary) for card in _CARDS if card.path[1] in summary.get(card.path[0], {})
+    )
     return Markup('<div class="cards">{}</div>').format(cards)
 
 
@@ -201,7 +206,7 @@ def _each_plot(result: Json, judge: Predictions | None) -> Iterator[tuple[str, s
     """Captions and SVGs, for the first judge where it is not about all."""
     judges = result["judges"]
     first = next(iter(judges.values()))
-    if "objective" in first:
+    if "confusion" in first.get("objective", {}):
         rows = {name: one["objective"]["agreement"] for name, one in judges.items()}
         n_judges = len(rows)
         rows |= {

@@ -1,7 +1,8 @@
-"""Inputs with one file per model: two of them, joined, make pairs.
+"""Inputs with one file per model: joined, they make the rows that a command takes.
 
 Each kind of file gives a key to join by, the answer and whose it is; MT-bench keeps its questions
-in a third file. The pairs become a Source of native rows, on the lines of the first file.
+in a file of their own, MM-Vet questions and truth. What comes out is a Source of native rows, on
+the lines of the first file.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import orjson
 
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.records import Json, need_text
@@ -78,12 +82,17 @@ def conversation(turns: Any, field: str) -> str:
     return "\n\n".join(f"[Turn {n}]\n{text}" for n, text in enumerate(texts, start=1))
 
 
-def paired(names: Sequence[str], limit: int | None) -> Source:
-    """Two models' files (and MT-bench's questions) as one Source of native pairs.
+_SIDES = {"judge": "two models' answers", "grade": "one model's answers", "rank": "answers"}
 
-    An id that only one model has an answer for stays as a row with that one answer, which is
-    then an error record. Raises InputError where the files do not fit together.
+
+def joined(names: Sequence[str], command: str, limit: int | None) -> Source:
+    """One file per model (and MT-bench's questions) as one Source of native rows.
+
+    An id that not all models have an answer for stays as a row with fewer, for the command to
+    refuse. Raises InputError where the files do not fit together.
     """
+    if command == "grade" and (truth := _mmvet(names)) is not None:
+        return _source(names[0], truth[:limit])
     questions: dict[Any, Json] = {}
     answers: list[tuple[Kind, dict[Any, Answer]]] = []
     with ExitStack() as files:
@@ -93,16 +102,18 @@ def paired(names: Sequence[str], limit: int | None) -> Source:
                 questions |= {row["question_id"]: row for _, row in _rows(source)}
             else:
                 answers.append(_answers(source, first))
-    if len(answers) != 2 or answers[0][0] is not answers[1][0]:
+    most = {"judge": 2, "grade": 1}.get(command, len(answers))
+    least = min(most, 2)
+    if not least <= len(answers) <= most or len({kind.name for kind, _ in answers}) > 1:
         kinds = ", ".join(kind.name for kind, _ in answers) or "none"
         raise InputError(
-            f"{', '.join(names)}: several inputs are two models' answers to the same questions, "
+            f"{', '.join(names)}: {command} takes {_SIDES[command]} to the same questions, "
             f"in files of one kind; here are {kinds}"
         )
     if answers[0][0].name.startswith("MT-bench") and not questions:
         raise InputError(f"{', '.join(names)}: MT-bench's question file is needed as well")
-    pairs = _joined(answers[0][1], answers[1][1], questions)
-    return _source(names[0], pairs[:limit])
+    rows = _rows_of([side for _, side in answers], questions)
+    return _source(names[0], rows[:limit])
 
 
 def parse_first(source: Source) -> Json | None:
@@ -146,31 +157,75 @@ def _answers(source: Source, first: Json | None) -> tuple[Kind, dict[Any, Answer
     return kind, found
 
 
-def _joined(
-    ours: dict[Any, Answer], theirs: dict[Any, Answer], questions: dict[Any, Json]
+def _rows_of(
+    sides: Sequence[dict[Any, Answer]], questions: dict[Any, Json]
 ) -> list[tuple[int, Json]]:
-    pairs = []
-    for key in [*ours, *(key for key in theirs if key not in ours)]:
-        both = [side[key] for side in (ours, theirs) if key in side]
+    rows = []
+    for key in dict.fromkeys(key for side in sides for key in side):
+        found = [side[key] for side in sides if key in side]
         asked = questions.get(key, {})
-        question = both[0].question
+        question = found[0].question
         if question is None and "turns" in asked:
             question = conversation(asked["turns"], "turns")
-        models = [answer.model for answer in both]
+        models = [answer.model for answer in found]
         row = {
-            "id": None if key == both[0].question else key,
+            "id": None if key == found[0].question else key,
             "question": question,
-            "answers": [answer.text for answer in both],
+            "answers": [answer.text for answer in found],
             "models": models if all(isinstance(model, str) for model in models) else None,
-            "category": asked.get("category", both[0].category),
+            "category": asked.get("category", found[0].category),
         }
-        pairs.append((both[0].line, row))
-    return pairs
+        rows.append((found[0].line, row))
+    return rows
 
 
-def _source(name: str, pairs: Sequence[tuple[int, Json]]) -> Source:
+def _mmvet(names: Sequence[str]) -> list[tuple[int, Json]] | None:
+    """MM-Vet's ground truth {id: {question, answer, …}} with predictions {id: text}, in either
+    order; None where the files are no such. An id without prediction has no answer."""
+    truth, predictions = None, None
+    for name in names:
+        table = _json_object(name)
+        kinds = {type(value) for value in (table or {}).values()}
+        if kinds == {dict}:
+            truth = table
+        elif kinds == {str}:
+            predictions = table
+    if truth is None or predictions is None or len(names) != 2:
+        return None
+    rows = []
+    for item, (key, asked) in enumerate(truth.items(), start=1):
+        row = {
+            "id": key,
+            "question": asked.get("question"),
+            "answers": [predictions[key]] if key in predictions else [],
+            "reference": asked.get("answer"),
+            "category": ", ".join(asked.get("capability", [])) or None,
+        }
+        rows.append((item, row))
+    return rows
+
+
+def _json_object(name: str) -> Json | None:
+    """A file that holds a single JSON object over several keys; None for all others."""
+    path = Path(name)
+    if not path.is_file() or path.suffix != ".json":
+        return None
+    try:
+        table = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError:
+        return None
+    return table if isinstance(table, dict) else None
+
+
+def is_one_models(source: Source) -> bool:
+    """Whether a file holds one model's answers."""
+    first = parse_first(source)
+    return first is not None and kind_of(first) is not None
+
+
+def _source(name: str, rows: Sequence[tuple[int, Json]]) -> Source:
     return (
-        Source(name, spooled_rows(row for _, row in pairs))
+        Source(name, spooled_rows(row for _, row in rows))
         .scan(None)
-        .renumbered([line for line, _ in pairs])
+        .renumbered([line for line, _ in rows])
     )

@@ -32,7 +32,7 @@ from jlm_cli.records import VERDICTS, Json, read_gold, read_score_line, verdict_
 from jlm_cli.schemas import SCHEMAS, Key, id_in, key_of, majority, parse_row, read_votes
 from jlm_cli.source import Source, open_source
 
-_OTHER_COMMANDS = {"score": "grade", "ranking": "rank", "aspects": "aspects"}
+_OTHER_RECORDS = {"score": "grade or mmvet", "ranking": "rank", "aspects": "aspects"}
 _GOLD_FIELDS = ("gold", "verdict", "text", "score", "scores")
 
 
@@ -165,9 +165,9 @@ def read_judged(row: Json, where: str) -> Judged:
         raise InputError(f"{where}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where}: a damaged record: {type(error).__name__} {error}") from error
-    for name, protocol in _OTHER_COMMANDS.items():
+    for name, protocol in _OTHER_RECORDS.items():
         if name in row:
-            raise InputError(f"{where}: a record of {protocol}, which has a --protocol of its own")
+            raise InputError(f"{where}: no verdict on a pair; take --protocol {protocol}")
     raise InputError(
         f"{where}: no prediction; take a record of jlm, pred_text, or id with verdict or scores"
     )

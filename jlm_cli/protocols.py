@@ -31,7 +31,7 @@ from jlm_cli.ranking import Ranking, n_moved, ranking_of
 from jlm_cli.records import Json, verdict_of
 from jlm_cli.schemas import id_in, key_of
 from jlm_cli.source import open_source
-from jlm_cli.standings import compared
+from jlm_cli.standings import GradeTally, compared
 from jlm_cli.summary import details_of, gold_of, objective, summary_of
 
 GRADES = ("right", "half", "wrong")
@@ -180,6 +180,22 @@ def mmvet(path: str, config: MetricsConfig) -> Json:
         "objective": against_gold(verdict),
         "baselines": {"majority": against_gold(most)},
     }
+
+
+def grade(path: str, config: MetricsConfig) -> Json:
+    """Grades against numeric gold, as `jlm grade` sums them up."""
+    gold, tally = _gold_by_id(config.gold), GradeTally()
+    for row, where in _records(path, config):
+        if gold is not None and "error" not in row:
+            given = gold.get(_key(row, where))
+            row["gold"] = [given] if type(given) in (int, float) else given
+        try:
+            tally.add({"sample": {"models": None}, "flags": [], "gold": None, **row})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{where}: no record of jlm grade ({error})") from error
+    if not tally.n_judged:
+        raise InputError(f"{path}: holds no grades")
+    return {"n_judged": tally.n_judged, "n_error": tally.n_error, **tally.summary()}
 
 
 def _grade(score: Any, name: str, where: str) -> int:
@@ -375,5 +391,6 @@ PAIRS: dict[str, Callable[[Predictions, MetricsConfig], Json]] = {
 RECORDS: dict[str, Callable[[str, MetricsConfig], Json]] = {
     "rank": rank,
     "mmvet": mmvet,
+    "grade": grade,
     "aspects": aspects,
 }

@@ -168,7 +168,7 @@ def kendall_tau(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float((x * y).sum()) / ordered if ordered else None
 
 
-def places(ranking: Ranking) -> dict[int, float]:
+def places(ranking: Sequence[int | list[int]]) -> dict[int, float]:
     """The place of each answer, from 1; ties share the mean of theirs."""
     found: dict[int, float] = {}
     for entry in ranking:
@@ -177,7 +177,7 @@ def places(ranking: Ranking) -> dict[int, float]:
     return found
 
 
-def n_moved(one: Ranking, other: Ranking) -> int:
+def n_moved(one: Sequence[int | list[int]], other: Sequence[int | list[int]]) -> int:
     """How many answers have another place in the second ranking (Table 10: 0, 2, 3, …)."""
     first, second = places(one), places(other)
     return sum(first[number] != second[number] for number in first)

@@ -263,7 +263,9 @@ def _figure(figure: Json) -> str:
     if figure["value"] is None:
         return "–"
     low, high = figure["ci95"]
-    return f"{figure['value']:.3f}" + (f"  [{low:.3f}, {high:.3f}]" if low is not None else "")
+    if low is None or high is None:
+        return f"{figure['value']:.3f}"
+    return f"{figure['value']:.3f}  [{low:.3f}, {high:.3f}]"
 
 
 def exit_status(tally: Counted) -> int:

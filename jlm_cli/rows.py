@@ -8,7 +8,7 @@ from typing import Any
 
 from jlm_cli.config import Config
 from jlm_cli.errors import InputError, RowError
-from jlm_cli.pairing import paired
+from jlm_cli.pairing import is_one_models, joined
 from jlm_cli.records import Json, Sample, error_record, need_id
 from jlm_cli.schemas import (
     SCHEMAS,
@@ -84,13 +84,7 @@ class Rows:
 
 def open_rows(config: Config) -> Rows:
     """Raises InputError where a file is not what it should be."""
-    if len(config.inputs) > 1:
-        if "-" in config.inputs:
-            raise InputError("-: standard input cannot be one of several inputs")
-        source, schema = paired(config.inputs, config.limit), SCHEMAS[0]
-    else:
-        source = open_source(config.inputs[0], config.limit, config.stdin)
-        schema = recognise(source, config.schema, config.field_map)
+    source, schema = _source_of(config)
     return Rows(
         source=source,
         schema=schema,
@@ -98,3 +92,14 @@ def open_rows(config: Config) -> Rows:
         gold=None if config.gold is None else load_gold(config.gold),
         config=config,
     )
+
+
+def _source_of(config: Config) -> tuple[Source, Schema]:
+    if len(config.inputs) == 1:
+        source = open_source(config.inputs[0], config.limit, config.stdin)
+        alone = config.command == "grade" and not config.field_map and is_one_models(source)
+        if not alone:
+            return source, recognise(source, config.schema, config.field_map)
+    elif "-" in config.inputs:
+        raise InputError("-: standard input cannot be one of several inputs")
+    return joined(config.inputs, config.command, config.limit), SCHEMAS[0]

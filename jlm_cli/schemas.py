@@ -264,7 +264,7 @@ def read_sample(row: Json, schema: Schema, line: int) -> Sample:
         line=line,
         question=need_text(fields["question"], "question"),
         answers=texts,
-        reference=reference_text(reference),
+        reference=None if reference is None else _paragraphs(reference),
         gold=None if gold is None else read_gold(gold, len(texts)),
         models=None if models is None else _read_models(models, len(texts)),
         category=None if category is None else need_text(category, "category"),
@@ -289,13 +289,17 @@ def _read_models(models: Any, n_answers: int) -> tuple[str, ...]:
 
 
 def reference_text(value: Any) -> str | None:
-    """A reference is a text, a list of paragraphs, or an object with `text` (official files)."""
+    """A reference is a text or an object with `text` (official files hold both)."""
     if isinstance(value, dict):
         value = value.get("text")
-    if isinstance(value, list):
-        parts = [need_text(part, f"reference[{n}]") for n, part in enumerate(value)]
-        return "\n\n".join(parts)
-    return None if value is None else need_text(value, "reference")
+    return None if value is None else _paragraphs(value)
+
+
+def _paragraphs(value: Any) -> str:
+    """A text, or a list of paragraphs as a retriever gives them (paper, Table 15)."""
+    if not isinstance(value, list):
+        return need_text(value, "reference")
+    return "\n\n".join(need_text(part, f"reference[{n}]") for n, part in enumerate(value))
 
 
 Key = tuple[type, Any]

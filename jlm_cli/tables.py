@@ -94,6 +94,7 @@ _TITLES = {
     "pandalm": "both orders, a conflict is a tie (JudgeLM, table 2)",
     "rank": "ranking at once against pairs (JudgeLM, table 10)",
     "mmvet": "grades against people (JudgeLM, table 9)",
+    "grade": "grades against gold",
     "aspects": "aspects against gold (JudgeLM, table 16)",
     "rewardbench": "chosen over rejected (RewardBench)",
 }
@@ -106,6 +107,11 @@ _COLUMNS: dict[str, dict[str, str]] = {
         "error_rate_3": "error rate@3",
     },
     "mmvet": _TABLE_2,
+    "grade": {
+        "spearman": "Spearman's ρ",
+        "kendall": "Kendall's τ",
+        "mean_absolute_error": "mean absolute error",
+    },
     "aspects": _TABLE_2,
     "rewardbench": {
         "agreement": "accuracy",
@@ -311,6 +317,8 @@ _LATEX = {
     "−": "$-$",
     "≥": r"$\geq$",
     "Δ": r"$\Delta$",
+    "ρ": r"$\rho$",
+    "τ": r"$\tau$",
     "·": r"$\cdot$",
     "<": r"\textless{}",
     ">": r"\textgreater{}",

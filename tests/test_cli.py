@@ -231,7 +231,9 @@ def test_help_is_light() -> None:
 
 def test_help_and_readme_name_the_same_options(jlm: Jlm) -> None:
     env = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
-    shown = set(re.findall(r"--[a-z][a-z-]+", jlm("judge", "--help", env=env).out))
+    commands = ("judge", "grade", "rank")
+    texts = [jlm(command, "--help", env=env).out for command in commands]
+    shown = set(re.findall(r"--[a-z][a-z-]+", "".join(texts)))
     readme = (ROOT / "README.md").read_text()
     table = readme.split("## Options", 1)[1].split("\n## ", 1)[0]
     assert shown - {"--help"} == set(re.findall(r"--[a-z][a-z-]+", table))

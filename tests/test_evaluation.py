@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import random
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Jlm, pair, read_rows, write_rows
+from conftest import ROOT, Jlm, pair, read_rows, write_rows
 
 from jlm_cli.records import VERDICTS
 
@@ -167,12 +171,16 @@ def test_bad_use_is_one_line(tmp_path: Path, jlm: Jlm, words: list[str], message
     assert done.err.count("\n") == 1 and "Traceback" not in done.err
 
 
+def test_help_and_readme_name_the_same_options(jlm: Jlm) -> None:
+    env = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+    shown = set(re.findall(r"--[a-z][a-z-]+", jlm("metrics", "--help", env=env).out))
+    section = (ROOT / "README.md").read_text().split("## Measure", 1)[1].split("\n## ", 1)[0]
+    named = set(re.findall(r"--[a-z][a-z-]+", section)) | {"--quiet", "--help"}
+    assert shown == named - {"--compact"}
+
+
 def test_metrics_loads_no_model_library(tmp_path: Path, jlm: Jlm) -> None:
     """Reading and counting is quick to start: neither torch, nor plots where none are wanted."""
-    import os
-    import subprocess
-    import sys
-
     write_rows(tmp_path / "p.jsonl", judge_lines(3, 1))
     script = (
         "import sys; sys.argv = ['jlm', 'metrics', 'p.jsonl']\n"
@@ -185,3 +193,24 @@ def test_metrics_loads_no_model_library(tmp_path: Path, jlm: Jlm) -> None:
         [sys.executable, "-c", script], cwd=tmp_path, env=dict(os.environ), capture_output=True
     )
     assert done.stdout.decode().rstrip().endswith("[]")
+
+
+@pytest.mark.slow
+def test_a_million_predictions_in_bounded_memory(tmp_path: Path) -> None:
+    """With gold from another file, and intervals: 1.5 GB are enough."""
+    draw = random.Random(0)
+    with (tmp_path / "p.jsonl").open("w") as pred, (tmp_path / "g.jsonl").open("w") as gold:
+        for n in range(1_000_000):
+            pred.write(f'{{"id":"row-{n}","verdict":"{draw.choice(VERDICTS)}"}}\n')
+            gold.write(f'{{"id":"row-{n}","gold":"{draw.choice(VERDICTS)}"}}\n')
+    script = (
+        "import resource, subprocess, sys\n"
+        "subprocess.run([sys.executable, '-m', 'jlm_cli', 'metrics', 'p.jsonl', '--gold',"
+        " 'g.jsonl'], check=True)\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "agreement" in done.stdout
+    assert int(done.stderr) < 1_500_000  # kilobytes

@@ -14,6 +14,9 @@ from conftest import write_rows
 from jlm_cli.columns import NONE, SPLIT, TIE, UNREADABLE
 from jlm_cli.errors import InputError
 from jlm_cli.predictions import Predictions, read_judged, read_predictions
+from jlm_cli.summary import summary_of
+
+DATA = Path(__file__).parent / "data"
 
 OFFICIAL = {
     "question_id": 3,
@@ -81,9 +84,9 @@ def test_other_lines(row: dict[str, Any], place: int) -> None:
         ({"id": 1, "scores": ["1", "2"]}, "scores: one number for each of two"),
         ({"id": 1, "verdict": "1", "p": {"1": 0.5}}, "damaged"),
         ({"id": 1, "verdict": "1", "p": {"1": None, "2": 0, "tie": 1}}, "damaged"),
-        ({"id": 1, "mode": "grade", "score": 5}, "a --protocol of its own"),
-        ({"id": 1, "ranking": [1, 2]}, "a --protocol of its own"),
-        ({"id": 1, "aspects": {}}, "a --protocol of its own"),
+        ({"id": 1, "mode": "grade", "score": 5}, "take --protocol grade or mmvet"),
+        ({"id": 1, "ranking": [1, 2]}, "take --protocol rank"),
+        ({"id": 1, "aspects": {}}, "take --protocol aspects"),
         ({"question": "Q", "answers": ["a", "b"]}, "no prediction"),
     ],
 )
@@ -230,3 +233,35 @@ def test_not_json(tmp_path: Path) -> None:
     pred.write_text(json.dumps({"id": 1, "verdict": "1"}) + "\n{\n")
     with pytest.raises(InputError, match=r"p\.jsonl:2: not JSON"):
         read_predictions(str(pred))
+
+
+def test_gold_of_the_gpt4_reviews(tmp_path: Path, read: Read) -> None:
+    """All 1,040 published reviews: 1,001 begin with a score line, 39 explain first."""
+    lines = (DATA / "gpt4_first_lines.txt").read_text().splitlines()[1:]
+    rows = [{"question_id": n, "text": f"{json.loads(line)}\n…"} for n, line in enumerate(lines)]
+    gold = write_rows(tmp_path / "gold.jsonl", rows)
+    found = read(str(gold), gold)
+    assert len(found.ids) == 1040
+    assert sum(found.columns.gold < NONE) == sum(found.columns.verdict < NONE) == 1001
+    assert sum(found.columns.gold == UNREADABLE) == 39
+    assert (found.columns.scores == 0).sum() == 4
+
+
+@pytest.mark.parametrize(
+    ("tie_within", "accuracy", "f1"), [(3, 0.6216, 0.5714), (0, 0.6106, 0.4852)]
+)
+def test_longest_answer_of_the_pandalm_test_set(
+    tmp_path: Path, read: Read, tie_within: int, accuracy: float, f1: float
+) -> None:
+    lines = (DATA / "pandalm_lengths.txt").read_text().splitlines()[1:]
+    gold = []
+    for n, (first, second, votes) in enumerate(line.split() for line in lines):
+        row = {"idx": n, "instruction": f"Do {n}.", "response1": "x" * int(first)}
+        row["response2"] = "y" * int(second)
+        gold.append(row | {f"annotator{k}": int(vote) for k, vote in enumerate(votes, start=1)})
+    pred = write_rows(tmp_path / "pred.jsonl", minimal(dict.fromkeys(range(len(gold)), "1")))
+    found = read(str(pred), write_rows(tmp_path / "gold.jsonl", gold))
+    longest = summary_of(found.columns, False, tie_within)["baselines"]["longest_answer"]
+    assert longest["n"] == 999
+    assert round(longest["agreement"]["value"], 4) == accuracy
+    assert round(longest["f1"]["value"], 4) == f1

@@ -170,6 +170,24 @@ def test_mmvet(tmp_path: Path, jlm: Jlm) -> None:
     assert "Confusion matrix" in (tmp_path / "report.html").read_text()
 
 
+def test_grades_as_jlm_grade_sums_them_up(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [
+        {"id": n, "question": f"Q{n}?", "answer": "a" * n, "reference": "r", "gold": n % 11}
+        for n in range(20)
+    ]
+    write_rows(tmp_path / "in.jsonl", rows)
+    assert jlm("grade", "in.jsonl", "-q").code == 0
+    wanted = json.loads((tmp_path / "in.grade.metrics.json").read_text())
+    words = ["metrics", "in.grade.jsonl", "--protocol", "grade"]
+    found = summary(jlm(*words, "--json"))
+    assert found["objective"] == wanted["objective"] and found["scores"] == wanted["scores"]
+    other = [{"id": n, "gold": 20 - n} for n in range(20)]
+    write_rows(tmp_path / "gold.jsonl", other)
+    turned = summary(jlm(*words, "--gold", "gold.jsonl", "--json"))
+    assert turned["objective"]["n"] == 20 and turned["objective"] != found["objective"]
+    assert "Spearman's ρ" in jlm(*words, "--html", "report.html").out
+
+
 def aspect(scores: list[float], verdict: str) -> dict[str, Any]:
     p = {"1": 0.2, "2": 0.2, "tie": 0.6}
     return {"scores": scores, "verdict": verdict, "p": p, "expected": scores, "text": "…"}

@@ -24,6 +24,21 @@ RUNS: dict[str, tuple[tuple[str, ...], list[Any]]] = {
     ),
 }
 SIDE_FILES = {"judgelm_references.jsonl", "judgelm_gold.jsonl"}
+OTHER_COMMANDS = {
+    "answers": ("grade", ("answers.jsonl",)),
+    "mm-vet": ("grade", ("mmvet.json", "mmvet_predictions.json")),
+    "lists": ("rank", ("lists.jsonl",)),
+    "one model": ("grade --no-reference", ("alpaca_model_a.json",)),
+    "two models": ("rank", ("answers_model_a.jsonl", "answers_model_b.jsonl")),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_COMMANDS)
+def test_sample_runs_with_other_commands(tmp_path: Path, jlm: Jlm, name: str) -> None:
+    command, files = OTHER_COMMANDS[name]
+    done = jlm(*command.split(), *(str(SAMPLES / file) for file in files), "-o", "out.jsonl")
+    assert done.code == 0, done.err
+    assert len(read_rows(tmp_path / "out.jsonl")) == 3
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -38,7 +53,8 @@ def test_sample_runs(tmp_path: Path, jlm: Jlm, name: str) -> None:
 
 
 def test_no_sample_is_left_out() -> None:
-    used = {file for files, _ in RUNS.values() for file in files} | SIDE_FILES
+    runs = [files for files, _ in (*RUNS.values(), *((f, 0) for _, f in OTHER_COMMANDS.values()))]
+    used = {file for files in runs for file in files} | SIDE_FILES
     assert {path.name for path in SAMPLES.iterdir()} == used
 
 
@@ -96,7 +112,7 @@ def test_an_answer_without_its_counterpart_is_an_error_record(tmp_path: Path, jl
         (("a.jsonl",), "a.jsonl:1: one model's answers; give the files of two models"),
         (("a.jsonl", "twice.jsonl"), "twice.jsonl:2: '1' stands there twice"),
         (("a.jsonl", "short.jsonl"), "short.jsonl:2: field question_body is missing"),
-        (("a.jsonl", "a.jsonl", "a.jsonl"), "several inputs are two models' answers"),
+        (("a.jsonl", "a.jsonl", "a.jsonl"), "judge takes two models' answers"),
         (("m.jsonl", "m.jsonl"), "MT-bench's question file is needed"),
     ],
 )
