@@ -148,7 +148,7 @@ def calibration(curve: list[Json]) -> Callable[[Any], None]:
         axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle=":")
         _with_band(axes, [one["confidence"] for one in curve], [one["accuracy"] for one in curve])
         axes.set(
-            xlim=(0, 1), ylim=(0, 1.02), xlabel="probability of the verdict", ylabel="accuracy"
+            xlim=(0, 1.02), ylim=(0, 1.02), xlabel="probability of the verdict", ylabel="accuracy"
         )
         axes.grid(alpha=0.4)
 
@@ -195,7 +195,7 @@ def rates(figures: dict[str, Json], label: str, first: int | None = None) -> Cal
             _interval(axes, figure, place)
             if figure["value"] is not None:
                 axes.plot(figure["value"], place, "o", color=SECOND if faint else ACCENT)
-        axes.set_yticks(range(len(shown)), [visible(name)[:28] for name, _ in shown])
+        axes.set_yticks(range(len(shown)), [visible(name)[:34] for name, _ in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set_xlim(0, 1)
         axes.set_xlabel(label)

@@ -8,7 +8,7 @@ again where a report shows it.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,7 +69,8 @@ class Side:
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of one judge. `sides` are the files that were joined to it, by name."""
+    """The predictions of one judge. `sides` are the files that were joined to it, by name;
+    `ids_repeat` where it took the models to join them."""
 
     name: str
     source: Source
@@ -77,6 +78,7 @@ class Predictions:
     ids: list[Any]
     columns: Columns
     sides: dict[str, Side]
+    ids_repeat: bool
     files: ExitStack
 
     def __enter__(self) -> Predictions:
@@ -84,6 +86,10 @@ class Predictions:
 
     def __exit__(self, *error: object) -> None:
         self.files.close()
+
+    def label(self, row: int) -> Any:
+        """A row's id, with its models where that says more."""
+        return _label(self.ids[row], self.tally.models_of(row) if self.ids_repeat else ())
 
     def index(self) -> Index:
         """Raises InputError where rows cannot be told apart."""
@@ -102,8 +108,7 @@ class Predictions:
 
     def missing(self, side: str) -> list[Any]:
         """Ids of the predictions that a joined file does not hold."""
-        rows = self.sides[side].rows
-        return [row_id for row_id, row in zip(self.ids, rows, strict=True) if row < 0]
+        return [self.label(n) for n, row in enumerate(self.sides[side].rows) if row < 0]
 
 
 _SAMPLE = ("question", "answers", "reference", "models", "category")
@@ -126,8 +131,11 @@ def read_predictions(
         if not ids:
             raise InputError(f"{path}: holds no predictions")
         sides: dict[str, Side] = {}
+        ids_repeat = False
         if gold or reversed_ or more:
-            join = partial(_join, _index(path, ids, tally), files)
+            index = _index(path, ids, tally)
+            ids_repeat = index.with_models
+            join = partial(_join, index, files)
             if more is not None:
                 sides["input"] = join(more, partial(_learn, tally))
             if gold is not None:
@@ -137,7 +145,8 @@ def read_predictions(
                 if tally.both_orders:
                     raise InputError(f"{path}: holds both orders already; leave out --reversed")
                 sides["reversed"] = join(reversed_, partial(_swap_in, tally))
-        return Predictions(path, source, tally, ids, tally.columns(), sides, files.pop_all())
+        columns = tally.columns()
+        return Predictions(path, source, tally, ids, columns, sides, ids_repeat, files.pop_all())
 
 
 def rows_of(source: Source) -> Iterator[tuple[int, Json, str]]:
@@ -299,7 +308,7 @@ def _join(
             raise InputError(f"{where}: id {row_id!r} stands there twice; ids must be unique")
         if at is None:
             unknown.add(key)
-            side.unknown.append(row_id)
+            side.unknown.append(_label(row_id, models or ()))
             continue
         side.rows[at] = number
         take(at, row, where)
@@ -307,6 +316,11 @@ def _join(
         hint = index.hint(side.unknown[0]) if side.unknown else ""
         raise InputError(f"{path}: shares no id with {index.name}{hint}")
     return side
+
+
+def _label(row_id: Any, models: Iterable[str]) -> Any:
+    names = ", ".join(models)
+    return f"{row_id} ({names})" if names else row_id
 
 
 def _pair_key(row_id: Any, models: Any) -> Key:

@@ -54,7 +54,7 @@ def judgelm(found: Predictions, config: MetricsConfig) -> Json:
         for name, side in found.sides.items()
     }
     unreadable = np.flatnonzero(columns.gold > NONE)
-    gold = {**gold_of(columns), "without_verdict": [found.ids[row] for row in unreadable]}
+    gold = {**gold_of(columns), "without_verdict": [found.label(int(row)) for row in unreadable]}
     summary = summary_of(columns, columns.both_orders, config.tie_within)
     details = details_of(columns, config.abstain)
     return {**counts, "gold": gold, "joined": joined, **summary, **details}

@@ -178,6 +178,7 @@ def test_one_question_with_many_pairs_is_joined_by_models(tmp_path: Path, read: 
     assert found.columns.verdict.tolist() == [1, TIE, 0]
     assert found.columns.gold.tolist() == [0, 0, 1]
     assert found.columns.clusters is not None and len(set(found.columns.clusters)) == 1
+    assert found.label(1) == "3 (b, c)"
 
 
 def test_input_brings_what_compact_records_leave_out(tmp_path: Path, read: Read) -> None:
