@@ -50,6 +50,33 @@ _EXAMPLES = {
 """,
 }
 
+_CHAT_EXAMPLES = """[bold]Examples[/bold]
+
+  jlm chat pairs.judge.jsonl --id sum          talk about one judgment\n
+  jlm chat small.jsonl --line 3 --input pairs.jsonl      records of --compact\n
+  jlm chat                                     a question and two answers typed in\n
+  printf 'Why not 10?\\n' | jlm chat pairs.judge.jsonl --id sum
+"""
+
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "-m",
+        "--model",
+        help="tiny, tiny-base, a folder, a .gguf file or a hub id with @REVISION.  "
+        "\\[default: $JLM_MODEL, else JudgeLM-7B on CUDA, else tiny]",
+    ),
+]
+TemplateName = Annotated[
+    str | None, typer.Option(help="Prompt template: a name from prompts/ or a .toml file.")
+]
+Device = Annotated[Literal["cpu", "cuda", "mps"] | None, typer.Option()]
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option()]
+Bits = Annotated[
+    Literal["8bit", "4bit"] | None,
+    typer.Option(help="Weights in fewer bits, by bitsandbytes (extra: quantize)."),
+]
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -86,15 +113,7 @@ def _shared(
             help="Results; - is standard output.  [default: STEM.COMMAND.jsonl here]",
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "-m",
-            "--model",
-            help="tiny, tiny-base, a folder, a .gguf file or a hub id with @REVISION.  "
-            "[default: $JLM_MODEL, else JudgeLM-7B on CUDA, else tiny]",
-        ),
-    ] = None,
+    model: ModelName = None,
     reason: Annotated[
         bool, typer.Option("--reason", help="Write a reason behind the scores.")
     ] = False,
@@ -112,15 +131,10 @@ def _shared(
     gold: Annotated[
         Path | None, typer.Option(help="Gold verdicts or scores, joined by id.")
     ] = None,
-    template: Annotated[
-        str | None, typer.Option(help="Prompt template: a name from prompts/ or a .toml file.")
-    ] = None,
-    device: Annotated[Literal["cpu", "cuda", "mps"] | None, typer.Option()] = None,
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option()] = None,
-    quantize: Annotated[
-        Literal["8bit", "4bit"] | None,
-        typer.Option(help="Weights in fewer bits, by bitsandbytes (extra: quantize)."),
-    ] = None,
+    template: TemplateName = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    quantize: Bits = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes on the CPU, each with its own model.")
     ] = None,
@@ -366,6 +380,53 @@ def metrics(
     raise typer.Exit(evaluation.run(config))
 
 
+@app.command(epilog=_CHAT_EXAMPLES)
+def chat(
+    judged: Annotated[
+        str | None, typer.Argument(metavar="[JUDGED.jsonl]", help="Results of jlm judge or grade.")
+    ] = None,
+    row_id: Annotated[str | None, typer.Option("--id", help="The record's id.")] = None,
+    line: Annotated[
+        int | None, typer.Option(min=1, help="The record's line, as in its field line.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="What was judged, for records without their sample."),
+    ] = None,
+    model: ModelName = None,
+    template: TemplateName = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Limit of a reply, in tokens.")] = 512,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest conversation, in tokens.  \\[default: the model's]"),
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    quantize: Bits = None,
+) -> None:
+    """Talk with the judge about a judgment, or about a question typed in."""
+    from jlm_cli import models
+    from jlm_cli.case import Choice
+    from jlm_cli.chat import talk
+
+    if judged is None and (row_id is not None or line is not None or inputs):
+        raise UsageError("--id, --line and --input belong to a judged file; name it")
+    if row_id is not None and line is not None:
+        raise UsageError("--id and --line exclude each other")
+    config = Config(
+        inputs=tuple(inputs or ()),
+        output=None,
+        model=model or models.default_name(),
+        max_new_tokens=max_new_tokens,
+        template=template,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        max_length=max_length,
+    )
+    raise typer.Exit(talk(config, None if judged is None else Choice(judged, row_id, line)))
+
+
 def _output(inputs: list[str], output: str | None, command: str) -> Path | None:
     """Where results go: None is standard output, the default where the input is standard input."""
     if output == "-" or (output is None and inputs[0] == "-"):
@@ -397,7 +458,9 @@ def main() -> NoReturn:
     try:
         app()
     except JlmError as error:
-        print(f"jlm: {error}", file=sys.stderr)
+        from jlm_cli.report import escaped  # a message may quote a file
+
+        print(f"jlm: {escaped(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader has seen enough: `| head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

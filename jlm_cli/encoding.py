@@ -53,6 +53,24 @@ class Vocabulary:
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
+    def speller(self) -> Callable[[int], str]:
+        """Takes the ids of a text one by one and gives the text that each adds, maybe none yet."""
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(skip_special_tokens=True)
+        return lambda token: stream.step(self.tokenizer, token) or ""
+
+    def neutralised(self, text: str) -> str:
+        """The text, with what would become a control token broken up."""
+        while (found := self._special_in(text)) is not None:
+            text = _broken(text, *found)
+        return text
+
+    def _special_in(self, text: str) -> tuple[int, int] | None:
+        encoding = self.locate(text)
+        placed = zip(encoding.ids, encoding.offsets, strict=True)
+        return next((place for token, place in placed if token in self.special), None)
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -133,18 +151,35 @@ class Encoder:
         """The common case passes through; the rest is neutralised, shortened or refused."""
         flags: list[str] = []
         try:
-            if any(self._vocabulary.special.intersection(row) for row in ids):
-                sample, ids = self._neutralise(sample, views, flags)
-            if self._excess(views, ids)[0] > 0 and (fewer := self._mode.smaller_views(sample)):
-                views, ids = fewer, self._ids(sample, fewer)
-            if self._excess(views, ids)[0] > 0:
-                ids = self._shorten(sample, views, ids, flags)
+            _, views, ids = self._fit(sample, views, ids, flags)
         except RowError as error:
             return error
         return [
             Prompt(self._whole(view, row), view, tuple(flags))
             for view, row in zip(views, ids, strict=True)
         ]
+
+    def text(self, sample: Sample) -> tuple[View, str, tuple[str, ...]]:
+        """The first view and its prompt as text, with the flags of what was done to make it fit.
+
+        Raises RowError.
+        """
+        flags: list[str] = []
+        views = self._mode.views(sample)[:1]
+        sample, views, _ = self._fit(sample, views, self._ids(sample, views), flags)
+        return views[0], _text(_render(sample, views[0])), tuple(flags)
+
+    def _fit(
+        self, sample: Sample, views: list[View], ids: list[list[int]], flags: list[str]
+    ) -> tuple[Sample, list[View], list[list[int]]]:
+        """The sample as its prompts hold it, its views, and their ids."""
+        if any(self._vocabulary.special.intersection(row) for row in ids):
+            sample, ids = self._neutralise(sample, views, flags)
+        if self._excess(views, ids)[0] > 0 and (fewer := self._mode.smaller_views(sample)):
+            views, ids = fewer, self._ids(sample, fewer)
+        if self._excess(views, ids)[0] > 0:
+            sample, ids = self._shorten(sample, views, ids, flags)
+        return sample, views, ids
 
     def _whole(self, view: View, ids: Sequence[int]) -> tuple[int, ...]:
         """The ids of a text with what stands around it."""
@@ -182,10 +217,7 @@ class Encoder:
         """Break up user text that became a special or added token, until none is left."""
         while (found := self._special_in(sample, views)) is not None:
             name, start, end = found
-            text = _field_of(sample, name)
-            # a space inside keeps the text readable; a token of one character can only go
-            broken = text[start] + " " + text[start + 1 : end] if end - start > 1 else "\ufffd"
-            sample = _with_field(sample, name, text[:start] + broken + text[end:])
+            sample = _with_field(sample, name, _broken(_field_of(sample, name), start, end))
             flags.append(f"special:{name}")
         flags[:] = dict.fromkeys(flags)
         return sample, self._ids(sample, views)
@@ -205,7 +237,7 @@ class Encoder:
 
     def _shorten(
         self, sample: Sample, views: Sequence[View], ids: list[list[int]], flags: list[str]
-    ) -> list[list[int]]:
+    ) -> tuple[Sample, list[list[int]]]:
         """Cut the longer answers' tails first, alike for all views, until every prompt fits."""
         if self._config.on_overflow == "error":
             over, worst = self._excess(views, ids)
@@ -220,7 +252,7 @@ class Encoder:
         ):
             if before != after:
                 flags.append(f"truncated:answer_{n}")
-        return ids
+        return sample, ids
 
     def _cut_answers(self, sample: Sample, view: View, cut: int) -> Sample:
         render = _render(sample, view)
@@ -250,6 +282,12 @@ def _render(sample: Sample, view: View) -> list[Piece]:
         else piece
         for piece in pieces
     ]
+
+
+def _broken(text: str, start: int, end: int) -> str:
+    """A space inside keeps the text readable; a token of one character can only go."""
+    inside = text[start] + " " + text[start + 1 : end] if end - start > 1 else "\ufffd"
+    return text[:start] + inside + text[end:]
 
 
 def _text(pieces: Iterable[Piece]) -> str:

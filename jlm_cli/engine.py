@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +42,13 @@ class Engine(Protocol):
 
     def write(self, prompts: Sequence[Ids], limits: Sequence[int]) -> list[Written]:
         """What greedy decoding writes behind each prompt, up to its limit of new tokens."""
+        ...
+
+    def stream(self, prompt: Ids, limit: int, draw: int = 0) -> Iterator[int]:
+        """What is written behind one prompt, token by token, without its end.
+
+        `draw` 0 decodes greedily; any other is the seed of a sample, always the same one.
+        """
         ...
 
 
@@ -174,6 +181,9 @@ def _result(walk: Walk) -> LineDistribution | RowError:
         return error
 
 
+FAKE_ECHO = 60  # bytes of a prompt that a fake reply repeats
+
+
 class FakeEngine:
     """Scores that depend on nothing but the prompt's bytes: for tests of everything around it.
 
@@ -203,6 +213,15 @@ class FakeEngine:
             Written(text[:limit], len(text) > limit)
             for text, limit in zip(texts, limits, strict=True)
         ]
+
+    def stream(self, prompt: Ids, limit: int, draw: int = 0) -> Iterator[int]:
+        """A reply that repeats the end of its prompt."""
+        seed = _digest(str((list(prompt), draw)).encode())
+        end = bytes(token for token in prompt if token < 256)[-FAKE_ECHO:]
+        reply = f" Fake reply {seed.hex()} behind: ".encode() + end
+        for token in reply[:limit]:
+            time.sleep(self._delay)
+            yield token
 
     def _extend_row(self, row: int, draft: Sequence[DraftToken]) -> Floats:
         fed = self._fed[row]

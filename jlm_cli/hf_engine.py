@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, GenerationConfig, PreTrainedModel
+from transformers import AttentionInterface, Cache, GenerationConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Ids, Written
@@ -152,6 +153,7 @@ class HFEngine:
         self.vocabulary = vocabulary
         self.device = model.device
         self.columns: Sequence[int] = ()
+        self._read: tuple[list[int], Cache] | None = None
 
     def log_p(self, logits: torch.Tensor) -> Floats:
         """[n, vocabulary] → float64 [n, columns], normalised over the vocabulary."""
@@ -185,6 +187,58 @@ class HFEngine:
         end = next((n for n, token in enumerate(ids) if token in self.vocabulary.ends), None)
         length = min(len(ids) if end is None else end, limit)
         return Written(self.vocabulary.decode(ids[:length]), cut=end is None or end > limit)
+
+    def stream(self, prompt: Ids, limit: int, draw: int = 0) -> Iterator[int]:
+        ids = list(prompt)
+        seed = torch.Generator(self.device).manual_seed(draw) if draw else None
+        for _ in range(limit):
+            token = _pick(self._behind_last(ids), seed)
+            if token in self.vocabulary.ends:
+                return
+            yield token
+            ids.append(token)
+
+    def _behind_last(self, ids: list[int]) -> torch.Tensor:
+        """Logits behind the last id, [vocabulary]; what was read before is not read again."""
+        start, cache = _known(self._read, ids)
+        self._read = None  # an interrupt must not leave half of a step's keys and values
+        with torch.inference_mode():
+            out = self.model(
+                torch.tensor([ids[start:]], device=self.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        if out.get("past_key_values") is not None:
+            self._read = list(ids), out.past_key_values
+        logits: torch.Tensor = out.logits[0, -1].float()
+        return logits
+
+
+def _known(read: tuple[list[int], Cache] | None, ids: list[int]) -> tuple[int, Cache | None]:
+    """How many of the ids have keys and values already, with these; other ones are cut off."""
+    if read is None:
+        return 0, None
+    before, cache = read
+    shared = _shared(before, ids)
+    if shared == len(before):
+        return shared, cache
+    if shared == 0 or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return 0, None
+    cache.crop(shared - len(before))
+    return shared, cache
+
+
+_TEMPERATURE = 0.7
+_LEAST_SHARE = 0.05  # of the likeliest token's probability; less likely ones are never sampled
+
+
+def _pick(logits: torch.Tensor, seed: torch.Generator | None) -> int:
+    """The likeliest token, or a sample."""
+    if seed is None:
+        return int(logits.argmax())
+    p = (logits / _TEMPERATURE).softmax(-1)
+    return int(torch.multinomial(p * (p >= _LEAST_SHARE * p.max()), 1, generator=seed))
 
 
 class PackedEngine(HFEngine):

@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -268,18 +270,54 @@ def load_vocabulary(files: ModelFiles) -> Vocabulary:
     """The tokenizer of a model, without its weights. Raises ModelError."""
     if files.name == FAKE:
         return _fake_vocabulary()
+    tokenizer = _tokenizer(files)
+    config = _text_config(files)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"--model {files.name}: its tokenizer has no fast form")
+    return _vocabulary(tokenizer, getattr(config, "max_position_embeddings", None))
+
+
+@cache
+def _tokenizer(files: ModelFiles) -> Any:
+    """As transformers knows it. Raises ModelError."""
     from transformers import AutoTokenizer
 
     quiet_transformers()
     source: dict[str, Any] = {"gguf_file": files.gguf} if files.gguf else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(files.folder, **source)
+        return AutoTokenizer.from_pretrained(files.folder, **source)
     except _LOADING_ERRORS as error:
         raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
-    config = _text_config(files)
-    if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(f"--model {files.name}: its tokenizer has no fast form")
-    return _vocabulary(tokenizer, getattr(config, "max_position_embeddings", None))
+
+
+def chat_layout(files: ModelFiles) -> Callable[[int], list[str]] | None:
+    """What a model's own chat template writes around N messages, the user's first: N + 1 texts.
+
+    None where the model has no chat template. The texts are found with marks in place of the
+    messages, so that no message can pass for a part of the template. Raises ModelError.
+    """
+    if files.name == FAKE or not _tokenizer(files).chat_template:
+        return None
+    return lambda count: _around(files, count)
+
+
+def _around(files: ModelFiles, count: int) -> list[str]:
+    from jinja2 import TemplateError
+
+    marks = [f"\ue000{n}\ue001" for n in range(count)]
+    messages = [
+        {"role": ("user", "assistant")[n % 2], "content": mark} for n, mark in enumerate(marks)
+    ]
+    try:
+        text = _applied(_tokenizer(files), messages)
+    except (TemplateError, TypeError) as error:
+        raise ModelError(
+            f"--model {files.name}: its chat template fails: {_first_line(error)}"
+        ) from error
+    parts = re.split("(\ue000\\d+\ue001)", text)
+    if parts[1::2] != marks:
+        raise ModelError(f"--model {files.name}: its chat template leaves messages out")
+    return parts[::2]
 
 
 def _text_config(files: ModelFiles) -> Any:

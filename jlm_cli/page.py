@@ -22,7 +22,7 @@ from jlm_cli.comparing import Aligned
 from jlm_cli.metrics import Codes
 from jlm_cli.predictions import Predictions
 from jlm_cli.records import VERDICTS, Json
-from jlm_cli.report import visible
+from jlm_cli.report import escaped
 from jlm_cli.suspicion import LOW_CONFIDENCE, POINTS, Suspicion, suspicion_of
 from jlm_cli.tables import Grid, cell_text
 
@@ -117,7 +117,7 @@ def _text(value: object) -> str:
     """Text from outside, to be escaped where it is put in; long ones are cut."""
     text = str(value)
     cut = f" … (cut; {len(text):,} characters in all)" if len(text) > TEXT else ""
-    return visible(text[:TEXT]) + cut
+    return escaped(text[:TEXT]) + cut
 
 
 def _about(result: Json) -> str:
@@ -355,7 +355,7 @@ aria-expanded="false" aria-controls="more-{rank}"><bdi>{id}</bdi></button></th>
 def _judgment(rank: int, row: int, judge: Predictions, suspicion: Suspicion) -> Markup:
     columns, record = judge.columns, judge.record(row)
     why = suspicion.of(row)
-    question = visible(str(record["sample"].get("question") or ""))
+    question = escaped(str(record["sample"].get("question") or ""))
     final = int(columns.final[row])
     p = columns.final_p[row][final] if final != NONE else np.nan
     scores = columns.scores[row]

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from jlm_cli.columns import Columns
 from jlm_cli.metrics import Codes
 from jlm_cli.records import VERDICTS, Json
-from jlm_cli.report import visible
+from jlm_cli.report import escaped
 
 # stand-ins that the SVG is searched for; the page's custom properties take their place
 INK, ACCENT, SECOND, FAINT, PAPER = (f"#01020{n}" for n in range(3, 8))
@@ -195,7 +195,7 @@ def rates(figures: dict[str, Json], label: str, first: int | None = None) -> Cal
             _interval(axes, figure, place)
             if figure["value"] is not None:
                 axes.plot(figure["value"], place, "o", color=SECOND if faint else ACCENT)
-        axes.set_yticks(range(len(shown)), [visible(name)[:34] for name, _ in shown])
+        axes.set_yticks(range(len(shown)), [escaped(name)[:34] for name, _ in shown])
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set_xlim(0, 1)
         axes.set_xlabel(label)

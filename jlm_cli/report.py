@@ -19,7 +19,6 @@ from jlm_cli.models import Compute
 from jlm_cli.records import Json
 
 _ROWS_SHOWN = 12
-_HARMLESS = "\n\t\u200c\u200d"  # the last two join letters and emoji
 _MEMORY = {
     "weights": "weights, about",
     "cache": "keys and values of a batch",
@@ -37,14 +36,20 @@ _NAMES = {
 
 def shown(text: object, width: int = 60) -> Text:
     """Text from outside, made safe for a terminal: no markup, no control or bidi characters."""
-    safe = " ".join(visible(str(text)[: 4 * width]).split())
+    safe = "".join(
+        char if unicodedata.category(char)[0] != "C" else " " if char in "\n\t" else "\ufffd"
+        for char in str(text)[: 4 * width]
+    )
+    safe = " ".join(safe.split())
     return Text(safe if len(safe) <= width else safe[: width - 1] + "…")
 
 
-def visible(text: str) -> str:
-    """Text without control, bidi and unassigned characters; lines, tabs and joiners stay."""
+def escaped(text: str) -> str:
+    """All of a text from outside, safe for a terminal: what could steer it is spelled out."""
     return "".join(
-        char if char in _HARMLESS or unicodedata.category(char)[0] != "C" else "\ufffd"
+        char
+        if char in "\n\t\u200c\u200d" or unicodedata.category(char)[0] != "C"
+        else char.encode("unicode_escape").decode()
         for char in text
     )
 
@@ -165,13 +170,16 @@ class Report:
         if board := summary.get("leaderboard"):
             self._console.print(_leaderboard(board))
         if untrained:
-            self._console.print(
-                Text(
-                    f"The model {summary['model']} is untrained as a judge: these verdicts mean "
-                    "nothing. Take a trained one: --model BAAI/JudgeLM-7B-v1.0, or your own.",
-                    style="bold yellow",
-                )
+            self.untrained(summary["model"])
+
+    def untrained(self, model: str) -> None:
+        self._console.print(
+            Text(
+                f"The model {model} is untrained as a judge: these verdicts mean nothing. "
+                "Take a trained one: --model BAAI/JudgeLM-7B-v1.0, or your own.",
+                style="bold yellow",
             )
+        )
 
 
 def _leaderboard(board: Json) -> Table:
