@@ -1,7 +1,7 @@
 """Judgments as columns of small numbers: some 80 bytes a row, whatever its texts.
 
-A Tally gathers them row by row; Columns is what was gathered, for metrics to count. Verdicts are
-places in VERDICTS; NONE stands where there is none.
+A PairTally gathers them row by row; Columns is what was gathered, for metrics to count. Verdicts
+are places in VERDICTS; NONE stands where there is none.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def longest_answer(lengths: Codes, tie_within: int = TIE_WITHIN) -> Codes:
     return np.where(np.abs(ahead) <= tie_within, TIE, np.where(ahead > 0, 0, 1))
 
 
-class Tally:
+class PairTally:
     """Judgments, gathered row by row."""
 
     def __init__(self) -> None:
@@ -249,8 +249,8 @@ class Tally:
         return self._model_names.code(models[0]), self._model_names.code(models[1])
 
 
-def tally_of(records: Iterable[Json]) -> Tally:
-    tally = Tally()
+def tally_of(records: Iterable[Json]) -> PairTally:
+    tally = PairTally()
     for record in records:
         tally.add(record)
     return tally

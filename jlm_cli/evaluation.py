@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -121,12 +122,15 @@ def _tell(result: Json, report: Report) -> None:
         for side, missing in summary.get("joined", {}).items():
             for kind, text in _TOLD.items():
                 if ids := missing[kind]:
-                    shown = ", ".join(map(repr, ids[:_IDS_SHOWN]))
-                    more = ", …" if len(ids) > _IDS_SHOWN else ""
-                    report.note(text.format(n=len(ids), side=side, name=name, ids=shown + more))
+                    report.note(text.format(n=len(ids), side=side, name=name, ids=_some(ids)))
+        if "gold" in summary and not any(map(summary["gold"].get, ("n", "without_verdict"))):
+            report.note(f"{name}: no gold, so no agreement; give --gold")
         if ids := summary.get("gold", {}).get("without_verdict"):
-            shown = ", ".join(map(repr, ids[:_IDS_SHOWN])) + (", …" if len(ids) > 5 else "")
-            report.note(f"{len(ids)} rows have gold that is no verdict: {shown}")
+            report.note(f"{len(ids)} rows have gold that is no verdict: {_some(ids)}")
+
+
+def _some(ids: Sequence[Any]) -> str:
+    return ", ".join(map(repr, ids[:_IDS_SHOWN])) + (", …" if len(ids) > _IDS_SHOWN else "")
 
 
 def _write(

@@ -23,7 +23,7 @@ from jlm_cli.columns import (
     About,
     Columns,
     Judged,
-    Tally,
+    PairTally,
     about_of,
     judged_of,
 )
@@ -74,7 +74,7 @@ class Predictions:
 
     name: str
     source: Source
-    tally: Tally
+    tally: PairTally
     ids: list[Any]
     columns: Columns
     sides: dict[str, Side]
@@ -124,7 +124,7 @@ def read_predictions(
     """Raises InputError where a line is no prediction, or files are not of the same rows."""
     with ExitStack() as files:
         source = files.enter_context(open_source(path, stdin=stdin))
-        tally, ids = Tally(), []
+        tally, ids = PairTally(), []
         for _, row, where in rows_of(source):
             ids.append(_id_of(row))
             tally.append(read_judged(row, where), _about(row, where))
@@ -244,15 +244,15 @@ def _with_gold(fields: Json, gold: Any) -> About:
     return about._replace(gold=UNREADABLE if verdict is None else PLACE[verdict])
 
 
-def _learn(tally: Tally, at: int, row: Json, where: str) -> None:
+def _learn(tally: PairTally, at: int, row: Json, where: str) -> None:
     tally.learn(at, _about(row, where))
 
 
-def _swap_in(tally: Tally, at: int, row: Json, where: str) -> None:
+def _swap_in(tally: PairTally, at: int, row: Json, where: str) -> None:
     tally.swap_in(at, read_judged(row, where))
 
 
-def _learn_gold(tally: Tally, at: int, row: Json, where: str) -> None:
+def _learn_gold(tally: PairTally, at: int, row: Json, where: str) -> None:
     """Gold of a line, in any of its forms; its texts too, where it has them."""
     try:
         fields = native_fields(row)
@@ -275,7 +275,7 @@ def _id_of(row: Json) -> Any:
         return None
 
 
-def _index(path: str, ids: list[Any], tally: Tally) -> Index:
+def _index(path: str, ids: list[Any], tally: PairTally) -> Index:
     """Raises InputError where rows cannot be told apart."""
     for n, row_id in enumerate(ids, start=1):
         if row_id is None:

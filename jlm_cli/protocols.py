@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jlm_cli.columns import NONE, PLACE, TIE, Judged, Tally, about_of, judged_of
+from jlm_cli.columns import NONE, PLACE, TIE, Judged, PairTally, about_of, judged_of
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.metrics import (
@@ -116,8 +116,8 @@ def aspects(path: str, config: MetricsConfig) -> Json:
     Gold is one verdict for all aspects or an object with one for each.
     """
     gold = _gold_by_id(config.gold)
-    tallies: defaultdict[str, Tally] = defaultdict(Tally)
-    together = Tally()
+    tallies: defaultdict[str, PairTally] = defaultdict(PairTally)
+    together = PairTally()
     for row, where in _records(path, config):
         if "error" not in row and not isinstance(row.get("aspects"), dict):
             raise InputError(f"{where}: field aspects is missing; protocol aspects needs it")

@@ -20,8 +20,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from jlm_cli import models, sharding
 from jlm_cli.batching import Plan, make_plan
-from jlm_cli.columns import Tally as PairTally
-from jlm_cli.columns import tally_of
+from jlm_cli.columns import PairTally, tally_of
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines
 from jlm_cli.engine import Judge

@@ -68,6 +68,7 @@ def test_from_a_pipe(jlm: Jlm) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in judge_lines(5, 1))
     done = jlm("metrics", "-", "--json", stdin=lines)
     assert done.code == 0 and json.loads(done.out)["n_judged"] == 5
+    assert "no gold, so no agreement; give --gold" in done.err
 
 
 def test_tables_and_exports(tmp_path: Path, jlm: Jlm) -> None:

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
 
 from jlm_cli import metrics
-from jlm_cli.columns import Tally, about_of, judged_of, longest_answer, tally_of
+from jlm_cli.columns import PairTally, about_of, judged_of, longest_answer, tally_of
 from jlm_cli.comparing import sign_test
 from jlm_cli.metrics import OBJECTIVE, agreement, cells_of, cells_of_counts, figures
 from jlm_cli.records import VERDICTS
@@ -151,7 +151,7 @@ def test_intervals_are_seeded_and_hold_the_value() -> None:
 def test_no_rows_give_no_numbers_and_one_row_no_interval() -> None:
     found = figures(OBJECTIVE, cells_of_counts(np.zeros((3, 3))))
     assert found["f1"] == {"value": None, "ci95": [None, None]}
-    assert summary_of(Tally().columns(), swap=True) == {"verdicts": {"1": 0, "2": 0, "tie": 0}}
+    assert summary_of(PairTally().columns(), swap=True) == {"verdicts": {"1": 0, "2": 0, "tie": 0}}
     one = figures(OBJECTIVE, cells_of_counts(table([("1", "1")])))
     assert one["agreement"] == {"value": 1.0, "ci95": [None, None]}
 
@@ -303,7 +303,7 @@ def test_calibration_and_sweep_equal_brute_force() -> None:
 
 def test_length_bias_is_told_from_position_bias() -> None:
     """A judge that always takes the longer answer, which is good half of the time."""
-    draw, tally = random.Random(0), Tally()
+    draw, tally = random.Random(0), PairTally()
     for n in range(400):
         answers = ["long " * 20, "short"][:: draw.choice([1, -1])]
         longer = "1" if len(answers[0]) > len(answers[1]) else "2"
