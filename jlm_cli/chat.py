@@ -51,7 +51,7 @@ class Chat:
             config = replace(config, max_length=max(1, context - context // 4 - taken))
         view, prompt, flags = Encoder(self.judge.lines, self.mode, config).text(case.sample)
         judgment = self.vocabulary.neutralised(case.judgment(view.template))
-        self.case, self.opening = case, Opening(prompt, judgment)
+        self.case, self.opening = case, Opening(prompt, judgment, view.template.chat_system)
         self.turns, self._dropped, self._draws = [], 0, 0
         if flags:
             self.screen.note(f"changed before the model reads it: {', '.join(flags)}")

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from jlm_cli import __version__
+from jlm_cli import __version__, cli_train
+from jlm_cli.cli_train import pair
 from jlm_cli.config import Config, MetricsConfig
 from jlm_cli.errors import Ended, JlmError, UsageError
 
@@ -216,7 +217,7 @@ def _shared(
         max_length=max_length,
         on_overflow=on_overflow,
         schema=schema,
-        field_map=tuple(_pair(text) for text in field_map or ()),
+        field_map=tuple(pair(text) for text in field_map or ()),
         limit=limit,
         overwrite=overwrite,
         retry_errors=retry_errors,
@@ -427,6 +428,11 @@ def chat(
     raise typer.Exit(talk(config, None if judged is None else Choice(judged, row_id, line)))
 
 
+app.command(epilog=cli_train.EXAMPLES)(cli_train.train)
+app.command(epilog=cli_train.DATA_EXAMPLES)(cli_train.data)
+app.command()(cli_train.adapter)
+
+
 def _output(inputs: list[str], output: str | None, command: str) -> Path | None:
     """Where results go: None is standard output, the default where the input is standard input."""
     if output == "-" or (output is None and inputs[0] == "-"):
@@ -437,13 +443,6 @@ def _output(inputs: list[str], output: str | None, command: str) -> Path | None:
     for suffix in (".gz", ".jsonl", ".json"):
         stem = stem.removesuffix(suffix)
     return Path(f"{stem}.{command}.jsonl")
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise UsageError(f"--map {text}: write it as NATIVE=FIELD, like --map question=prompt")
-    return name, value
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

@@ -15,10 +15,14 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Opening:
-    """What a conversation is about: the judging prompt, and all that the judge wrote behind it."""
+    """What a conversation is about: the judging prompt, and all that the judge wrote behind it.
+
+    `system` is the system prompt of a judging prompt that went through the chat template.
+    """
 
     prompt: str
     judgment: str
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,13 @@ class Turn:
 class Layout:
     """How a conversation becomes token ids.
 
-    `own` gives what the model's chat template writes around a number of messages; None is the
-    Vicuna manner of the released checkpoints. `context` is the room in tokens (None: no limit).
+    `own` gives what the model's chat template writes around a number of messages, behind a system
+    prompt or none; without `own` it is the Vicuna manner of the released checkpoints. `context` is
+    the room in tokens (None: no limit).
     """
 
     vocabulary: Vocabulary
-    own: Callable[[int], list[str]] | None
+    own: Callable[[int, str | None], list[str]] | None
     context: int | None
 
     def ids(self, opening: Opening, turns: Sequence[Turn], message: str) -> list[int]:
@@ -86,7 +91,7 @@ class Layout:
         said: list[str | Ids] = [opening.prompt, opening.judgment]
         said += [part for turn in turns for part in (turn.message, turn.reply)]
         said.append(message)
-        for fixed, part in zip_longest(self.own(len(said)), said, fillvalue=""):
+        for fixed, part in zip_longest(self.own(len(said), opening.system), said, fillvalue=""):
             yield from self._controls(str(fixed))
             yield part
 

@@ -290,30 +290,36 @@ def _tokenizer(files: ModelFiles) -> Any:
         raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
 
 
-def chat_layout(files: ModelFiles) -> Callable[[int], list[str]] | None:
+def chat_layout(files: ModelFiles) -> Callable[[int, str | None], list[str]] | None:
     """What a model's own chat template writes around N messages, the user's first: N + 1 texts.
 
-    None where the model has no chat template. The texts are found with marks in place of the
-    messages, so that no message can pass for a part of the template. Raises ModelError.
+    It takes N and a system prompt. None where the model has no chat template. The texts are
+    found with marks in place of the messages, so that no message can pass for a part of the
+    template. Raises ModelError.
     """
     if files.name == FAKE or not _tokenizer(files).chat_template:
         return None
-    return lambda count: _around(files, count)
+    return lambda count, system: _around(files, count, system)
 
 
-def _around(files: ModelFiles, count: int) -> list[str]:
+def _around(files: ModelFiles, count: int, system: str | None) -> list[str]:
     from jinja2 import TemplateError
 
     marks = [f"\ue000{n}\ue001" for n in range(count)]
-    messages = [
-        {"role": ("user", "assistant")[n % 2], "content": mark} for n, mark in enumerate(marks)
-    ]
-    try:
-        text = _applied(_tokenizer(files), messages)
-    except (TemplateError, TypeError) as error:
-        raise ModelError(
-            f"--model {files.name}: its chat template fails: {_first_line(error)}"
-        ) from error
+    said = [{"role": ("user", "assistant")[n % 2], "content": mark} for n, mark in enumerate(marks)]
+    folded = [{**said[0], "content": f"{system}\n\n{marks[0]}"}, *said[1:]]
+    attempts = (
+        [said] if system is None else [[{"role": "system", "content": system}, *said], folded]
+    )
+    for messages in attempts:
+        try:
+            text = _applied(_tokenizer(files), messages)
+            break
+        except (TemplateError, TypeError) as error:  # perhaps it knows no system role
+            failure = error
+    else:
+        reason = _first_line(failure)
+        raise ModelError(f"--model {files.name}: its chat template fails: {reason}")
     parts = re.split("(\ue000\\d+\ue001)", text)
     if parts[1::2] != marks:
         raise ModelError(f"--model {files.name}: its chat template leaves messages out")
@@ -565,6 +571,11 @@ def _weight_bytes(files: ModelFiles, dtype: str, quantize: Quantize | None) -> i
     size = sum(path.stat().st_size for path in files.folder.iterdir() if path.suffix in kinds)
     each = getattr(torch, dtype).itemsize if quantize is None else _QUANTIZED_BYTES[quantize]
     return int(size * each / (0.6 if files.gguf else 2))
+
+
+def n_weights(files: ModelFiles) -> int:
+    """How many weights a model has, about, by the size of its files."""
+    return _weight_bytes(files, "bfloat16", None) // 2
 
 
 def _identity_of(path: Path) -> list[Any]:

@@ -28,6 +28,7 @@ _KEYS = {
     "text",
     "answer",
     "lead",
+    "before_reason",
     "reason_first",
     "chat_system",
     "line",
@@ -64,11 +65,11 @@ class Template:
     """A prompt layout, and the shape of what the judge writes behind it.
 
     `text` holds {answers} where the `answer` block of each answer goes, or {answer_1} and so on.
-    A judge writes its line at once, behind `lead`; or its reason first, up to the last
-    `reason_first`, and the line behind that. `values` are what it may write for an answer, or,
-    with `verdicts`, for all of them. `chat_system` (maybe empty) has the prompt go through the
-    model's chat template. `labels` name the least score of each grade, highest first.
-    `with_reference` and `with_input` name the templates of rows that have such.
+    A judge writes its line at once, behind `lead`, with the reason behind `before_reason`; or its
+    reason first, up to the last `reason_first`, and the line behind that. `values` are what it
+    may write for an answer, or, with `verdicts`, for all of them. `chat_system` (maybe empty) has
+    the prompt go through the model's chat template. `labels` name the least score of each grade,
+    highest first. `with_reference` and `with_input` name the templates of rows that have such.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Template:
     text: str
     answer: str = ""
     lead: str = ""
+    before_reason: str = "\n"
     reason_first: str | None = None
     chat_system: str | None = None
     values: tuple[str, ...] = SCORES
@@ -216,7 +218,7 @@ def _table(path: Path, name: str) -> dict[str, Any]:
 
 def _with_line(path: Path, template: Template, table: dict[str, Any]) -> Template:
     """The keys that say what the judge writes."""
-    texts = ("lead", "reason_first", "chat_system", "with_reference", "with_input")
+    texts = ("lead", "before_reason", "reason_first", "chat_system", "with_reference", "with_input")
     line = table.get("line", {})
     values = tuple(map(str, line.get("values", SCORES)))
     verdicts = tuple(line["verdicts"]) if "verdicts" in line else None

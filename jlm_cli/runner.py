@@ -103,7 +103,7 @@ def work(config: Config, workers: sharding.Workers) -> int:
         _judge_share(now, journal, workers, report)
         workers.finish()
         return EXIT_OK
-    with _locked(config.partial):
+    with locked(config.partial):
         _begin(now, journal, report)
         _judge_share(now, journal, workers, report)
         workers.finish()
@@ -180,7 +180,7 @@ def plan_of(now: Run, survey: Survey) -> Plan:
     return make_plan(survey.rows, survey.tokens, survey.groups, now.compute.batch_tokens)
 
 
-def _locked(folder: Path) -> AcquireReturnProxy[FileLock]:
+def locked(folder: Path) -> AcquireReturnProxy[FileLock]:
     """Hold the folder for this run alone, while the `with` lasts; the lock dies with its owner."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

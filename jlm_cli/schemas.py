@@ -28,7 +28,17 @@ from jlm_cli.records import (
 )
 from jlm_cli.source import Source, open_source
 
-_NATIVE_FIELDS = ("id", "question", "answers", "answer", "reference", "gold", "models", "category")
+_NATIVE_FIELDS = (
+    "id",
+    "question",
+    "answers",
+    "answer",
+    "reference",
+    "gold",
+    "gold_without_reference",  # of training rows that hold both judgments
+    "models",
+    "category",
+)
 
 
 @dataclass(frozen=True)

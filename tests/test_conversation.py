@@ -52,11 +52,14 @@ def test_golden_own_template(builtin: Loaded) -> None:
     assert text + "\n" == (GOLDEN / "own-template.txt").read_text()
     said = [opening().prompt, JUDGMENT, *FIRST, LAST]
     assert ids == templated(builtin, said)
+    ids = layout.ids(replace(opening(), system="Be fair."), [turn(vocabulary, *FIRST)], LAST)
+    assert ids == templated(builtin, said, system="Be fair.")
 
 
-def templated(loaded: Loaded, said: Sequence[str]) -> list[int]:
+def templated(loaded: Loaded, said: Sequence[str], system: str | None = None) -> list[int]:
     """As transformers writes a conversation."""
-    messages = [
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages += [
         {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)
     ]
     tokenizer = models._tokenizer(loaded.files)
@@ -125,10 +128,10 @@ def test_a_template_that_leaves_messages_out(
     layout = models.chat_layout(builtin.files)
     assert layout is not None
     with pytest.raises(ModelError, match="leaves messages out"):
-        layout(3)
+        layout(3, None)
     monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('only one turn') }}")
     with pytest.raises(ModelError, match="its chat template fails: only one turn"):
-        layout(3)
+        layout(3, None)
 
 
 PROMPT = "Here is a question that was asked by many people, and an answer to it that is too short: "

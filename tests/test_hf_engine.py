@@ -11,12 +11,14 @@ import pytest
 import torch
 from conftest import Loaded
 
-from jlm_cli.encoding import Lines, Prompt
+from jlm_cli.config import Config
+from jlm_cli.encoding import Encoder, Lines, Prompt
 from jlm_cli.engine import Engine, Judge, follow, read_lines
 from jlm_cli.errors import RowError
 from jlm_cli.hf_engine import SHARED_START, PackedEngine, PlainEngine, make_engine
-from jlm_cli.modes import Reading, View
+from jlm_cli.modes import Reading, View, mode_of
 from jlm_cli.prompts import load
+from jlm_cli.records import Sample
 from jlm_cli.scoreline import Grammar, LineDistribution, LineTokens, Walk
 
 START = (
@@ -227,3 +229,25 @@ def test_reason_never_overruns_the_context(released: Loaded) -> None:
     judge = Judge(tree_of(released), Lines(released.vocabulary), reason=True, new_tokens=500)
     assert judge._room(range(2000)) == 48
     assert judge._room(range(100)) == 500
+
+
+def test_answers_to_one_question_share_its_prefill(released: Loaded) -> None:
+    """Eight answers graded against one long reference: at most 0.75 of the tokens of eight
+    separate gradings go through the model, and the same scores come out."""
+    config = Config(inputs=(), output=None, model="replica", command="grade")
+    lines, mode = Lines(released.vocabulary), mode_of(config)
+    reference = "The long answer goes on about the matter at hand. " * 60
+    samples = [
+        Sample(n, n, "Why?", (f"Answer {n}: because it is so.",), reference) for n in range(8)
+    ]
+    encoded = Encoder(lines, mode, config).encode(samples)
+    prompts = [prompt for found in encoded if isinstance(found, list) for prompt in found]
+    engine = tree_of(released)
+    judge = Judge(engine, lines, reason=False, new_tokens=0)
+    together = judge.judge(prompts)
+    fed = engine.tokens_fed
+    alone = [judge.judge([prompt])[0] for prompt in prompts]
+    assert fed <= 0.75 * (engine.tokens_fed - fed)
+    for one, other in zip(together, alone, strict=True):
+        assert isinstance(one, Reading) and isinstance(other, Reading)
+        assert one.line.p == pytest.approx(other.line.p, abs=2e-5)

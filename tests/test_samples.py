@@ -23,7 +23,7 @@ RUNS: dict[str, tuple[tuple[str, ...], list[Any]]] = {
         [None, None],
     ),
 }
-SIDE_FILES = {"judgelm_references.jsonl", "judgelm_gold.jsonl"}
+SIDE_FILES = {"judgelm_references.jsonl", "judgelm_gold.jsonl", "rated_answers.jsonl"}
 OTHER_COMMANDS = {
     "answers": ("grade", ("answers.jsonl",)),
     "mm-vet": ("grade", ("mmvet.json", "mmvet_predictions.json")),
@@ -50,6 +50,15 @@ def test_sample_runs(tmp_path: Path, jlm: Jlm, name: str) -> None:
     assert [record["gold"] for record in records] == gold
     if name not in ("native", "judgelm"):
         assert all(sorted(r["sample"]["models"]) == ["model-a", "model-b"] for r in records)
+
+
+def test_rated_answers_make_training_rows(tmp_path: Path, jlm: Jlm) -> None:
+    """One answer to each question, spoiled ones beside them."""
+    source = str(SAMPLES / "rated_answers.jsonl")
+    done = jlm("data", source, "-o", "set", "--bad", "1", "--rows", "64", "--validation", "0")
+    assert done.code == 0, done.err
+    rows = read_rows(tmp_path / "set" / "train.jsonl")
+    assert len({row["question"] for row in rows}) == 64
 
 
 def test_no_sample_is_left_out() -> None:

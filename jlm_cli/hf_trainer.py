@@ -1,0 +1,508 @@
+"""Training on transformers' Trainer and accelerate. Imported only when a model is trained.
+
+Every process goes through the same code; `accelerate launch` and torchrun decide how many there
+are and whether weights are sharded (FSDP, DeepSpeed ZeRO-3). A global batch holds the same
+samples, and its loss has the same scale, however many processes share it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import shutil
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torch.utils.data import Dataset
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from jlm_cli import models
+from jlm_cli.columns import tally_of
+from jlm_cli.config import Config
+from jlm_cli.encoding import Encoder
+from jlm_cli.engine import Judge
+from jlm_cli.errors import Ended, RowError, UsageError
+from jlm_cli.examples import LINE, READ, Example
+from jlm_cli.hf_engine import PackedEngine, PlainEngine, make_engine
+from jlm_cli.low_rank import save_adapter
+from jlm_cli.metrics import cells_of_counts, figures, share_of
+from jlm_cli.modes import Mode, Reading, flags_of, mode_of
+from jlm_cli.recipes import Recipe
+from jlm_cli.records import Json, Sample, judged_record
+from jlm_cli.report import Report
+from jlm_cli.summary import summary_of
+from jlm_cli.train import Course, Trained, draft_of, last_checkpoint, mark_whole
+
+_IGNORED = -100
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+_LOGGED = 50  # entries of the loss in a run's history, about
+_MICRO_BATCH = 8  # samples in one pass at most, where nothing else is asked for
+_JUDGED_AT_ONCE = 16
+_WATCHED = ("agreement", "consistency", "ordering")
+_STUCK = 0.97  # of the label entropy: a loss above this has learnt nothing of the answers
+
+# of a base's folder, what the tokenizer is read from; copied, so that it stays as it is
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+Batch = dict[str, torch.Tensor]
+
+
+def train(course: Course, report: Report) -> Trained:
+    """Train to the end, from the last checkpoint if there is one; the weights go into a draft
+    beside the output. Raises Ended where a signal stopped it, with a checkpoint left behind."""
+    arguments = training_arguments(course)
+    model = prepare_model(course, arguments.device.type)
+    watch = Watch(course, report)
+    trainer = JudgeTrainer(
+        line_weight=1.0 if course.config.form.scores_only else course.recipe.line_weight,
+        model=model,
+        args=arguments,
+        train_dataset=InOrder(course.schedule.examples, course.schedule.order),
+        data_collator=collate,
+        callbacks=[watch],
+    )
+    trainer.remove_callback(PrinterCallback)
+    watch.trainer = trainer
+    checkpoint = last_checkpoint(course.config.partial)
+    with heard_signals(watch), report.bar(len(course.schedule.order)) as watch.bar:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if watch.signal is not None:
+            report.note(
+                f"stopped at step {trainer.state.global_step} of {course.schedule.steps}; "
+                "the same command goes on from there"
+            )
+            raise Ended(watch.signal)
+    return _finished(trainer, course, watch)
+
+
+def _finished(trainer: JudgeTrainer, course: Course, watch: Watch) -> Trained:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    _round(model, getattr(torch, course.config.save_dtype))
+    found = watch.judge_watched()
+    save_weights(trainer, course)
+    history = [_rounded(entry) for entry in trainer.state.log_history]
+    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    return Trained(
+        history=history,
+        figures=found,
+        weights_trained=sum(size for size, trained in sizes if trained),
+        weights_total=sum(size for size, _ in sizes),
+    )
+
+
+def _rounded(entry: Mapping[str, Any]) -> Json:
+    return {k: round(v, 6) if isinstance(v, float) else v for k, v in entry.items()}
+
+
+def training_arguments(course: Course) -> TrainingArguments:
+    """The recipe in the Trainer's words. Sets up the process group as well."""
+    recipe, steps, config = course.recipe, course.schedule.steps, course.config
+    device = models.choose_device(config.device)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    micro = micro_batch(recipe.batch, world, config.micro_batch)
+    arguments = TrainingArguments(
+        output_dir=str(config.partial),
+        num_train_epochs=1,  # the schedule holds all epochs
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=recipe.batch // (micro * world),
+        train_sampling_strategy="sequential",
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=_SCHEDULES[recipe.schedule],
+        warmup_steps=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.clip,
+        bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
+        tf32=True if device == "cuda" else None,
+        use_cpu=device == "cpu",
+        ddp_backend="gloo" if device == "cpu" and world > 1 else None,
+        logging_steps=max(1, steps // _LOGGED),
+        save_strategy="steps",
+        save_steps=max(1, math.ceil(steps / config.checkpoints)),
+        save_total_limit=2,  # the older one stays until the newer is known to be whole
+        seed=config.seed,
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=device == "cuda",
+        label_names=["labels"],
+    )
+    if world == 1 and arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # one process trains on one GPU; a launcher starts more
+    return arguments
+
+
+def micro_batch(batch: int, world: int, wanted: int | None) -> int:
+    """Samples in one pass of one process. Raises UsageError where the batch cannot be shared."""
+    if batch % world:
+        raise UsageError(f"--batch {batch}: cannot be shared by {world} processes")
+    share = batch // world
+    if wanted is not None:
+        if share % wanted:
+            raise UsageError(f"--micro-batch {wanted}: does not divide {share}, a process's share")
+        return wanted
+    return max(size for size in range(1, min(share, _MICRO_BATCH) + 1) if share % size == 0)
+
+
+def prepare_model(course: Course, device: str) -> Any:
+    """The base with what is trained marked so. float32, since small steps vanish in bfloat16; below
+    adapters the base stays as it is, and bfloat16 saves half the memory."""
+    recipe = course.recipe
+    half = recipe.lora and device == "cuda"
+    model = models.load_model(course.files, "bfloat16" if half else "float32", {})
+    model.config.use_cache = False
+    if recipe.gradient_checkpointing:
+        whole: Any = model
+        whole.gradient_checkpointing_enable({"use_reentrant": False})
+        whole.enable_input_require_grads()
+    if recipe.lora:
+        return _with_lora(model, recipe, course.config.seed)
+    if recipe.freeze == "embeddings":
+        inner: Any = model
+        for embeddings in (inner.get_input_embeddings(), inner.get_output_embeddings()):
+            if embeddings is not None:
+                embeddings.requires_grad_(False)
+    return model
+
+
+def _with_lora(model: PreTrainedModel, recipe: Recipe, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)  # for the adapters' first weights
+    wanted = LoraConfig(
+        r=recipe.lora,
+        lora_alpha=2 * recipe.lora,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, wanted)
+
+
+def without_adapter_shell(model: Any) -> Any:
+    """The transformers model itself, in which peft's adapters sit."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+class InOrder(Dataset[Example]):
+    """The examples in the order they are learnt."""
+
+    def __init__(self, examples: Sequence[Example], order: Sequence[int]) -> None:
+        self._examples = examples
+        self._order = order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, place: int) -> Example:
+        return self._examples[self._order[place]]
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Left-padded, so that what is learnt stands at the end of every row.
+
+    input_ids, attention_mask, position_ids [rows, longest]; labels and line [rows, learnt + 1],
+    of the last places: the model's logits are computed for these alone.
+    """
+    longest = max(map(len, examples))
+    learnt = max(int((example.roles != READ).sum()) for example in examples)
+    shape = (len(examples), longest)
+    ids, roles = np.zeros(shape, np.int64), np.full(shape, READ)
+    seen = np.zeros(shape, np.int64)
+    for row, example in enumerate(examples):
+        ids[row, -len(example) :] = example.ids
+        roles[row, -len(example) :] = example.roles
+        seen[row, -len(example) :] = 1
+    ends = slice(longest - learnt - 1, None)
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy(seen),
+        "position_ids": torch.from_numpy((seen.cumsum(1) - 1).clip(0)),
+        "labels": torch.from_numpy(np.where(roles != READ, ids, _IGNORED)[:, ends]),
+        "line": torch.from_numpy(roles[:, ends] == LINE),
+    }
+
+
+class JudgeTrainer(Trainer):
+    """The loss on what a judge writes; beside it, that of the score lines alone."""
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, line_weight: float, **given: Any) -> None:
+        super().__init__(**given)
+        self.line_weight = line_weight
+        self.model_accepts_loss_kwargs = True  # so that learnt tokens are counted over all
+        forward = without_adapter_shell(self.model).forward
+        self._keeps = "logits_to_keep" in inspect.signature(forward).parameters
+        self._line_loss = torch.zeros(2, dtype=torch.float64)  # summed over rows, and the rows
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        labels, line = inputs["labels"], inputs["line"]
+        read = {name: value for name, value in inputs.items() if name not in ("labels", "line")}
+        kept = {"logits_to_keep": labels.shape[1]} if self._keeps else {}
+        outputs = model(**read, **kept, use_cache=False)
+        logits = outputs.logits[:, -labels.shape[1] : -1].float()
+        losses = functional.cross_entropy(
+            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED, reduction="none"
+        ).view(labels.shape[0], -1)
+        self._line_loss[0] += float((losses.detach() * line[:, 1:]).sum())
+        self._line_loss[1] += len(labels)
+        assert num_items_in_batch is not None
+        # gradients are averaged over processes, but each process divides by the tokens of all
+        weighted = losses * (1 + (self.line_weight - 1) * line[:, 1:])
+        loss = weighted.sum() / num_items_in_batch * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            summed = self._line_loss.to(self.args.device, torch.float32)
+            total = self.accelerator.reduce(summed)
+            logs["line_loss"] = float(total[0] / total[1])
+            self._line_loss.zero_()
+        known = ("loss", "line_loss", "grad_norm", "learning_rate")
+        kept = {k: v for k, v in logs.items() if k in known or k.startswith("watched_")}
+        if kept:  # not the clock readings at the end
+            super().log(kept)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """A checkpoint counts from when its last file is there."""
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            mark_whole(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+
+
+class Watch(TrainerCallback):
+    """What happens between steps: progress, judging the watched rows, signals."""
+
+    trainer: JudgeTrainer
+    bar: Any
+
+    def __init__(self, course: Course, report: Report) -> None:
+        self.signal: int | None = None
+        self._course = course
+        self._report = report
+        self._engine: PackedEngine | PlainEngine | None = None
+        self._warned = False
+        config = Config(
+            inputs=(),
+            output=None,
+            model=course.config.base,
+            swap=True,
+            template=course.config.template,
+            max_length=course.recipe.max_length,
+        )
+        self._mode = mode_of(config) if course.material.watched else None
+        self._config = config
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """A first signal ends the run behind the step under way, a second one at once."""
+        if self.signal is not None:
+            raise Ended(number)
+        self.signal = number
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        self.bar.update(state.global_step * self._course.recipe.batch - self.bar.n)
+        if self._agreed_signal():
+            control.should_save = control.should_training_stop = True
+            return
+        last = state.global_step >= self._course.schedule.steps
+        if state.global_step % args.save_steps == 0 and not last:
+            found = self.judge_watched()
+            shown = {f"watched_{k}": found[k]["value"] for k in _WATCHED if found.get(k)}
+            due = control.should_log  # which a log of our own would clear
+            if shown:
+                self.trainer.log(shown)
+            control.should_log = due
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        entry = state.log_history[-1]
+        values = [f"{k.removeprefix('watched_')} {v:.3f}" for k, v in entry.items() if _told(k, v)]
+        self._report.note(
+            f"step {entry['step']}/{self._course.schedule.steps}: {', '.join(values)}"
+        )
+        if not self._warned and self._is_stuck(state):
+            self._warned = True
+            self._report.note(
+                f"the loss on score lines is {self._late_loss(state)[-1]:.2f}, that of guessing by "
+                f"frequency is {self._course.schedule.entropy():.2f}: nothing of the answers has "
+                "been learnt yet; take plainer pairs first, more samples, or another learning rate"
+            )
+
+    def _late_loss(self, state: TrainerState) -> list[float]:
+        """On score lines, after the first third of the run."""
+        log, steps = state.log_history, self._course.schedule.steps
+        return [e["line_loss"] for e in log if "line_loss" in e and e["step"] > steps / 3]
+
+    def _is_stuck(self, state: TrainerState) -> bool:
+        """Whether in the second half of the run the loss is still that of a blind guess."""
+        late, entropy = self._late_loss(state)[-10:], self._course.schedule.entropy()
+        enough = state.global_step >= self._course.schedule.steps / 2 and len(late) >= 3
+        return enough and entropy > 0 and float(np.mean(late)) >= _STUCK * entropy
+
+    def _agreed_signal(self) -> bool:
+        """Whether any process heard one: all must stop behind the same step."""
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes > 1:
+            heard = torch.tensor([self.signal or 0], device=self.trainer.args.device)
+            heard = accelerator.gather(heard).max()
+            self.signal = int(heard) or None
+        return self.signal is not None
+
+    def judge_watched(self) -> Json:
+        """Agreement and swap consistency on the watched rows, by judging itself."""
+        course = self._course
+        if self._mode is None or course.config.form.explain_first:
+            return {}
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        base = without_adapter_shell(model)
+        if self._engine is None:
+            self._engine = make_engine(base, course.lines.vocabulary)
+        base.eval()
+        encoder = Encoder(course.lines, self._mode, self._config)
+        judge = Judge(self._engine, course.lines, reason=False, new_tokens=0)
+        try:
+            records = list(judged(course.material.watched, self._mode, encoder, judge))
+        finally:
+            model.train()
+        return figures_of(records)
+
+
+def _told(name: str, value: Any) -> bool:
+    return isinstance(value, float) and name not in ("epoch", "learning_rate", "grad_norm")
+
+
+def judged(samples: Sequence[Sample], mode: Mode, encoder: Encoder, judge: Judge) -> Iterator[Json]:
+    """The records of samples in both orders; those that cannot be judged are left out."""
+    for start in range(0, len(samples), _JUDGED_AT_ONCE):
+        some = samples[start : start + _JUDGED_AT_ONCE]
+        there = [
+            (sample, prompts)
+            for sample, prompts in zip(some, encoder.encode(some), strict=True)
+            if not isinstance(prompts, RowError)
+        ]
+        asked = [prompt for _, prompts in there for prompt in prompts]
+        results = iter(judge.judge(asked) if asked else [])
+        for sample, prompts in there:
+            found = [next(results) for _ in prompts]
+            readings = [one for one in found if isinstance(one, Reading)]
+            if len(readings) == len(found):
+                said, flags = mode.record(sample, readings), flags_of(readings)
+                yield judged_record(sample, "judge", said, flags, 0, compact=False)
+
+
+def figures_of(records: Sequence[Json]) -> Json:
+    """Agreement, macro F1, consistency and biases, baselines, and the ordering: the share of
+    decided pairs, in both orders, whose better answer has the higher expected score."""
+    summary = summary_of(tally_of(records).columns(), swap=True)
+    hits = [
+        (_leaning(found) == wanted)
+        for record in records
+        if (wanted := _sign(record["gold"]))
+        for found in (record, record["swapped"])
+    ]
+    counts = np.array([sum(hits), len(hits) - sum(hits)], float)
+    ordering = figures({"ordering": share_of(0)}, cells_of_counts(counts))
+    return {
+        "agreement": summary.get("objective", {}).get("agreement", {}),
+        "f1": summary.get("objective", {}).get("f1", {}),
+        **{k: v for k, v in summary.get("reliability", {}).items() if k != "n"},
+        **(ordering if hits else {}),
+        "baselines": summary.get("baselines", {}),
+    }
+
+
+def _leaning(found: Json) -> float:
+    """1 where the first answer is expected to be better, -1 where the second is."""
+    first, second = found["expected"] or (found["p"]["1"], found["p"]["2"])
+    return float(np.sign(first - second))
+
+
+def _sign(gold: Any) -> float:
+    """Of a pair of gold scores: 1 where the first is better, -1 where the second is."""
+    return float(np.sign(gold[0] - gold[1]))
+
+
+@contextmanager
+def heard_signals(watch: Watch) -> Iterator[None]:
+    """Signals stop the run in an orderly way while it trains."""
+    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, watch.hear) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _round(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Weights as they will be saved, so that the last figures are those of the saved model."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.to(dtype))
+
+
+def save_weights(trainer: JudgeTrainer, course: Course) -> None:
+    """The model's or the adapter's folder, as a draft without its name."""
+    draft = draft_of(course.config.output)
+    dtype: torch.dtype = getattr(torch, course.config.save_dtype)
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        if course.recipe.lora:
+            save_adapter(model, draft, course.config.base, course.config.save_dtype, state)
+        else:
+            saved = {name: weight.to(dtype) for name, weight in state.items()}
+            model.config.use_cache = True
+            model.config.dtype = dtype
+            model.save_pretrained(draft, state_dict=saved)
+            copy_tokenizer(course.files, draft)
+    trainer.accelerator.wait_for_everyone()
+
+
+def copy_tokenizer(files: models.ModelFiles, folder: Path) -> None:
+    if files.gguf is None:
+        for name in _TOKENIZER_FILES:
+            if (files.folder / name).is_file():
+                shutil.copyfile(files.folder / name, folder / name)
+        return
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(files.folder, gguf_file=files.gguf)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,86 @@
+"""How to train: recipes, and the one that fits a base and its data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from jlm_cli.errors import UsageError
+
+Freeze = Literal["none", "embeddings"]
+Schedule = Literal["cosine", "linear", "constant"]
+
+_SMALL = 1_000_000_000  # weights of a base that is trained whole by default
+_SHOWN_AT_LEAST = 1280  # samples a small base must see before it tells answers apart at all
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of training that change what is learnt.
+
+    `batch` counts samples for one step of all processes together; `warmup` is a share of all
+    steps; `lora` the rank of adapters, 0 for all weights; `max_length` in tokens, None for all
+    the base can read; `line_weight` says how much more a token of the score line counts than one
+    of the reason, which has many more tokens.
+    """
+
+    learning_rate: float = 2e-5
+    schedule: Schedule = "cosine"
+    warmup: float = 0.03
+    batch: int = 128
+    epochs: int = 3
+    max_length: int | None = 2048
+    lora: int = 0
+    freeze: Freeze = "none"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    line_weight: float = 1.0
+    gradient_checkpointing: bool = False
+
+    def changed(self, **wanted: Any) -> Recipe:
+        """With what the user asked for; None leaves the recipe's own."""
+        return replace(self, **{name: value for name, value in wanted.items() if value is not None})
+
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# Table 8 of the paper; AdamW's betas and epsilon are torch's own defaults
+PAPER = Recipe(
+    learning_rate=2e-5,
+    schedule="cosine",
+    warmup=0.003,
+    batch=128,
+    epochs=3,
+    max_length=2048,
+    gradient_checkpointing=True,
+)
+
+
+def fitting(n_weights: int, n_samples: int) -> Recipe:
+    """What suits a base of so many weights and so many training samples.
+
+    A small base is trained whole but for its embeddings, in many small steps; a large one by
+    adapters, in batches that a single GPU takes piece by piece.
+    """
+    if n_weights < _SMALL:
+        epochs = max(2, min(40, math.ceil(_SHOWN_AT_LEAST / max(n_samples, 1))))
+        return Recipe(
+            learning_rate=2e-4,
+            batch=4,
+            epochs=epochs,
+            freeze="embeddings",
+            max_length=None,
+            line_weight=8.0,
+        )
+    return Recipe(learning_rate=2e-4, batch=32, epochs=3, lora=16, gradient_checkpointing=True)
+
+
+def by_name(name: str, n_weights: int, n_samples: int) -> Recipe:
+    """Raises UsageError for a name there is not."""
+    if name == "auto":
+        return fitting(n_weights, n_samples)
+    if name == "paper":
+        return PAPER
+    raise UsageError(f"--recipe {name}: there are auto and paper")

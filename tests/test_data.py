@@ -1,0 +1,199 @@
+"""`jlm data`: what comes out is what went in, split by question, by the seed alone."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Jlm, read_rows, write_rows
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jlm_cli.bad_answers import KINDS, spoil
+from jlm_cli.data import Answer, Answered, Scale
+from jlm_cli.lessons import question_key, read_lesson
+from jlm_cli.records import Json
+from jlm_cli.schemas import SCHEMAS
+
+WORDS = [
+    "a",
+    "fitting",
+    "answer",
+    "with",
+    "words",
+    "enough",
+    "that",
+    "it",
+    "can",
+    "be",
+    "cut",
+    "and",
+    "shuffled",
+    "and",
+    "said",
+    "again",
+]
+
+
+def rated(n: int, **more: Any) -> Json:
+    """A question with six answers, each of which names its question and its quality."""
+    answers = [
+        {"model": f"m{k}", "text": f"q{n} quality {k}: {' '.join(WORDS)}", "win_prob": k / 6}
+        for k in range(6)
+    ]
+    return {"question": f"Question number {n}?", "answers": answers, **more}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    rows = [rated(n, baseline_answer=f"q{n} baseline") for n in range(60)]
+    return write_rows(tmp_path / "rated.jsonl", rows)
+
+
+def made(folder: Path) -> tuple[list[Json], list[Json]]:
+    return read_rows(folder / "train.jsonl"), read_rows(folder / "validation.jsonl")
+
+
+def quality_of(answer: str) -> int | None:
+    """Of an answer that nobody spoiled."""
+    head, _, words = answer.partition(": ")
+    return int(head.split()[-1]) if words == " ".join(WORDS) else None
+
+
+def test_scores_follow_quality(tmp_path: Path, jlm: Jlm, source: Path) -> None:
+    words = ["--rows", "600", "--form", "pair=1", "--form", "list=1", "--form", "grade=1"]
+    done = jlm("data", "rated.jsonl", "-o", "set", *words)
+    assert done.code == 0, done.err
+    train, validation = made(tmp_path / "set")
+    assert len(train) == 600 and len(validation) == 60
+    assert {len(row["answers"]) for row in train} == {1, 2, 3, 4}
+    n_bad = 0
+    for row in train + validation:
+        lesson = read_lesson(json.dumps(row).encode(), SCHEMAS[0], 1)
+        teaching = lesson.with_reference or lesson.plain
+        assert teaching is not None and len(teaching.scores) == len(row["answers"])
+        number = row["question"].split()[-1].rstrip("?")
+        scored = [
+            (quality_of(answer), float(score))
+            for answer, score in zip(row["answers"], teaching.scores, strict=True)
+            if answer.startswith(f"q{number} ")
+        ]
+        real = sorted((q, score) for q, score in scored if q is not None)
+        assert [score for _, score in real] == sorted(score for _, score in real)
+        spoiled = [
+            float(score)
+            for answer, score in zip(row["answers"], teaching.scores, strict=True)
+            if quality_of(answer) is None or not answer.startswith(f"q{number} ")
+        ]
+        n_bad += bool(spoiled)
+        if spoiled and real:
+            assert min(score for _, score in real) >= max(spoiled) + 3
+        assert len(row["answers"]) > 1 or row["reference"] == f"q{number} baseline"
+    assert n_bad == pytest.approx(0.4 * 660, rel=0.2)
+
+
+def test_no_question_is_on_both_sides(tmp_path: Path, jlm: Jlm, source: Path) -> None:
+    """Across sources, and however a question is written."""
+    review = {
+        "question_id": 1,
+        "answer1_body": "a",
+        "answer2_body": "b",
+        "text": "8 5\nAssistant 1 is better.",
+    }
+    rows = [{**review, "question_body": f"  QUESTION number {n}"} for n in range(60)]
+    write_rows(tmp_path / "reviews.jsonl", rows)
+    write_rows(tmp_path / "test.jsonl", [{"instruction": "question number 7"}])
+    words = ["--hold-out", "test.jsonl", "--validation", "0.3", "-o", "set"]
+    assert jlm("data", "rated.jsonl", "reviews.jsonl", *words).code == 0
+    train, validation = (
+        {question_key(row["question"]) for row in side} for side in made(tmp_path / "set")
+    )
+    assert train and validation and not train & validation
+    assert "questionnumber7" not in train | validation
+    texts = [row["gold"] for row in made(tmp_path / "set")[0]]
+    assert "8 5\nAssistant 1 is better." in texts
+    left = json.loads((tmp_path / "set" / "data.json").read_text())["left_out"]
+    assert left == {"held-out": 2}
+
+
+def test_the_seed_alone_decides(tmp_path: Path, jlm: Jlm, source: Path) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert jlm("data", "rated.jsonl", "-o", name, "--rows", "50", "--seed", seed).code == 0
+    a, b, c = ((tmp_path / name / "train.jsonl").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_preferences_and_rows_left_out(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [
+        {"question": f"q{n}", "answers": ["x", "y"], "gold": gold}
+        for n, gold in enumerate(["1", "2", "tie", [9, 3], None, "no line"])
+    ]
+    write_rows(tmp_path / "p.jsonl", rows)
+    done = jlm("data", "p.jsonl", "-o", "set", "--validation", "0")
+    assert done.code == 0, done.err
+    train, validation = made(tmp_path / "set")
+    assert sorted(row["gold"] for row in train) == ["4 8", "6 6", "8 4", "9 3"]
+    assert validation == []
+    left = read_rows(tmp_path / "set" / "left-out.jsonl")
+    assert [(row["line"], row["code"]) for row in left] == [
+        (5, "no-judgment"),
+        (6, "no-score-line"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        (["no.jsonl", "-o", "set"], "no.jsonl: cannot be read"),
+        (["empty.jsonl", "-o", "set"], "empty.jsonl: no usable row: is empty"),
+        (["rated.jsonl", "-o", "no/set"], "there is no folder no"),
+        (["rated.jsonl", "-o", "rated.jsonl"], "exists"),
+        (["rated.jsonl", "-o", "set", "--form", "trio=1"], "--form trio=1"),
+        (
+            ["rated.jsonl", "-o", "set", "--bad-kind", "ugly"],
+            "--bad-kind ugly: there are off-topic",
+        ),
+        (["rated.jsonl", "-o", "set", "--longest", "3"], "no usable row"),
+    ],
+)
+def test_bad_options(words: list[str], word: str, tmp_path: Path, jlm: Jlm, source: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    done = jlm("data", *words)
+    assert done.code == 2 and word in done.err and done.err.count("\n") == 1, done.err
+
+
+def test_kinds_of_bad_answers(tmp_path: Path, jlm: Jlm, source: Path) -> None:
+    words = ["--bad", "1", "--bad-kind", "off-topic", "--reference", "0", "--rows", "40"]
+    assert jlm("data", "rated.jsonl", "-o", "set", *words).code == 0
+    for row in made(tmp_path / "set")[0]:
+        numbers = {answer.split()[0] for answer in row["answers"]}
+        assert len(numbers) == 2 and "reference" not in row
+        assert "off-topic" in row["models"] and "answers another question" in row["gold"]
+
+
+def test_real_answers_are_a_gap_apart(tmp_path: Path, jlm: Jlm, source: Path) -> None:
+    words = ["--bad", "0", "--gap", "4", "--ties", "0", "--reference", "0", "--rows", "60"]
+    assert jlm("data", "rated.jsonl", "-o", "set", *words).code == 0
+    for row in made(tmp_path / "set")[0]:
+        first, second = map(float, row["gold"].split("\n")[0].split())
+        assert abs(first - second) >= 3  # spoiled where no real answer is so far away
+
+
+@given(st.text(max_size=300), st.text(max_size=100), st.text(max_size=300), st.integers())
+def test_anything_can_be_spoiled(good: str, question: str, other: str, seed: int) -> None:
+    for kinds in ((), *((kind,) for kind in KINDS)):
+        bad = spoil(random.Random(seed), good, question, other, kinds)
+        assert bad.text != good or not good
+        assert 1 <= bad.score <= 4
+        assert bad == spoil(random.Random(seed), good, question, other, kinds)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1))
+def test_the_scale_keeps_the_order(qualities: list[float]) -> None:
+    answers = tuple(Answer("x", quality) for quality in qualities)
+    scale = Scale.of([Answered("q", answers, None, "s")])
+    scores = [scale.score("s", quality) for quality in sorted(qualities)]
+    assert scores == sorted(scores) and scores[0] >= 3 and scores[-1] <= 10
