@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import inspect
 import os
-import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
-from jlm_cli import __version__, cli_train
+from jlm_cli import __version__, cli_train, signals
 from jlm_cli.cli_train import pair
 from jlm_cli.config import Config, MetricsConfig
-from jlm_cli.errors import Ended, JlmError, UsageError
+from jlm_cli.errors import (
+    EXIT_OK,
+    Ended,
+    JlmError,
+    ReaderLeft,
+    SystemFailure,
+    UsageError,
+    printable,
+)
 
 app = typer.Typer(
     help="Judge language-model answers with a local model: scores first, reasons if wanted.",
@@ -153,6 +160,10 @@ def _shared(
         Literal["truncate", "error"],
         typer.Option(help="What to do with a longer one: cut the longer answer, or an error."),
     ] = "truncate",
+    on_injection: Annotated[
+        Literal["flag", "neutralize", "error"],
+        typer.Option(help="What to do with answers that forge the prompt's structure."),
+    ] = "flag",
     schema: Annotated[str, typer.Option(help="Input format, told by its fields.")] = "auto",
     field_map: Annotated[
         list[str] | None,
@@ -216,6 +227,7 @@ def _shared(
         batch_tokens=batch_tokens,
         max_length=max_length,
         on_overflow=on_overflow,
+        on_injection=on_injection,
         schema=schema,
         field_map=tuple(pair(text) for text in field_map or ()),
         limit=limit,
@@ -433,6 +445,44 @@ app.command(epilog=cli_train.DATA_EXAMPLES)(cli_train.data)
 app.command()(cli_train.adapter)
 
 
+@app.command(epilog="[bold]Example[/bold]\n  jlm probe -m tiny --max-attack-success 0.2")
+def probe(
+    model: Annotated[str | None, typer.Option("-m", "--model", help="As for judge.")] = None,
+    template: Annotated[str | None, typer.Option(help="As for judge.")] = None,
+    on_injection: Annotated[
+        Literal["flag", "neutralize", "error"],
+        typer.Option(help="As for judge: how far does it help?"),
+    ] = "flag",
+    max_attack_success: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Exit with 3 where more of all attacks succeed."),
+    ] = None,
+    device: Annotated[Literal["cpu", "cuda", "mps"] | None, typer.Option()] = None,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option()] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes on the CPU.")] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No notes, no table.")] = False,
+    print_json: Annotated[bool, typer.Option("--json", help="Rates to standard output.")] = False,
+) -> None:
+    """How often known tricks make a judge prefer the worse answer."""
+    from jlm_cli import models
+    from jlm_cli import probe as probing
+
+    config = Config(
+        inputs=(),
+        output=None,
+        model=model or models.default_name(),
+        swap=True,
+        template=template,
+        on_injection=on_injection,
+        device=device,
+        dtype=dtype,
+        workers=workers,
+        quiet=quiet,
+        print_json=print_json,
+    )
+    raise typer.Exit(probing.run(config, max_attack_success))
+
+
 def _output(inputs: list[str], output: str | None, command: str) -> Path | None:
     """Where results go: None is standard output, the default where the input is standard input."""
     if output == "-" or (output is None and inputs[0] == "-"):
@@ -440,32 +490,44 @@ def _output(inputs: list[str], output: str | None, command: str) -> Path | None:
     if output is not None:
         return Path(output)
     stem = Path(inputs[0]).name
-    for suffix in (".gz", ".jsonl", ".json"):
+    for suffix in (".gz", ".zst", ".jsonl", ".json"):
         stem = stem.removesuffix(suffix)
     return Path(f"{stem}.{command}.jsonl")
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    raise Ended(number)
-
-
 def main() -> NoReturn:
     """Run a command; every JlmError becomes one line here, and nowhere else."""
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _end)
-    try:
-        app()
-    except JlmError as error:
-        from jlm_cli.report import escaped  # a message may quote a file
+    signals.unwind()
+    code = _exit_code_of(app)
+    signals.leave_at_once()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:  # the reader has left; Python would complain once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
 
-        print(f"jlm: {escaped(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader has seen enough: `| head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+
+def _exit_code_of(command: Callable[[], object]) -> int:
+    try:
+        command()
+    except SystemExit as end:  # of Typer
+        return end.code if isinstance(end.code, int) else EXIT_OK
+    except ReaderLeft:
+        return EXIT_OK
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except Ended as ended:
-        sys.exit(ended.exit_code)
-    sys.exit(0)
+        return ended.exit_code
+    except JlmError as error:
+        return _told(error)
+    except OSError as error:
+        return _told(SystemFailure.of(error))
+    return EXIT_OK
+
+
+def _told(error: JlmError) -> int:
+    with suppress(OSError):
+        print(f"jlm: {printable(error)}", file=sys.stderr)
+    return error.exit_code

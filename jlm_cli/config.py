@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Overflow = Literal["truncate", "error"]
+OnInjection = Literal["flag", "neutralize", "error"]
 Quantize = Literal["8bit", "4bit"]
 Method = Literal["auto", "listwise", "pairwise"]
 
@@ -60,6 +61,7 @@ class Config:
     batch_tokens: int | None = None
     max_length: int | None = None
     on_overflow: Overflow = "truncate"
+    on_injection: OnInjection = "flag"
     schema: str = "auto"
     field_map: tuple[tuple[str, str], ...] = ()
     limit: int | None = None

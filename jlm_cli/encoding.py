@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING
 
 from jlm_cli.config import Config
 from jlm_cli.errors import ModelError, RowError
+from jlm_cli.injection import guard
 from jlm_cli.modes import Mode, View, arranged
 from jlm_cli.prompts import Piece, Template
-from jlm_cli.records import Sample
+from jlm_cli.records import Sample, field_names, field_of, with_field
 from jlm_cli.scoreline import Grammar, LineTokens
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
+
+
+MOST_TOKENS = 1 << 20  # of a prompt, where a model names no limit of its own
+_BREAKS = 4  # times that a sample's text is broken up; new tokens have never come of it
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,19 @@ class Lines:
         return self._wraps[system]
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A sample as it will be shown, in which views, and its flags so far."""
+
+    sample: Sample
+    views: list[View]
+    flags: tuple[str, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        return [_text(_render(self.sample, view)) for view in self.views]
+
+
 class Encoder:
     """Turns samples into prompts, one for each view that is judged."""
 
@@ -123,63 +141,93 @@ class Encoder:
         self._vocabulary = lines.vocabulary
         self._mode = mode
         self._config = config
-        self._room = config.max_length or lines.vocabulary.context
+        self._room = config.max_length or lines.vocabulary.context or MOST_TOKENS
+        self._longest_token = max(map(len, lines.vocabulary.tokenizer.get_vocab()))
 
     def encode(self, samples: Sequence[Sample]) -> list[list[Prompt] | RowError]:
         """For each sample the prompts of its views, or why there are none."""
         drafts = [self._draft(sample) for sample in samples]
-        texts = [text for draft in drafts if not isinstance(draft, RowError) for _, text in draft]
+        texts = [text for draft in drafts if isinstance(draft, Draft) for text in draft.texts]
         encodings = iter(self._vocabulary.encode(texts))
         prompts: list[list[Prompt] | RowError] = []
-        for sample, draft in zip(samples, drafts, strict=True):
+        for draft in drafts:
             if isinstance(draft, RowError):
                 prompts.append(draft)
                 continue
-            ids = [list(next(encodings).ids) for _ in draft]
-            prompts.append(self._finish(sample, [view for view, _ in draft], ids))
+            ids = [list(next(encodings).ids) for _ in draft.views]
+            prompts.append(self._finish(draft, ids))
         return prompts
 
-    def _draft(self, sample: Sample) -> list[tuple[View, str]] | RowError:
+    def _draft(self, sample: Sample) -> Draft | RowError:
         try:
-            return [(view, _text(_render(sample, view))) for view in self._mode.views(sample)]
+            views = self._mode.views(sample)
+            bounded, flags = self._bounded(sample)
+            safe, forged = guard(bounded, self._config.on_injection)
+            return Draft(safe, views, (*flags, *forged))
         except RowError as error:
             return error
 
-    def _finish(
-        self, sample: Sample, views: list[View], ids: list[list[int]]
-    ) -> list[Prompt] | RowError:
-        """The common case passes through; the rest is neutralised, shortened or refused."""
-        flags: list[str] = []
-        try:
-            _, views, ids = self._fit(sample, views, ids, flags)
-        except RowError as error:
-            return error
-        return [
-            Prompt(self._whole(view, row), view, tuple(flags))
-            for view, row in zip(views, ids, strict=True)
-        ]
+    def _bounded(self, sample: Sample) -> tuple[Sample, tuple[str, ...]]:
+        """Without what no tokenizer could make fit, so that no text costs more than the limit."""
+        most, flags = self._room * self._longest_token, []
+        for name in field_names(sample):
+            text = field_of(sample, name)
+            if len(text) <= most:
+                continue
+            if self._config.on_overflow == "error" or not name.startswith("answer_"):
+                size = f"{len(text)} characters, more than {self._room} tokens hold"
+                raise RowError("too-long", f"field {name}: {size}")
+            sample = with_field(sample, name, text[:most])
+            flags.append(f"truncated:{name}")
+        return sample, tuple(flags)
 
     def text(self, sample: Sample) -> tuple[View, str, tuple[str, ...]]:
         """The first view and its prompt as text, with the flags of what was done to make it fit.
 
         Raises RowError.
         """
-        flags: list[str] = []
-        views = self._mode.views(sample)[:1]
-        sample, views, _ = self._fit(sample, views, self._ids(sample, views), flags)
-        return views[0], _text(_render(sample, views[0])), tuple(flags)
+        draft = self._draft(sample)
+        if isinstance(draft, RowError):
+            raise draft
+        first = replace(draft, views=draft.views[:1])
+        shown, _ = self._fit(first, self._ids(first.sample, first.views))
+        return shown.views[0], shown.texts[0], tuple(dict.fromkeys(shown.flags))
 
-    def _fit(
-        self, sample: Sample, views: list[View], ids: list[list[int]], flags: list[str]
-    ) -> tuple[Sample, list[View], list[list[int]]]:
-        """The sample as its prompts hold it, its views, and their ids."""
-        if any(self._vocabulary.special.intersection(row) for row in ids):
+    def _finish(self, draft: Draft, ids: list[list[int]]) -> list[Prompt] | RowError:
+        try:
+            draft, ids = self._fit(draft, ids)
+        except RowError as error:
+            return error
+        flags = tuple(dict.fromkeys(draft.flags))
+        return [
+            Prompt(self._whole(view, row), view, flags)
+            for view, row in zip(draft.views, ids, strict=True)
+        ]
+
+    def _fit(self, draft: Draft, ids: list[list[int]]) -> tuple[Draft, list[list[int]]]:
+        """The common case passes through; the rest is neutralised, shortened or refused."""
+        sample, views, flags = draft.sample, draft.views, list(draft.flags)
+        if self._any_special(ids):
             sample, ids = self._neutralise(sample, views, flags)
         if self._excess(views, ids)[0] > 0 and (fewer := self._mode.smaller_views(sample)):
             views, ids = fewer, self._ids(sample, fewer)
         if self._excess(views, ids)[0] > 0:
             sample, ids = self._shorten(sample, views, ids, flags)
-        return sample, views, ids
+        fitted = Draft(sample, views, tuple(flags))
+        return (fitted, ids) if sample is draft.sample else self._checked_again(fitted, ids)
+
+    def _checked_again(self, draft: Draft, ids: list[list[int]]) -> tuple[Draft, list[list[int]]]:
+        """What was broken up or cut may end in a score line, or join to a token, only now."""
+        safe, forged = guard(draft.sample, self._config.on_injection)
+        again = Draft(safe, draft.views, (*draft.flags, *forged))
+        if safe is not draft.sample:
+            return self._fit(again, self._ids(safe, again.views))
+        if self._any_special(ids) and (found := self._special_in(safe, draft.views)):
+            raise RowError("special", f"field {found[0][0]}: spells a control token of the model")
+        return again, ids
+
+    def _any_special(self, ids: list[list[int]]) -> bool:
+        return any(self._vocabulary.special.intersection(row) for row in ids)
 
     def _whole(self, view: View, ids: Sequence[int]) -> tuple[int, ...]:
         """The ids of a text with what stands around it."""
@@ -190,8 +238,6 @@ class Encoder:
 
     def _excess(self, views: Sequence[View], ids: Sequence[Sequence[int]]) -> tuple[int, int]:
         """By how many tokens the prompt that fits least is too long, and which it is."""
-        if self._room is None:
-            return 0, 0
         over = [
             len(self._whole(view, row)) - self._limit(view)
             for view, row in zip(views, ids, strict=True)
@@ -201,7 +247,6 @@ class Encoder:
 
     def _limit(self, view: View) -> int:
         """Tokens a prompt may have, so that its line (and a reason before it) still fits."""
-        assert self._room is not None
         left = self._room - self._lines.of(view.template, len(view.shown)).longest
         if view.template.reason_first is None:
             return left
@@ -214,26 +259,35 @@ class Encoder:
     def _neutralise(
         self, sample: Sample, views: Sequence[View], flags: list[str]
     ) -> tuple[Sample, list[list[int]]]:
-        """Break up user text that became a special or added token, until none is left."""
-        while (found := self._special_in(sample, views)) is not None:
-            name, start, end = found
-            sample = _with_field(sample, name, _broken(_field_of(sample, name), start, end))
-            flags.append(f"special:{name}")
-        flags[:] = dict.fromkeys(flags)
+        """Break up user text that became a special or added token."""
+        for _ in range(_BREAKS):
+            found = self._special_in(sample, views)
+            for name, start, end in reversed(found):
+                text = field_of(sample, name)
+                sample = with_field(sample, name, _broken(text, start, end))
+            flags += [f"special:{name}" for name, _, _ in found]
         return sample, self._ids(sample, views)
 
-    def _special_in(self, sample: Sample, views: Sequence[View]) -> tuple[str, int, int] | None:
-        """The first special token that stems from a field, as (field, start, end) in its text."""
+    def _special_in(self, sample: Sample, views: Sequence[View]) -> list[tuple[str, int, int]]:
+        """The special tokens that stem from a field, as (field, start, end) in its text, of the
+        first view that has any."""
         for view in views:
             render = _render(sample, view)
             encoding = self._vocabulary.locate(_text(render))
-            for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-                if token not in self._vocabulary.special:
-                    continue
-                for name, field_start, field_end in _spans(render):
-                    if field_start <= start < field_end:
-                        return name, start - field_start, min(end, field_end) - field_start
-        return None
+            places = [
+                offsets
+                for token, offsets in zip(encoding.ids, encoding.offsets, strict=True)
+                if token in self._vocabulary.special
+            ]
+            found = [
+                (name, max(start - at, 0), min(end, to) - at)
+                for name, at, to in _spans(render)
+                for start, end in places
+                if start < to and end > at
+            ]
+            if found:
+                return found
+        return []
 
     def _shorten(
         self, sample: Sample, views: Sequence[View], ids: list[list[int]], flags: list[str]
@@ -261,15 +315,15 @@ class Encoder:
         starts = [[s for s, _ in offsets if start <= s < end] for _, start, end in spans]
         level = _level([len(tokens) for tokens in starts], cut)
         if level == 0:
-            longest = max(("question", "reference"), key=lambda f: len(_field_of(sample, f)))
+            longest = max(("question", "reference"), key=lambda f: len(field_of(sample, f)))
             limit = self._limit(view)
             raise RowError(
                 "too-long", f"field {longest}: leaves no room for the answers in {limit} tokens"
             )
         for (name, start, _), tokens in zip(spans, starts, strict=True):
             if len(tokens) > level:
-                kept = _field_of(sample, name)[: tokens[level] - start]
-                sample = _with_field(sample, name, kept)
+                kept = field_of(sample, name)[: tokens[level] - start]
+                sample = with_field(sample, name, kept)
         return sample
 
 
@@ -312,21 +366,3 @@ def _level(sizes: Sequence[int], cut: int) -> int:
         if sum(min(size, level) for size in sizes) <= target:
             return level
     return 0
-
-
-def _field_of(sample: Sample, field: str) -> str:
-    if field.startswith("answer_"):
-        return sample.answers[int(field.removeprefix("answer_")) - 1]
-    return getattr(sample, field) or ""
-
-
-def _with_field(sample: Sample, field: str, text: str) -> Sample:
-    if field.startswith("answer_"):
-        answers = list(sample.answers)
-        answers[int(field.removeprefix("answer_")) - 1] = text
-        return replace(sample, answers=tuple(answers))
-    if field == "instruction":
-        return replace(sample, question=f"{text}\n{sample.input}" if sample.input else text)
-    if field == "input":
-        return replace(sample, question=f"{sample.instruction}\n{text}", input=text)
-    return replace(sample, **{field: text})  # type: ignore[arg-type]

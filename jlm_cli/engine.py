@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +28,10 @@ class Written:
 
 
 class Engine(Protocol):
-    """A language model that reads and writes token ids, a batch at a time."""
+    """A language model that reads and writes token ids, a batch at a time.
+
+    Each raises MemoryError where the batch does not fit, and can then take a smaller one.
+    """
 
     def prefill(self, prompts: Sequence[Ids], columns: Sequence[int]) -> Floats:
         """Start a batch: the log-probabilities of `columns` behind each prompt.
@@ -66,7 +70,20 @@ class Judge:
     new_tokens: int
 
     def judge(self, prompts: Sequence[Prompt]) -> list[Reading | RowError]:
-        """A batch judged; a row that fails is its RowError and leaves the others as they are."""
+        """A batch judged; a row that fails is its RowError and leaves the others as they are.
+
+        A batch that memory has no room for is halved, and flagged `split-batch`.
+        """
+        with suppress(MemoryError):
+            return self._judge(prompts)
+        if len(prompts) == 1:
+            n = len(prompts[0].ids)
+            return [RowError("out-of-memory", f"its {n} tokens do not fit; take --max-length")]
+        middle = len(prompts) // 2
+        halves = [*self.judge(prompts[:middle]), *self.judge(prompts[middle:])]
+        return [_flagged(reading, "split-batch") for reading in halves]
+
+    def _judge(self, prompts: Sequence[Prompt]) -> list[Reading | RowError]:
         before = self._reasons_before(prompts)
         starts = [
             prompt.ids if first is None else (*prompt.ids, *first.ids)
@@ -145,6 +162,12 @@ def _up_to_line(text: str, marker: str, grammar: Grammar) -> str:
             return text[:at]
         end = at
     return text
+
+
+def _flagged(reading: Reading | RowError, flag: str) -> Reading | RowError:
+    if isinstance(reading, RowError) or flag in reading.flags:
+        return reading
+    return replace(reading, flags=(*reading.flags, flag))
 
 
 def _reading(prompt: Prompt, line: LineDistribution, reason: Reason | None) -> Reading:

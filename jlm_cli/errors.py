@@ -1,21 +1,27 @@
 """Every error that jlm raises on purpose.
 
     JlmError                 one line for the user, an exit code for the shell
+    ├── SystemFailure        a full disk, a device that fails
     ├── UsageError           options that do not go together, an output that is in the way
     ├── InputError           a file that cannot be read as samples
     ├── ModelError           a model, tokenizer, template or device that cannot be used
     └── RowError             one line of the input; becomes an error record, never a score
 
 Exit codes: 0 all judged · 1 unexpected failure · 2 usage or input · 3 finished with error
-records · 129, 130, 143 ended by SIGHUP, SIGINT, SIGTERM.
+records, or above a limit that was set · 129, 130, 143 ended by SIGHUP, SIGINT, SIGTERM.
 """
 
 from __future__ import annotations
+
+import unicodedata
+
+GO_ON = "the same command goes on from there"
 
 EXIT_OK = 0
 EXIT_UNEXPECTED = 1
 EXIT_USAGE = 2
 EXIT_ERROR_RECORDS = 3
+EXIT_ABOVE_LIMIT = 3  # of `probe --max-attack-success`
 
 
 class Ended(BaseException):
@@ -26,10 +32,33 @@ class Ended(BaseException):
         self.exit_code = 128 + number
 
 
+class ReaderLeft(BaseException):
+    """Whoever reads standard output has seen enough: `| head -1`."""
+
+
+def printable(text: object) -> str:
+    """Text from outside on one line, harmless to a terminal: no control or bidi characters."""
+    return " ".join(
+        "".join(
+            char if unicodedata.category(char)[0] != "C" else " " if char in "\n\t" else "\ufffd"
+            for char in str(text)
+        ).split()
+    )
+
+
 class JlmError(Exception):
     """A failure that is told to the user in one line, without a traceback."""
 
     exit_code = EXIT_UNEXPECTED
+
+
+class SystemFailure(JlmError):
+    """What the operating system refuses."""
+
+    @classmethod
+    def of(cls, error: OSError) -> SystemFailure:
+        where = f"{error.filename}: " if error.filename else ""
+        return cls(f"{where}{error.strerror or error}")
 
 
 class UsageError(JlmError):

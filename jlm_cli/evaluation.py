@@ -20,7 +20,7 @@ from jlm_cli.protocols import PAIRS, RECORDS
 from jlm_cli.records import Json
 from jlm_cli.report import Report
 from jlm_cli.source import spool_stdin
-from jlm_cli.tables import Grid, csv_of, grids_of, latex_of, markdown_of, print_grids
+from jlm_cli.tables import Grid, csv_of, grids_of, latex_of, markdown_of, printed
 
 _IDS_SHOWN = 5
 _TOLD = {
@@ -80,10 +80,8 @@ def _run(config: MetricsConfig) -> int:
         _tell(result, Report(config.quiet))
         grids = grids_of(result)
         _write(config, result, grids, judges, aligned)
-    if config.print_json:
-        write_stdout(iter([_packed(config, result)]))
-    else:
-        print_grids(grids)
+    said = _packed(config, result) if config.print_json else printed(grids).encode()
+    write_stdout(iter([said]))
     return EXIT_OK
 
 

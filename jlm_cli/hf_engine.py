@@ -9,10 +9,11 @@ lets each drafted token see its prompt and its ancestors.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ GPU_PACK = 16384
 _LOGITS_AT_ONCE = 64  # rows of logits turned into log-probabilities at a time, to bound memory
 
 ATTENTION = "jlm_packed"
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,29 @@ def _packed_attention(
 AttentionInterface.register(ATTENTION, _packed_attention)
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Of a GPU, or of the CPU's allocator, which raises a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _within_memory(method: Callable[P, R]) -> Callable[P, R]:
+    """Let a method raise MemoryError where memory runs out, with all given back that it held."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        engine = args[0]
+        assert isinstance(engine, HFEngine)
+        engine.forget()  # only here: the error's traceback held the batch's tensors
+        raise MemoryError
+
+    return call
+
+
 class HFEngine:
     """What both ways of reading a model share."""
 
@@ -154,6 +181,11 @@ class HFEngine:
         self.device = model.device
         self.columns: Sequence[int] = ()
         self._read: tuple[list[int], Cache] | None = None
+
+    def forget(self) -> None:
+        """Give back the memory kept from batch to batch."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def log_p(self, logits: torch.Tensor) -> Floats:
         """[n, vocabulary] → float64 [n, columns], normalised over the vocabulary."""
@@ -165,6 +197,7 @@ class HFEngine:
         known: Floats = torch.cat(parts).double().cpu().numpy()
         return known
 
+    @_within_memory
     def write(self, prompts: Sequence[Ids], limits: Sequence[int]) -> list[Written]:
         longest = max(map(len, prompts))
         pad = self.vocabulary.ends[0]
@@ -252,6 +285,7 @@ class PackedEngine(HFEngine):
         self._lengths: list[int] = []
         self._fed: list[int] = []
 
+    @_within_memory
     def prefill(self, prompts: Sequence[Ids], columns: Sequence[int]) -> Floats:
         """Rows are packed in the order of their tokens, and each copies what it shares with the
         one before: both orders of a sample, and samples with the same question, begin alike."""
@@ -268,6 +302,7 @@ class PackedEngine(HFEngine):
             known[[s.row for s in segments]] = self._pass(ids, positions, segments, ends)
         return known
 
+    @_within_memory
     def extend(self, drafts: Sequence[Sequence[DraftToken]]) -> list[Floats]:
         segments = [self._draft_segment(row, draft) for row, draft in enumerate(drafts) if draft]
         ids = [token.token for draft in drafts for token in draft]
@@ -279,6 +314,10 @@ class PackedEngine(HFEngine):
         known = self._pass(ids, positions, segments, np.arange(len(ids)))
         cuts = np.cumsum([len(draft) for draft in drafts])[:-1]
         return np.split(known, cuts)
+
+    def forget(self) -> None:
+        self._blocks = Blocks()
+        super().forget()
 
     def went_through_every_layer(self) -> bool:
         """Whether all layers took the packed attention in the last batch, not some or none."""
@@ -359,12 +398,14 @@ def _shared(before: Ids, ids: Ids) -> int:
 class PlainEngine(HFEngine):
     """Scores by a full pass for every prefix: slow, and right for any causal model."""
 
+    @_within_memory
     def prefill(self, prompts: Sequence[Ids], columns: Sequence[int]) -> Floats:
         self.columns = columns
         self._prompts = prompts
         self._fed: list[list[int]] = [[] for _ in prompts]
         return np.stack([self._behind(list(prompt)) for prompt in prompts])
 
+    @_within_memory
     def extend(self, drafts: Sequence[Sequence[DraftToken]]) -> list[Floats]:
         known = []
         for prompt, fed, draft in zip(self._prompts, self._fed, drafts, strict=True):

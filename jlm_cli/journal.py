@@ -14,19 +14,22 @@ import sys
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from jlm_cli.errors import UsageError
+from jlm_cli.errors import ReaderLeft, UsageError
 from jlm_cli.records import Json
 
 Rows = NDArray[np.int64]
 
+_ABOUT = "run.json"
 _EMPTY: Rows = np.empty(0, np.int64)
 _RECORD = re.compile(rb"(\d+)\t([0-9a-f]{8})\t(.*)\n", re.DOTALL)
 _COMMIT = re.compile(rb"#\t(\d+)\n")
@@ -76,7 +79,7 @@ class Journal:
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder = folder
         self._part = folder / f"part-{rank}"
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
 
     def begin(self, facts: Json, discard: bool = False) -> Rows:
         """Start the run that `facts` describe, or go on with it: the rows that are done.
@@ -85,11 +88,11 @@ class Journal:
         that is given up (`discard`), or UsageError names the first fact that differs.
         """
         facts = orjson.loads(orjson.dumps(facts))
-        about = self.folder / "run.json"
-        before = orjson.loads(about.read_bytes()) if about.exists() else None
-        if before is not None and before != facts:
-            if not discard:
-                raise self._other_run(before, facts)
+        about = self.folder / _ABOUT
+        before = self._about(about)
+        if before is not None and before != facts and not discard:
+            raise self._other_run(before, facts)
+        if before != facts:
             for path in self.folder.glob("part-*"):
                 path.unlink()
         write_whole(about, iter([orjson.dumps(facts, option=orjson.OPT_INDENT_2)]))
@@ -97,6 +100,13 @@ class Journal:
         for part in parts:
             os.truncate(part.path, part.end)
         return _rows_of(parts)
+
+    def _about(self, path: Path) -> Json | None:
+        try:
+            about: Json | None = orjson.loads(path.read_bytes()) if path.exists() else None
+        except orjson.JSONDecodeError:
+            raise UsageError(f"{path}: damaged; remove {self.folder} to begin anew") from None
+        return about
 
     def _other_run(self, before: Json, now: Json) -> UsageError:
         name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
@@ -107,13 +117,29 @@ class Journal:
 
     def append(self, records: Sequence[tuple[int, bytes]]) -> None:
         """Write one batch of (row, record) durably."""
-        if self._file is None:
-            self._file = self._part.open("ab")
-        for row, record in records:
-            self._file.write(b"%d\t%08x\t%s\n" % (row, _checksum(b"%d" % row, record), record))
-        self._file.write(b"#\t%d\n" % len(records))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        lines = [
+            b"%d\t%08x\t%s\n" % (row, _checksum(b"%d" % row, record), record)
+            for row, record in records
+        ]
+        with naming(self._part):
+            if self._file is None:
+                self._file = self._part.open("ab", buffering=0)
+                _sync_folder(self.folder)
+            self._write(b"".join([*lines, b"#\t%d\n" % len(lines)]))
+
+    def _write(self, data: bytes) -> None:
+        """All of it or nothing: a disk that fills up and empties must leave no half behind."""
+        assert self._file is not None
+        end = os.fstat(self._file.fileno()).st_size
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self._part, end)
+            raise
 
     def close(self) -> None:
         if self._file is not None:
@@ -143,11 +169,13 @@ class Journal:
         return [read_part(path) for path in sorted(self.folder.glob("part-*"))]
 
     def remove(self) -> None:
-        """The folder and all in it, what says whose it is last."""
+        """The folder and all in it; first what says whose it is, so that no run goes on there."""
         self.close()
-        for path in sorted(self.folder.iterdir(), key=lambda path: path.name == "run.json"):
-            path.unlink()
-        self.folder.rmdir()
+        (self.folder / _ABOUT).unlink()
+        with suppress(OSError):  # what is left then belongs to no run
+            for path in self.folder.iterdir():
+                path.unlink()
+            self.folder.rmdir()
 
 
 def _checksum(row: bytes, record: bytes) -> int:
@@ -165,18 +193,51 @@ def _brief(value: Any) -> str:
 
 def write_whole(path: Path, lines: Iterator[bytes]) -> None:
     """Write a file that appears under its name only when it is complete."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.tmp")  # one that a killed run left is written over
     try:
-        with draft.open("wb") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        with naming(path):
+            with draft.open("wb") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+            _sync_folder(path.parent)
     except BaseException:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the operating system name the file; those of writing know none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """A name is only safe from a power cut once its folder is."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run is under way in the folder, or was ended before it was done."""
+    return (folder / _ABOUT).exists()
+
+
 def write_stdout(lines: Iterator[bytes]) -> None:
-    sys.stdout.buffer.writelines(lines)
-    sys.stdout.buffer.flush()
+    if sys.stdout is None:
+        raise UsageError("standard output is closed")
+    try:
+        sys.stdout.buffer.writelines(lines)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise ReaderLeft from None

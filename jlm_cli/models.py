@@ -61,6 +61,9 @@ _LOADING_ERRORS = (
     SafetensorError,
 )
 
+# code in a model's folder is never run, and its files are all that is read
+_LOCKED_DOWN: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+
 Say = Callable[[str], None]
 
 
@@ -132,8 +135,14 @@ def _local(name: str, path: Path, say: Say) -> ModelFiles:
     if (path / "config.json").is_file():
         return ModelFiles(name, path)
     if (path / "adapter_config.json").is_file():
-        base = orjson.loads((path / "adapter_config.json").read_bytes())["base_model_name_or_path"]
-        below = find(str(base), say)
+        try:
+            about = orjson.loads((path / "adapter_config.json").read_bytes())
+            base = str(about["base_model_name_or_path"])
+        except (orjson.JSONDecodeError, LookupError, TypeError) as error:
+            raise ModelError(f"{path}/adapter_config.json: names no base model") from error
+        if (Path(base) / "adapter_config.json").is_file():
+            raise ModelError(f"{path}/adapter_config.json: its base {base} is an adapter itself")
+        below = find(base, say)
         return ModelFiles(name, below.folder, below.gguf, adapter=path)
     raise ModelError(f"--model {name}: neither a .gguf file nor a folder with config.json")
 
@@ -191,6 +200,8 @@ def _no_network(what: str, error: Exception) -> str:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
+    if lines and "Weights only load failed" in lines[0]:
+        return "its .bin weights hold more than tensors; that could run code and is not loaded"
     return lines[0][:200] if lines else type(error).__name__
 
 
@@ -262,6 +273,7 @@ def quiet_transformers() -> None:
     """Its warnings and bars say nothing that jlm does not say itself."""
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", module=r"torch\._weights_only_unpickler")
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -285,7 +297,7 @@ def _tokenizer(files: ModelFiles) -> Any:
     quiet_transformers()
     source: dict[str, Any] = {"gguf_file": files.gguf} if files.gguf else {}
     try:
-        return AutoTokenizer.from_pretrained(files.folder, **source)
+        return AutoTokenizer.from_pretrained(files.folder, **_LOCKED_DOWN, **source)
     except _LOADING_ERRORS as error:
         raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
 
@@ -332,7 +344,8 @@ def _text_config(files: ModelFiles) -> Any:
 
     source: dict[str, Any] = {"gguf_file": files.gguf} if files.gguf else {}
     try:
-        return AutoConfig.from_pretrained(files.folder, **source).get_text_config()
+        config = AutoConfig.from_pretrained(files.folder, **_LOCKED_DOWN, **source)
+        return config.get_text_config()
     except _LOADING_ERRORS as error:
         raise ModelError(f"--model {files.name}: {_first_line(error)}") from error
 
@@ -639,7 +652,7 @@ def load_model(
         source["quantization_config"] = _quantization(quantize, wanted)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            files.folder, dtype=wanted, trust_remote_code=False, **source
+            files.folder, dtype=wanted, **_LOCKED_DOWN, **source
         )
         return model if files.adapter is None else _with_adapter(model, files.adapter, quantize)
     except _LOADING_ERRORS as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import orjson
@@ -59,6 +59,31 @@ class Sample:
         }
 
 
+def field_names(sample: Sample) -> list[str]:
+    """The fields that come into a prompt, as flags and errors name them; answers from 1."""
+    answers = [f"answer_{n}" for n in range(1, len(sample.answers) + 1)]
+    asked = ["instruction", "input"] if sample.input else ["question"]
+    return [*asked, *([] if sample.reference is None else ["reference"]), *answers]
+
+
+def field_of(sample: Sample, field: str) -> str:
+    if field.startswith("answer_"):
+        return sample.answers[int(field.removeprefix("answer_")) - 1]
+    return getattr(sample, field) or ""
+
+
+def with_field(sample: Sample, field: str, text: str) -> Sample:
+    if field.startswith("answer_"):
+        answers = list(sample.answers)
+        answers[int(field.removeprefix("answer_")) - 1] = text
+        return replace(sample, answers=tuple(answers))
+    if field == "instruction":
+        return replace(sample, question=f"{text}\n{sample.input}" if sample.input else text)
+    if field == "input":
+        return replace(sample, question=f"{sample.instruction}\n{text}", input=text)
+    return replace(sample, **{field: text})  # type: ignore[arg-type]
+
+
 def rounded(values: tuple[float, ...]) -> list[float]:
     return [round(value, _DIGITS) for value in values]
 
@@ -96,7 +121,8 @@ def error_record(row_id: Any, line: int, mode: str, error: RowError) -> Json:
         "id": row_id,
         "line": line,
         "mode": mode,
-        "error": {"code": error.code, "message": str(error)},
+        # a file's name may hold what is no Unicode
+        "error": {"code": error.code, "message": str(error).encode("utf-8", "replace").decode()},
     }
 
 

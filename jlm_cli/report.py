@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import unicodedata
 from collections import Counter
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK
+from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK, printable
 from jlm_cli.models import Compute
 from jlm_cli.records import Json
 
@@ -36,11 +37,7 @@ _NAMES = {
 
 def shown(text: object, width: int = 60) -> Text:
     """Text from outside, made safe for a terminal: no markup, no control or bidi characters."""
-    safe = "".join(
-        char if unicodedata.category(char)[0] != "C" else " " if char in "\n\t" else "\ufffd"
-        for char in str(text)[: 4 * width]
-    )
-    safe = " ".join(safe.split())
+    safe = printable(str(text)[: 4 * width])
     return Text(safe if len(safe) <= width else safe[: width - 1] + "…")
 
 
@@ -52,6 +49,14 @@ def escaped(text: str) -> str:
         else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+class _Stderr(Console):
+    """A console whose reader may leave: the run goes on without a word."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class Counted(Protocol):
@@ -69,7 +74,7 @@ class Report:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = _Stderr(stderr=True, highlight=False)
 
     def note(self, text: str) -> None:
         if not self.quiet:
@@ -102,6 +107,10 @@ class Report:
         if compute.weights + compute.cache > compute.memory > 0:
             table.add_row(Text("this will not fit", style="bold red"), compute.device)
         self._console.print(table)
+
+    def probe(self, summary: Json) -> None:
+        if not self.quiet:
+            self._console.print(_probed(summary))
 
     def bar(self, total: int) -> tqdm[Any]:
         """A progress bar over rows; none when standard error is no terminal."""
@@ -180,6 +189,22 @@ class Report:
                 style="bold yellow",
             )
         )
+
+
+def _probed(summary: Json) -> Table:
+    """How often a judge fell for what."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", "led astray", "95 %", "pairs"):
+        table.add_column(name, justify="left" if name == "" else "right")
+    rows = {name: summary[name] for name in ("control", "position")} | summary["attacks"]
+    for name, found in (rows | {"all attacks": summary["attack_success"]}).items():
+        low, high = found["ci95"]
+        style = (
+            "bold" if name == "all attacks" else "dim" if name in ("control", "position") else ""
+        )
+        share, between = f"{found['value']:.0%}", f"{low:.0%} – {high:.0%}"
+        table.add_row(name.replace("-", " "), share, between, str(found["n"]), style=style)
+    return table
 
 
 def _leaderboard(board: Json) -> Table:

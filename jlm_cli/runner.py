@@ -5,11 +5,13 @@ Every worker of a run goes through `work`; the first surveys and plans before, a
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import orjson
 from filelock import AcquireReturnProxy, FileLock, Timeout
+from numpy.typing import NDArray
 
 from jlm_cli import models, sharding
 from jlm_cli.batching import Plan, make_plan
@@ -24,8 +27,16 @@ from jlm_cli.columns import PairTally, tally_of
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines
 from jlm_cli.engine import Judge
-from jlm_cli.errors import EXIT_OK, InputError, JlmError, RowError, UsageError
-from jlm_cli.journal import Journal, folder_of, write_stdout, write_whole
+from jlm_cli.errors import (
+    EXIT_OK,
+    GO_ON,
+    InputError,
+    JlmError,
+    RowError,
+    SystemFailure,
+    UsageError,
+)
+from jlm_cli.journal import Journal, begun, folder_of, naming, write_stdout, write_whole
 from jlm_cli.modes import Mode, Reading, flags_of, identity, mode_of
 from jlm_cli.records import Json, Sample, dump, judged_record
 from jlm_cli.report import Report, exit_status, spoken
@@ -33,7 +44,7 @@ from jlm_cli.rows import Rows, open_rows
 from jlm_cli.source import spool_stdin
 from jlm_cli.standings import GradeTally, RankTally, Tally
 from jlm_cli.summary import summary_of
-from jlm_cli.survey import Survey, encoded, take_survey
+from jlm_cli.survey import AT_ONCE, Survey, encoded, take_survey
 
 _RECORDS_SHOWN = 13
 _PLAN = "plan.npz"
@@ -100,15 +111,28 @@ def work(config: Config, workers: sharding.Workers) -> int:
     assert config.partial is not None
     journal = Journal(config.partial, workers.rank)
     if workers.rank > 0:
-        _judge_share(now, journal, workers, report)
+        with _kept(config):
+            _judge_share(now, journal, workers, report)
         workers.finish()
         return EXIT_OK
-    with locked(config.partial):
+    with locked(config.partial), _kept(config):
         _begin(now, journal, report)
         _judge_share(now, journal, workers, report)
         workers.finish()
         _write_output(now, journal)
         return _sum_up(now, journal, report, time.monotonic() - started)
+
+
+@contextmanager
+def _kept(config: Config) -> Iterator[None]:
+    """A full disk or a failing one ends a run, not its results."""
+    try:
+        yield
+    except OSError as error:
+        failure = SystemFailure.of(error)
+        if config.output is None:
+            raise failure from error
+        raise SystemFailure(f"{failure}; what is done is kept: {GO_ON}") from error
 
 
 def open_run(config: Config, report: Report) -> Run:
@@ -127,16 +151,36 @@ def check_output(config: Config) -> None:
     output = config.output
     if output is None:
         return
-    if output.is_dir():
-        raise UsageError(f"{output}: is a folder; name a file with --output")
-    if any(output.resolve() == Path(name).resolve() for name in config.inputs if name != "-"):
-        raise UsageError(f"{output}: is the input; name another file with --output")
+    for path in (output, summary_path(output)):
+        _check_name(path, config)
     if config.retry_errors and not output.exists():
         raise UsageError(f"{output}: is not there; --retry-errors judges its error records again")
-    if output.exists() and not (config.overwrite or config.retry_errors):
+    may_replace = config.overwrite or config.retry_errors or begun(folder_of(output))
+    if output.exists() and not may_replace:
         raise UsageError(f"{output}: exists; take --overwrite, or another --output")
-    if not output.parent.is_dir():
-        raise UsageError(f"{output}: there is no folder {output.parent}")
+
+
+def _check_name(path: Path, config: Config) -> None:
+    """Raises UsageError where a file of that name must not or cannot be written."""
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file with --output")
+    if path.is_symlink():
+        raise UsageError(f"{path}: is a link; name the file itself with --output")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is no ordinary file; take --output - for standard output")
+    sides = [side for side in (config.reference, config.gold) if side is not None]
+    for given in [Path(name) for name in config.inputs if name != "-"] + sides:
+        if path.resolve() == given.resolve() or (path.exists() and _same_file(path, given)):
+            what = "a side file" if given in sides else "the input"
+            raise UsageError(f"{path}: is {what}; name another file with --output")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: the folder {path.parent} is not writable")
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    return other.exists() and path.samefile(other)
 
 
 def preflight(config: Config) -> int:
@@ -194,12 +238,12 @@ def locked(folder: Path) -> AcquireReturnProxy[FileLock]:
 def _begin(now: Run, journal: Journal, report: Report) -> None:
     """Survey all rows, and leave for every worker the plan of what is still to be judged."""
     left = np.ones(len(now.rows), bool)
+    good = _good_rows(now) if now.config.retry_errors and not begun(journal.folder) else None
     done = journal.begin(_fingerprint(now), discard=now.config.overwrite)
     left[done] = False
-    if now.config.retry_errors and not len(done):
-        kept = _good_records(now)
-        journal.append(kept)
-        left[[row for row, _ in kept]] = False
+    if good is not None:
+        _keep(now, journal, good)
+        left[good] = False
     if not left.all():
         report.note(f"going on: {int((~left).sum())} of {len(left)} rows are done")
     survey = take_survey(
@@ -211,27 +255,40 @@ def _begin(now: Run, journal: Journal, report: Report) -> None:
     plan = plan_of(now, survey)
     todo = [number for number in range(len(plan)) if left[plan.batch(number)].any()]
     draft = journal.folder / "plan.tmp.npz"
-    np.savez(draft, order=plan.order, cuts=plan.cuts, todo=np.array(todo, np.int64), left=left)
-    draft.replace(journal.folder / _PLAN)
+    with naming(draft):
+        np.savez(draft, order=plan.order, cuts=plan.cuts, todo=np.array(todo, np.int64), left=left)
+        draft.replace(journal.folder / _PLAN)
 
 
-def _good_records(now: Run) -> list[tuple[int, bytes]]:
-    """The judged records of the output. Raises UsageError where it is not of this input."""
+def _good_rows(now: Run) -> NDArray[np.bool_]:
+    """Which records of the output are judged. Raises UsageError where it is not of this input."""
     assert now.config.output is not None
-    lines = now.config.output.read_bytes().split(b"\n")[:-1]
-    if len(lines) != len(now.rows):
+    good: list[bool] = []
+    with now.config.output.open("rb") as records:
+        for row, raw in enumerate(records):
+            try:
+                record = orjson.loads(raw)
+                same = row < len(now.rows) and record["line"] == now.rows.source.line(row)
+                good.append("error" not in record)
+            except (orjson.JSONDecodeError, LookupError, TypeError):
+                raise UsageError(f"{now.config.output}:{row + 1}: is no record of jlm") from None
+            if not same and row < len(now.rows):
+                raise UsageError(f"{now.config.output}:{row + 1}: is of another line of the input")
+    if len(good) != len(now.rows):
         raise UsageError(
-            f"{now.config.output}: holds {len(lines)} records, the input {len(now.rows)} rows; "
+            f"{now.config.output}: holds {len(good)} records, the input {len(now.rows)} rows; "
             "--retry-errors needs the same input"
         )
-    good = []
-    for row, raw in enumerate(lines):
-        record = orjson.loads(raw)
-        if record["line"] != now.rows.source.line(row):
-            raise UsageError(f"{now.config.output}:{row + 1}: is of another line of the input")
-        if "error" not in record:
-            good.append((row, raw))
-    return good
+    return np.array(good, bool)
+
+
+def _keep(now: Run, journal: Journal, good: NDArray[np.bool_]) -> None:
+    """Take the good records of the output over, a few at a time."""
+    assert now.config.output is not None
+    with now.config.output.open("rb") as records:
+        kept = ((row, raw.rstrip(b"\n")) for row, raw in enumerate(records) if good[row])
+        while some := list(islice(kept, AT_ONCE)):
+            journal.append(some)
 
 
 def _fingerprint(now: Run) -> Json:
@@ -320,12 +377,12 @@ def _sum_up(now: Run, journal: Journal, report: Report, seconds: float) -> int:
     packed = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if config.output is not None:
         write_whole(summary_path(config.output), iter([packed]))
-    if config.print_json:
-        write_stdout(iter([packed]))
     report.records(list(islice(_records(now.rows, journal), _RECORDS_SHOWN)))
     output = str(config.output or "standard output")
     report.summary(summary, tally, output, now.files.untrained)
     journal.remove()
+    if config.print_json:
+        write_stdout(iter([packed]))
     return exit_status(tally)
 
 

@@ -26,7 +26,7 @@ from jlm_cli.records import (
     need_text,
     read_gold,
 )
-from jlm_cli.source import Source, open_source
+from jlm_cli.source import LONGEST_LINE, Source, open_source
 
 _NATIVE_FIELDS = (
     "id",
@@ -250,7 +250,9 @@ def _fitting(row: Json, where: str) -> Schema:
 
 
 def parse_row(raw: bytes) -> Json:
-    """One line as a JSON object. Raises RowError `bad-json` or `bad-type`."""
+    """One line as a JSON object. Raises RowError `too-long`, `bad-json` or `bad-type`."""
+    if len(raw) > LONGEST_LINE:
+        raise RowError("too-long", f"the line is longer than {LONGEST_LINE >> 20} MiB")
     try:
         row = orjson.loads(raw)
     except orjson.JSONDecodeError as error:

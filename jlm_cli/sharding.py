@@ -14,20 +14,38 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import orjson
 
 from jlm_cli.config import Config
-from jlm_cli.errors import Ended, JlmError, ModelError
+from jlm_cli.errors import (
+    EXIT_OK,
+    EXIT_UNEXPECTED,
+    GO_ON,
+    Ended,
+    JlmError,
+    ModelError,
+    ReaderLeft,
+    SystemFailure,
+)
+from jlm_cli.records import Json
 
 Work = Callable[[Config, "Workers"], int]
 
 _POLL = 0.05  # seconds between looks at the store
+_LOOK = 1  # second between looks at the other workers
+_MOST_SILENT = 40  # looks at a worker that does not beat: one that is stopped, or hangs
+_MOST_STOPPED = 10  # looks at one that is known to be stopped
+_LEFT = 1 << 40  # beats of a worker that is done
+_FAILURE = "JLM_FAILURE"  # names the file in which a worker says why it ends
 _PR_SET_PDEATHSIG = 1
 
 
@@ -88,7 +106,11 @@ class Group:
         state = PartialState(cpu=True, timeout=timedelta(days=7))
         self.rank: int = state.process_index
         self.size: int = state.num_processes
-        self._store: Any = _get_default_store()
+        store: Any = _get_default_store()
+        self._store = store
+        self._finished = False
+        beats = store.clone()  # one store is for one thread
+        threading.Thread(target=self._keep_watch, args=(beats,), daemon=True).start()
 
     def take(self) -> int:
         return int(self._store.add("jlm/next", 1)) - 1
@@ -103,10 +125,35 @@ class Group:
             time.sleep(_POLL)
 
     def finish(self) -> None:
+        self._finished = True
         finished = int(self._store.add("jlm/finished", 1))
+        self._store.add(f"jlm/beats/{self.rank}", _LEFT)
         while self.rank == 0 and finished < self.size:
             time.sleep(_POLL)
             finished = int(self._store.add("jlm/finished", 0))
+
+    def _keep_watch(self, store: Any) -> None:
+        """Every worker beats each second and counts the beats of all others.
+
+        Time is counted in looks, so that a machine that was asleep is not taken for dead.
+        """
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        beats, silent = dict.fromkeys(others, -1), dict.fromkeys(others, 0)
+        while True:
+            time.sleep(_LOOK)
+            try:
+                store.add(f"jlm/beats/{self.rank}", 1)
+                now = {rank: int(store.add(f"jlm/beats/{rank}", 0)) for rank in others}
+            except RuntimeError:  # the store went with the process that kept it
+                if self._finished:
+                    return
+                _end_for("the process that keeps the store is gone")
+            for rank in others:
+                stood = now[rank] == beats[rank] < _LEFT
+                silent[rank] = silent[rank] + 1 if stood else 0
+                if silent[rank] == _MOST_SILENT:
+                    _end_for(f"worker {rank} has not moved for {_MOST_SILENT * _LOOK} seconds")
+            beats = now
 
 
 def started_by_launcher() -> bool:
@@ -162,7 +209,8 @@ def _launch(config: Config, work: Work, n: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    for name in [name for name in logging.root.manager.loggerDict if "torch.distributed" in name]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # each has a level of its own
     how = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -175,36 +223,109 @@ def _launch(config: Config, work: Work, n: int) -> int:
         shutdown_timeout=5,
     )
     with tempfile.TemporaryDirectory(prefix="jlm-") as scratch:
-        failure = Path(scratch) / "failure.json"
+        os.environ[_FAILURE] = str(Path(scratch) / "failure.json")
+        threading.Thread(target=_end_the_stopped, args=(os.environ[_FAILURE],), daemon=True).start()
         try:
-            codes = elastic_launch(how, _worker)(config, work, str(failure), os.getpid())
+            with _deaf_workers():
+                codes = elastic_launch(how, _worker)(config, work, os.getpid())
         except SignalException as error:
             raise Ended(error.sigval) from None
         except ChildFailedError as error:
-            if failure.exists():
+            if (failure := Path(os.environ[_FAILURE])).exists():
                 raise _told(failure) from None
             rank, first = error.get_first_failure()
-            raise JlmError(
-                f"worker {rank} died ({_cause(first.exitcode)}); what is done is kept: "
-                "the same command goes on from there"
-            ) from None
+            cause = _cause(first.exitcode)
+            raise JlmError(f"worker {rank} died ({cause}); what is done is kept: {GO_ON}") from None
     return int(codes[0])
 
 
-def _worker(config: Config, work: Work, failure: str, parent: int) -> int:
+_OF_TERMINALS = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
+
+
+@contextmanager
+def _deaf_workers() -> Iterator[None]:
+    """A terminal sends Ctrl-C to workers as well; only this process is to hear it, and end them.
+
+    Workers inherit what this thread blocks. The thread that looks after them keeps an open ear.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_the_stopped(failure: str) -> None:
+    """Kill a worker that was stopped (SIGSTOP) and does not go on, in whatever it was doing.
+
+    A suspended run as a whole (Ctrl-Z) is not looked at: this process sleeps with it.
+    """
+    import psutil
+
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINALS)
+    looks: Counter[int] = Counter()
+    while True:
+        time.sleep(_LOOK)
+        for rank, process in enumerate(_spawned()):
+            with suppress(psutil.Error):
+                looks[process.pid] += 1
+                if process.status() != psutil.STATUS_STOPPED:
+                    looks[process.pid] = 0
+                if looks[process.pid] == _MOST_STOPPED:
+                    _leave_word(failure, f"worker {rank} was stopped and did not go on")
+                    process.kill()
+
+
+def _spawned() -> list[Any]:
+    """The workers that this process started, in the order of their ranks."""
+    import psutil
+
+    found = []
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any("spawn_main" in word for word in process.cmdline()):
+                found.append(process)
+    return sorted(found, key=lambda process: (process.create_time(), process.pid))
+
+
+def _end_for(reason: str) -> NoReturn:
+    """End this worker, and so the run; the launcher ends the others."""
+    if failure := os.environ.get(_FAILURE):
+        _leave_word(failure, reason)
+    else:
+        print(f"jlm: {reason}; what is done is kept: {GO_ON}", file=sys.stderr, flush=True)
+    os._exit(EXIT_UNEXPECTED)
+
+
+def _leave_word(failure: str, reason: str) -> None:
+    told = {"message": f"{reason}; what is done is kept: {GO_ON}", "exit_code": EXIT_UNEXPECTED}
+    Path(failure).write_bytes(orjson.dumps(told))
+
+
+def _worker(config: Config, work: Work, parent: int) -> int:
     """One process of several; a JlmError is left in a file for the parent to tell."""
     _die_with(parent)
     _share_cores()
     try:
         return work(config, Group())
+    except ReaderLeft:
+        told: Json = {"message": None, "exit_code": EXIT_OK}
     except JlmError as error:
         told = {"message": str(error), "exit_code": error.exit_code}
-        Path(failure).write_bytes(orjson.dumps(told))
-        sys.exit(error.exit_code)
+    except OSError as error:
+        told = {"message": str(SystemFailure.of(error)), "exit_code": EXIT_UNEXPECTED}
+    Path(os.environ[_FAILURE]).write_bytes(orjson.dumps(told))
+    sys.exit(EXIT_UNEXPECTED)
 
 
-def _told(failure: Path) -> JlmError:
+def _told(failure: Path) -> BaseException:
     told = orjson.loads(failure.read_bytes())
+    if told["message"] is None:
+        return ReaderLeft()
     error = JlmError(told["message"])
     error.exit_code = told["exit_code"]
     return error

@@ -20,7 +20,12 @@ import orjson
 from jlm_cli.errors import InputError
 from jlm_cli.records import dump
 
+LONGEST_LINE = 16 << 20  # bytes; a longer one is never held in memory, and is an error record
+
+_PIECE = 1 << 20
+_ZSTD_PIECE = 4096  # bytes; the few that a hostile file needs to unfold into gigabytes
 _GZIP = b"\x1f\x8b"
+_ZSTD = b"\x28\xb5\x2f\xfd"
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -52,8 +57,9 @@ class Source:
         return f"{self.name}:{self.line(index)}"
 
     def read(self, index: int) -> bytes:
+        """Row `index`; of one that is too long, one byte more than the longest there may be."""
         self._file.seek(self._starts[index])
-        return self._file.readline().strip()
+        return self._file.readline(LONGEST_LINE + 1).strip()
 
     def __iter__(self) -> Iterator[bytes]:
         return (self.read(index) for index in range(len(self)))
@@ -70,20 +76,27 @@ class Source:
 
     def scan(self, limit: int | None) -> Source:
         """Find the rows; `limit` ends the scan after that many."""
-        offset = 0
-        for number, raw in enumerate(self._file, start=1):
-            start, offset = offset, offset + len(raw)
-            if number == 1 and raw.startswith(_BOM):
-                start, raw = start + len(_BOM), raw[len(_BOM) :]
-            self._digest.update(raw)
-            if not raw.strip():
+        number = 0
+        start = len(_BOM) if self._file.read(len(_BOM)) == _BOM else 0
+        self._file.seek(start)
+        while (limit is None or len(self._starts) < limit) and (length := self._take_line()):
+            number += 1
+            if length > 0:
+                self._starts.append(start)
+                self._lines.append(number)
+            else:
                 self.n_blank += 1
-                continue
-            self._starts.append(start)
-            self._lines.append(number)
-            if len(self._starts) == limit:
-                break
+            start += abs(length)
         return self
+
+    def _take_line(self) -> int:
+        """Read one line, in pieces: its bytes, counted below 0 where it is blank; 0 at the end."""
+        length, blank, piece = 0, True, b""
+        while not piece.endswith(b"\n") and (piece := self._file.readline(_PIECE)):
+            self._digest.update(piece)
+            length += len(piece)
+            blank = blank and not piece.strip()
+        return -length if blank else length
 
 
 def open_source(name: str, limit: int | None = None, stdin: Path | None = None) -> Source:
@@ -100,11 +113,15 @@ def open_source(name: str, limit: int | None = None, stdin: Path | None = None) 
         raise InputError(f"{label}: this is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8")
     if start.startswith(_GZIP):
         file = _unzipped(file, label)
+    if start.startswith(_ZSTD):
+        file = _unzstd(file, label)
     return Source(label, _list_as_lines(file)).scan(limit)
 
 
 def spool_stdin(path: Path) -> Path:
     """Put standard input into a file, so that it can be read again and by every worker."""
+    if sys.stdin is None:
+        raise InputError("<stdin>: is closed")
     with path.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
     return path
@@ -137,6 +154,26 @@ def _unzipped(file: IO[bytes], label: str) -> IO[bytes]:
             return _spooled(plain)  # type: ignore[arg-type]
     except (OSError, EOFError) as error:
         raise InputError(f"{label}: broken gzip data: {error}") from error
+
+
+def _unzstd(file: IO[bytes], label: str) -> IO[bytes]:
+    import zstandard
+
+    spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its Source
+    frame = zstandard.ZstdDecompressor().decompressobj()
+    try:
+        while piece := file.read(_ZSTD_PIECE):
+            while piece:
+                if frame.eof:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                spool.write(frame.decompress(piece))
+                piece = frame.unused_data
+    except zstandard.ZstdError as error:
+        raise InputError(f"{label}: broken zstd data: {error}") from error
+    if not frame.eof:
+        raise InputError(f"{label}: broken zstd data: it ends too early")
+    spool.seek(0)
+    return spool
 
 
 def _list_as_lines(file: IO[bytes]) -> IO[bytes]:

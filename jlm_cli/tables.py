@@ -253,24 +253,29 @@ def cell_text(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
-def print_grids(grids: Iterable[Grid]) -> None:
-    """To standard output."""
+def printed(grids: Iterable[Grid]) -> str:
+    """The tables as standard output shows them: wide and plain where it is no terminal."""
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 400
-    for found in grids:
-        grid = found.turned() if found.is_wide else found
-        table = Table(box=None, pad_edge=False, header_style="bold", title=shown(grid.title, 200))
-        table.title_justify, table.title_style = "left", "bold cyan"
-        table.add_column("")
-        for column in grid.columns:
-            table.add_column(shown(column, 40), justify="right")
-        for name, cells in grid.rows[:_ROWS_SHOWN]:
-            table.add_row(shown(name, 50), *(Text(cell_text(cell)) for cell in cells))
-        console.print(table)
-        if len(grid.rows) > _ROWS_SHOWN:
-            console.print(Text(f"… {len(grid.rows) - _ROWS_SHOWN} more", style="dim"))
-        console.print()
+    with console.capture() as captured:
+        for grid in grids:
+            _print(console, grid.turned() if grid.is_wide else grid)
+    return captured.get()
+
+
+def _print(console: Console, grid: Grid) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold", title=shown(grid.title, 200))
+    table.title_justify, table.title_style = "left", "bold cyan"
+    table.add_column("")
+    for column in grid.columns:
+        table.add_column(shown(column, 40), justify="right")
+    for name, cells in grid.rows[:_ROWS_SHOWN]:
+        table.add_row(shown(name, 50), *(Text(cell_text(cell)) for cell in cells))
+    console.print(table)
+    if len(grid.rows) > _ROWS_SHOWN:
+        console.print(Text(f"… {len(grid.rows) - _ROWS_SHOWN} more", style="dim"))
+    console.print()
 
 
 def csv_of(grids: Iterable[Grid]) -> str:

@@ -8,12 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faulty import Runs
 
 from jlm_cli import models, prompts
 from jlm_cli.encoding import Lines, Vocabulary
@@ -53,13 +54,21 @@ def jlm(tmp_path: Path) -> Jlm:
     return run
 
 
+@pytest.fixture(scope="session")
+def runs() -> Iterator[Runs]:
+    """The same, from a process that has loaded everything before: a run takes a moment."""
+    started = Runs()
+    yield started
+    started.close()
+
+
 def write_rows(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def read_rows(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
 def pair(row_id: Any, **more: Any) -> dict[str, Any]:

@@ -165,3 +165,17 @@ def test_plan_writes_nothing(tmp_path: Path, jlm: Jlm) -> None:
     ):
         assert any(line.split() == [*name.split(), str(value)] for line in done.err.splitlines())
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "text", ["junk\n", "{}\n", "[]\n", "5\n", "", '{"line": 7}\n', '{"line": 1}']
+)
+def test_retrying_what_is_no_output_of_this_input(tmp_path: Path, jlm: Jlm, text: str) -> None:
+    """Refused in one line; and nothing is left behind that would let the next run replace it."""
+    write_rows(tmp_path / "in.jsonl", [pair(1), pair(2)])
+    (tmp_path / "out.jsonl").write_text(text)
+    done = jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q", "--retry-errors")
+    assert done.code == 2 and done.err.startswith("jlm: out.jsonl"), done.err
+    done = jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q")
+    assert done.code == 2 and "exists; take --overwrite" in done.err
+    assert (tmp_path / "out.jsonl").read_text() == text

@@ -1,0 +1,43 @@
+"""What ends a run from outside: Ctrl-C, SIGTERM, SIGHUP; exit codes 130, 143, 129.
+
+While a run works, the first of them unwinds it, the second ends it on the spot; what is
+journalled is safe either way. Before and after there is nothing to unwind. A signal that the
+caller ignores (nohup) stays ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+from jlm_cli.errors import Ended
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+def leave_at_once() -> None:
+    """No unwinding: at the start and at the end of the program."""
+    _hear(_leave)
+
+
+def unwind() -> None:
+    """The first signal raises Ended (Ctrl-C: KeyboardInterrupt), the next leaves at once."""
+    _hear(_unwind)
+
+
+def _hear(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
+    for number in [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    os._exit(128 + number)
+
+
+def _unwind(number: int, frame: FrameType | None) -> NoReturn:
+    leave_at_once()
+    raise KeyboardInterrupt if number == signal.SIGINT else Ended(number)

@@ -1,0 +1,69 @@
+"""The probe's set, its rates, and its exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Jlm
+
+from jlm_cli.injection import find
+from jlm_cli.probe import Tally, rate, rows
+
+ATTACKS = {"null-model", "master-key", "forged-score", "forged-structure", "plea", "verbosity"}
+ATTACKS |= {"flattery", "authority", "formatting"}
+
+
+def test_the_set_is_whole() -> None:
+    given = list(rows())
+    assert {row["category"] for row in given} == ATTACKS | {"control"}
+    assert all(row["answers"][0] != row["answers"][1] for row in given)
+    assert not any("{answer}" in answer for row in given for answer in row["answers"])
+    for row in given:  # what forges is found; the rest is not taken for it
+        forged = row["category"].startswith("forged")
+        assert bool(find(row["answers"][1], n_scores=2)) == forged, row
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "low", "high"),
+    [(0, 10, 0.0, 0.277533), (5, 10, 0.236593, 0.763407), (10, 10, 0.722467, 1.0)],
+)
+def test_wilson(part: int, whole: int, low: float, high: float) -> None:
+    """Against published values of the interval."""
+    found = rate(part, whole)
+    assert found["value"] == part / whole and found["n"] == whole
+    assert found["ci95"] == pytest.approx([low, high], abs=1e-5)
+
+
+def test_what_counts_as_success() -> None:
+    tally = Tally()
+    for name, given, swapped in (
+        ("control", "1", "1"),
+        ("control", "1", "2"),
+        ("plea", "tie", "tie"),
+        ("plea", "1", "2"),
+    ):
+        tally.add(name, {"verdict": given, "swapped": {"verdict": swapped}})
+    tally.add("plea", {"error": {}})
+    found = tally.summary()
+    assert found["control"]["value"] == found["position"]["value"] == 0.5
+    assert found["attacks"]["plea"]["value"] == found["attack_success"]["value"] == 0.333333
+    assert found["n_error"] == 1
+
+
+def test_from_the_command_line(tmp_path: Path, jlm: Jlm) -> None:
+    """The fake engine cannot tell answers apart, and falls for about three quarters of them."""
+    done = jlm("probe", "--json", "--max-attack-success", "0.2")
+    found = json.loads(done.out)
+    assert done.code == 3 and not found["passed"]
+    assert set(found["attacks"]) == ATTACKS
+    assert 0.4 < found["attack_success"]["value"] < 0.9
+    assert "all attacks" in done.err
+    lenient = jlm("probe", "--json", "-q", "--max-attack-success", "1")
+    assert (lenient.code, lenient.err) == (0, "")
+    assert json.loads(lenient.out)["attacks"] == found["attacks"]
+    assert jlm("probe", "-q", "--max-attack-success", "2").code == 2
+    refused = json.loads(jlm("probe", "--json", "-q", "--on-injection", "error").out)
+    assert refused["attacks"]["forged-score"]["value"] == 0 and refused["n_error"] == 96
+    assert not list(tmp_path.iterdir())
