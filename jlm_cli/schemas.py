@@ -81,7 +81,6 @@ def _judgelm(row: Json) -> Json:
 
 
 _PANDALM_VOTES: dict[Any, Verdict] = {1: "1", 2: "2", 0: "tie"}
-_ANNOTATOR = re.compile(r"annotator\d+")
 
 
 def _pandalm(row: Json) -> Json:
@@ -110,7 +109,7 @@ def read_votes(row: Json) -> list[Verdict]:
     `annotators` of verdicts."""
     cast = row.get("annotators")
     if not isinstance(cast, list):
-        cast = [row[name] for name in row if _ANNOTATOR.fullmatch(name)]
+        cast = [row[name] for name in row if name[:9] == "annotator" and name[9:].isdecimal()]
     return [
         _PANDALM_VOTES.get(vote, vote)
         for vote in cast

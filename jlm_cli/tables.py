@@ -271,7 +271,9 @@ def _print(console: Console, grid: Grid) -> None:
     for column in grid.columns:
         table.add_column(shown(column, 40), justify="right")
     for name, cells in grid.rows[:_ROWS_SHOWN]:
-        table.add_row(shown(name, 50), *(Text(cell_text(cell)) for cell in cells))
+        # no space within an interval: a narrow terminal puts it on a line of its own
+        texts = [Text(cell_text(cell).replace(", ", ",")) for cell in cells]
+        table.add_row(shown(name, 50), *texts)
     console.print(table)
     if len(grid.rows) > _ROWS_SHOWN:
         console.print(Text(f"… {len(grid.rows) - _ROWS_SHOWN} more", style="dim"))
