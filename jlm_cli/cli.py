@@ -15,7 +15,7 @@ import typer
 
 from jlm_cli import __version__, cli_train, signals
 from jlm_cli.cli_train import pair
-from jlm_cli.config import Config
+from jlm_cli.config import Config, MetricsConfig
 from jlm_cli.errors import (
     EXIT_OK,
     Ended,
@@ -318,6 +318,79 @@ def rank(
 ) -> Config:
     """Put two or more answers to each question in order."""
     return replace(config, method=method, permute=permute, compare=compare)
+
+
+_METRICS_EXAMPLES = """[bold]Examples[/bold]
+
+  jlm metrics pairs.judge.jsonl                        gold from the records\n
+  jlm metrics pred.jsonl --reversed pred2.jsonl --gold gpt4.jsonl\n
+  jlm metrics a.jsonl b.jsonl --gold gold.jsonl --disagreements where.jsonl\n
+  jlm metrics pairs.judge.jsonl --html report.html --latex table.tex
+"""
+
+
+@app.command(epilog=_METRICS_EXAMPLES)
+def metrics(
+    predictions: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PRED…",
+            help="Records of jlm, official predictions, or id and "
+            "verdict a line; several files are several judges.",
+        ),
+    ],
+    gold: Annotated[Path | None, typer.Option(help="Gold, joined by id.")] = None,
+    reversed_: Annotated[
+        Path | None,
+        typer.Option("--reversed", help="Predictions for the swapped order, joined by id."),
+    ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option("--input", help="What was judged, where the predictions leave it out."),
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="judgelm, pandalm, rewardbench, rank, mmvet, grade or aspects.")
+    ] = "judgelm",
+    abstain: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Also: verdicts below this p become none, or ties."),
+    ] = None,
+    tie_within: Annotated[
+        int,
+        typer.Option(min=0, help="Characters within which the longest-answer baseline says tie."),
+    ] = 3,
+    disagreements: Annotated[
+        Path | None, typer.Option(help="Write the rows on which judges differ, most first.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report, one file.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the tables, one figure a line.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables.")] = None,
+    latex: Annotated[Path | None, typer.Option(help="Write the tables.")] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No notes.")] = False,
+    print_json: Annotated[
+        bool, typer.Option("--json", help="The summary instead of tables.")
+    ] = False,
+) -> None:
+    """Measure predictions: agreement with gold, position bias, calibration, judges side by side."""
+    from jlm_cli import evaluation
+
+    config = MetricsConfig(
+        predictions=tuple(predictions),
+        protocol=protocol,
+        gold=gold,
+        reversed=reversed_,
+        samples=samples,
+        abstain=abstain,
+        tie_within=tie_within,
+        disagreements=disagreements,
+        html=html,
+        csv=csv,
+        markdown=markdown,
+        latex=latex,
+        print_json=print_json,
+        quiet=quiet,
+    )
+    raise typer.Exit(evaluation.run(config))
 
 
 @app.command(epilog=_CHAT_EXAMPLES)

@@ -88,3 +88,24 @@ def file_sha256(path: Path) -> str:
     """In hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """One run of `metrics`; `tie_within` is in characters, no file is written where it is None."""
+
+    predictions: tuple[str, ...]
+    protocol: str = "judgelm"
+    gold: Path | None = None
+    reversed: Path | None = None
+    samples: Path | None = None
+    abstain: float | None = None
+    tie_within: int = 3
+    disagreements: Path | None = None
+    html: Path | None = None
+    csv: Path | None = None
+    markdown: Path | None = None
+    latex: Path | None = None
+    print_json: bool = False
+    quiet: bool = False
+    stdin: Path | None = None

@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from jlm_cli import models
+from jlm_cli.columns import tally_of
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder
 from jlm_cli.engine import Judge
@@ -40,11 +41,12 @@ from jlm_cli.errors import Ended, RowError, UsageError
 from jlm_cli.examples import LINE, READ, Example
 from jlm_cli.hf_engine import PackedEngine, PlainEngine, make_engine
 from jlm_cli.low_rank import save_adapter
-from jlm_cli.metrics import figures, summary_of, tally_of
+from jlm_cli.metrics import cells_of_counts, figures, share_of
 from jlm_cli.modes import Mode, Reading, flags_of, mode_of
 from jlm_cli.recipes import Recipe
 from jlm_cli.records import Json, Sample, judged_record
 from jlm_cli.report import Report
+from jlm_cli.summary import summary_of
 from jlm_cli.train import Course, Trained, draft_of, last_checkpoint, mark_whole
 
 _IGNORED = -100
@@ -426,7 +428,7 @@ def judged(samples: Sequence[Sample], mode: Mode, encoder: Encoder, judge: Judge
 def figures_of(records: Sequence[Json]) -> Json:
     """Agreement, macro F1, consistency and biases, baselines, and the ordering: the share of
     decided pairs, in both orders, whose better answer has the higher expected score."""
-    summary = summary_of(tally_of(records), swap=True)
+    summary = summary_of(tally_of(records).columns(), swap=True)
     hits = [
         (_leaning(found) == wanted)
         for record in records
@@ -434,7 +436,7 @@ def figures_of(records: Sequence[Json]) -> Json:
         for found in (record, record["swapped"])
     ]
     counts = np.array([sum(hits), len(hits) - sum(hits)], float)
-    ordering = figures({"ordering": lambda c: c[..., 0] / np.maximum(c.sum(-1), 1)}, counts)
+    ordering = figures({"ordering": share_of(0)}, cells_of_counts(counts))
     return {
         "agreement": summary.get("objective", {}).get("agreement", {}),
         "f1": summary.get("objective", {}).get("f1", {}),

@@ -2,55 +2,55 @@
 
 All figures depend on how often each combination of outcomes occurred, so that a million
 judgments are a handful of cells, and a bootstrap resample is one multinomial draw.
-Classes are 1, 2 and tie, in that order.
+Classes are 1, 2 and tie, in that order. A confusion may have columns beyond its classes:
+verdicts that are of no class and so can only be wrong.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jlm_cli.records import VERDICTS, Json, Verdict, verdict_of
+from jlm_cli.records import Json
 
 Counts = NDArray[np.float64]
+Codes = NDArray[Any]
 Metric = Callable[[Counts], Counts]
 
 RESAMPLES = 1000
-TIE_WITHIN = 3  # characters; the longest-answer baseline calls such a pair a tie
-_INDEX = {verdict: place for place, verdict in enumerate(VERDICTS)}
+_DRAWS_AT_ONCE = 4_000_000  # numbers that a resample holds in memory
 
 
 def agreement(confusion: Counts) -> Counts:
     """Share of verdicts equal to gold. `confusion` is [..., gold, verdict]."""
-    return _ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum((-2, -1)))
+    return ratio(np.trace(confusion, axis1=-2, axis2=-1), confusion.sum((-2, -1)))
 
 
 def precision(confusion: Counts) -> Counts:
     """Macro precision over the classes that occur in gold or verdicts."""
-    return _macro(confusion, _ratio(_hits(confusion), confusion.sum(-2), 0.0))
+    return _macro(confusion, ratio(_hits(confusion), _said(confusion), 0.0))
 
 
 def recall(confusion: Counts) -> Counts:
     """Macro recall over the classes that occur in gold or verdicts."""
-    return _macro(confusion, _ratio(_hits(confusion), confusion.sum(-1), 0.0))
+    return _macro(confusion, ratio(_hits(confusion), confusion.sum(-1), 0.0))
 
 
 def f1(confusion: Counts) -> Counts:
     """Macro F1 over the classes that occur in gold or verdicts."""
-    both = confusion.sum(-2) + confusion.sum(-1)
-    return _macro(confusion, _ratio(2 * _hits(confusion), both, 0.0))
+    both = _said(confusion) + confusion.sum(-1)
+    return _macro(confusion, ratio(2 * _hits(confusion), both, 0.0))
 
 
 def kappa(confusion: Counts) -> Counts:
     """Cohen's kappa: agreement beyond that of chance."""
     n = confusion.sum((-2, -1))
-    chance = _ratio((confusion.sum(-1) * confusion.sum(-2)).sum(-1), n**2)
-    return _ratio(agreement(confusion) - chance, 1 - chance)
+    chance = ratio((confusion.sum(-1) * _said(confusion)).sum(-1), n**2)
+    return ratio(agreement(confusion) - chance, 1 - chance)
 
 
 def consistency(moves: Counts) -> Counts:
@@ -61,13 +61,13 @@ def consistency(moves: Counts) -> Counts:
 def bias_first(moves: Counts) -> Counts:
     """Share where swapping moved the outcome toward whichever answer was shown first."""
     toward = moves[..., 0, 1] + moves[..., 0, 2] + moves[..., 2, 1]
-    return _ratio(toward, moves.sum((-2, -1)))
+    return ratio(toward, moves.sum((-2, -1)))
 
 
 def bias_second(moves: Counts) -> Counts:
     """Share where swapping moved the outcome toward whichever answer was shown second."""
     toward = moves[..., 1, 0] + moves[..., 1, 2] + moves[..., 2, 0]
-    return _ratio(toward, moves.sum((-2, -1)))
+    return ratio(toward, moves.sum((-2, -1)))
 
 
 def delta_bias(moves: Counts) -> Counts:
@@ -76,7 +76,7 @@ def delta_bias(moves: Counts) -> Counts:
 
 def win_rate(outcomes: Counts) -> Counts:
     """Wins and half the ties. `outcomes` is [..., (wins, losses, ties)]."""
-    return _ratio(outcomes[..., 0] + outcomes[..., 2] / 2, outcomes.sum(-1))
+    return ratio(outcomes[..., 0] + outcomes[..., 2] / 2, outcomes.sum(-1))
 
 
 OBJECTIVE: dict[str, Metric] = {
@@ -104,31 +104,96 @@ def _hits(confusion: Counts) -> Counts:
     return np.diagonal(confusion, axis1=-2, axis2=-1)
 
 
-def _ratio(part: Counts, whole: Counts, empty: float = np.nan) -> Counts:
+def _said(confusion: Counts) -> Counts:
+    """How often each class was the verdict."""
+    said: Counts = confusion.sum(-2)[..., : confusion.shape[-2]]
+    return said
+
+
+def ratio(part: Counts, whole: Counts, empty: float = np.nan) -> Counts:
     part, whole = np.broadcast_arrays(np.asarray(part, float), np.asarray(whole, float))
     result: Counts = np.divide(part, whole, out=np.full(part.shape, empty), where=whole != 0)
     return result
 
 
 def _macro(confusion: Counts, per_class: Counts) -> Counts:
-    occurs = (confusion.sum(-2) + confusion.sum(-1)) > 0
-    return _ratio((per_class * occurs).sum(-1), occurs.sum(-1))
+    occurs = (_said(confusion) + confusion.sum(-1)) > 0
+    return ratio((per_class * occurs).sum(-1), occurs.sum(-1))
 
 
-def figures(metrics: dict[str, Metric], counts: Counts) -> Json:
-    """Each metric of the counts with its bootstrap interval; the same bytes each time."""
-    n = int(counts.sum())
-    shares = (counts / max(n, 1)).ravel()
-    draws = np.random.default_rng(0).multinomial(n, shares, RESAMPLES) if n else shares[None]
-    resampled = draws.reshape(-1, *counts.shape).astype(np.float64)
-    return {name: figure(metric, counts, resampled) for name, metric in metrics.items()}
+@dataclass(frozen=True)
+class Cells:
+    """How often each combination of outcomes occurred, and how often in each resample.
+
+    `counts` [*shape], `resampled` [RESAMPLES, *shape].
+    """
+
+    counts: Counts
+    resampled: Counts
+
+    @property
+    def n(self) -> int:
+        return int(self.counts.sum())
+
+    def map(self, change: Metric) -> Cells:
+        """The same cells, put together in another way."""
+        return Cells(change(self.counts), change(self.resampled))
 
 
-def figure(metric: Metric, counts: Counts, resampled: Counts) -> Json:
-    values = metric(resampled)
+def cells_of_counts(counts: Counts) -> Cells:
+    """Cells of rows that are independent of one another; the same bytes each time."""
+    draws = _draws(int(counts.sum()), counts.ravel(), np.eye(counts.size))
+    return Cells(counts, draws.reshape(-1, *counts.shape))
+
+
+def cells_of(shape: tuple[int, ...], codes: Sequence[Codes], clusters: Codes | None) -> Cells:
+    """Cells of rows, `codes` one array per axis of `shape`.
+
+    Rows of one cluster (one question) are drawn together, as they are not independent. Clusters
+    with equal counts are alike, so that it is their kinds that are drawn.
+    """
+    flat = np.ravel_multi_index([np.asarray(code, np.int64) for code in codes], shape)
+    size = int(np.prod(shape))
+    counts = np.bincount(flat, minlength=size).astype(np.float64)
+    if clusters is None or not len(flat):
+        return cells_of_counts(counts.reshape(shape))
+    names, members = np.unique(clusters, return_inverse=True)
+    if len(names) == len(flat):
+        return cells_of_counts(counts.reshape(shape))
+    each = np.bincount(members * size + flat, minlength=len(names) * size)
+    each = each.reshape(len(names), size)
+    sums = np.random.default_rng(1).integers(1, 2**62, size, np.uint64)  # tell kinds apart
+    _, first, how_many = np.unique(
+        each.astype(np.uint64) @ sums, return_index=True, return_counts=True
+    )
+    draws = _draws(len(names), how_many.astype(np.float64), each[first].astype(np.float64))
+    return Cells(counts.reshape(shape), draws.reshape(-1, *shape))
+
+
+def _draws(n: int, weights: Counts, kinds: Counts) -> Counts:
+    """Resamples of `n` things: `weights` [K] says how many of each kind there are, `kinds`
+    [K, cells] what one of them counts. A single thing says nothing about how things vary."""
+    if n < 2:
+        return np.zeros((0, kinds.shape[1]))
+    draw, shares = np.random.default_rng(0), weights / weights.sum()
+    step = max(1, _DRAWS_AT_ONCE // len(weights))
+    parts = [
+        draw.multinomial(n, shares, min(step, RESAMPLES - done)) @ kinds
+        for done in range(0, RESAMPLES, step)
+    ]
+    return np.concatenate(parts)
+
+
+def figures(metrics: dict[str, Metric], cells: Cells) -> Json:
+    """Each metric of the cells with its bootstrap interval; the same bytes each time."""
+    return {name: figure(metric, cells) for name, metric in metrics.items()}
+
+
+def figure(metric: Metric, cells: Cells) -> Json:
+    values = metric(cells.resampled)
     values = values[np.isfinite(values)]
     low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
-    return {"value": number(metric(counts)), "ci95": [number(low), number(high)]}
+    return {"value": number(metric(cells.counts)), "ci95": [number(low), number(high)]}
 
 
 def number(value: Any) -> float | None:
@@ -136,114 +201,115 @@ def number(value: Any) -> float | None:
     return round(float(value), 6) if np.isfinite(value) else None
 
 
-def longest_answer(answers: list[str], tie_within: int = TIE_WITHIN) -> Verdict:
-    """The baseline that looks at nothing but length, in characters."""
-    first, second = map(len, answers)
-    return "tie" if abs(first - second) <= tie_within else verdict_of((first, second))
+def first_share(cells: Counts) -> Counts:
+    """Of the verdicts for either answer, the share for the first. `cells` is [..., gold, verdict];
+    gold may have a last row for rows without gold."""
+    said = cells.sum(-2)
+    return ratio(said[..., 0], said[..., 0] + said[..., 1])
 
 
-@dataclass
-class Tally:
-    """Counts of outcomes, gathered record by record."""
-
-    n_judged: int = 0
-    n_error: int = 0
-    verdicts: Counter[Verdict] = field(default_factory=Counter)
-    cells: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    models: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    errors: Counter[str] = field(default_factory=Counter)
-    flags: Counter[str] = field(default_factory=Counter)
-
-    def add(self, record: Json) -> None:
-        """Count an output record of a pair (one that holds its sample)."""
-        if "error" in record:
-            self.n_error += 1
-            self.errors[record["error"]["code"]] += 1
-            return
-        self.n_judged += 1
-        self.flags.update(flag.partition(":")[0] for flag in record["flags"])
-        verdict: Verdict = record["verdict"]
-        self.verdicts[verdict] += 1
-        sample = record["sample"]
-        final = verdict
-        if "swapped" in record:
-            final = record["combined"]["verdict"]
-            self.cells["moves", verdict, record["swapped"]["verdict"]] += 1
-        if gold := _gold_verdict(record["gold"]):
-            self.cells["verdict", gold, verdict] += 1
-            self.cells["combined", gold, final] += 1
-            self.cells["longest", gold, longest_answer(sample["answers"])] += 1
-        for model, outcome in zip(sample["models"] or (), _outcomes(final), strict=False):
-            self.models[model][outcome] += 1
-
-    def counts(self, kind: str) -> Counts:
-        """[first, second] counts of one kind of cell."""
-        table = np.zeros((3, 3))
-        for (name, row, column), count in self.cells.items():
-            if name == kind:
-                table[_INDEX[row], _INDEX[column]] += count  # type: ignore[index]
-        return table
+def first_share_of_gold(cells: Counts) -> Counts:
+    gold = cells.sum(-1)
+    return ratio(gold[..., 0], gold[..., 0] + gold[..., 1])
 
 
-def _gold_verdict(gold: Any) -> Verdict | None:
-    if isinstance(gold, list):
-        return verdict_of(tuple(gold)) if len(gold) == 2 else None
-    return gold  # type: ignore[no-any-return]
+def first_effect(cells: Counts) -> Counts:
+    """Cohen's h between both shares; against one half where there is no gold."""
+    gold = first_share_of_gold(cells)
+    return cohens_h(first_share(cells), np.where(np.isfinite(gold), gold, 0.5))
 
 
-def _outcomes(verdict: Verdict) -> tuple[str, str]:
-    return {"1": ("win", "loss"), "2": ("loss", "win"), "tie": ("tie", "tie")}[verdict]
+def cohens_h(share: Counts, other: Counts) -> Counts:
+    """Effect size of a difference between two shares: 0.2 is small, 0.5 medium, 0.8 large."""
+    angle: Counts = 2 * np.arcsin(np.sqrt(share)) - 2 * np.arcsin(np.sqrt(other))
+    return angle
 
 
-def summary_of(tally: Tally, swap: bool) -> Json:
-    """The measured part of the summary; sections that the input cannot fill are left out."""
-    parts: Json = {"verdicts": {verdict: tally.verdicts[verdict] for verdict in VERDICTS}}
-    confusion = tally.counts("verdict")
-    if confusion.sum():
-        parts["objective"] = objective(confusion)
-    if swap and tally.n_judged:
-        moves = tally.counts("moves")
-        parts["reliability"] = {**figures(RELIABILITY, moves), "n": int(moves.sum())}
-        if confusion.sum():
-            parts["combined"] = figures(COMBINED, tally.counts("combined"))
-    if tally.models:
-        parts["win_rate"] = {name: _win_rate(tally.models[name]) for name in sorted(tally.models)}
-    if confusion.sum():
-        parts["baselines"] = baselines(confusion.sum(1), tally.counts("longest"))
-    return parts
+PREFERENCE: dict[str, Metric] = {
+    "judge": first_share,
+    "gold": first_share_of_gold,
+    "effect": first_effect,
+}
 
 
-def objective(confusion: Counts) -> Json:
-    """Agreement with gold, as in Table 1 of the paper, with kappa and the confusion matrix."""
-    rows = {
-        gold: {verdict: int(confusion[i, j]) for j, verdict in enumerate(VERDICTS)}
-        for i, gold in enumerate(VERDICTS)
-    }
-    return {**figures(OBJECTIVE, confusion), "n": int(confusion.sum()), "confusion": rows}
+def human_agreement(votes: Counts) -> Metric:
+    """Mean agreement of two annotators of one row, for cells [..., pattern, verdict].
+
+    `votes` [pattern, class] says how many annotators chose each class.
+    """
+    each = votes.sum(-1)
+    pairs = each * (each - 1) / 2
+    same = (votes * (votes - 1) / 2).sum(-1)
+
+    def measure(cells: Counts) -> Counts:
+        n = cells.sum(-1)
+        return ratio((n * ratio(same, pairs, 0.0)).sum(-1), (n * (pairs > 0)).sum(-1))
+
+    return measure
 
 
-def baselines(gold: Counts, longest: Counts) -> Json:
-    """What judges that read nothing score on the same rows. `gold` [3] counts the classes."""
+def human_kappa(votes: Counts) -> Metric:
+    """Fleiss' kappa of the annotators: agreement beyond that of chance."""
+    agree = human_agreement(votes)
 
-    def always(place: int) -> Counts:
-        table = np.zeros((3, 3))
-        table[:, place] = gold
-        return table
+    def measure(cells: Counts) -> Counts:
+        shares = ratio(votes, votes.sum(-1, keepdims=True))
+        classes = cells.sum(-1) @ shares / cells.sum((-2, -1))[..., None]
+        chance = (classes**2).sum(-1)
+        return ratio(agree(cells) - chance, 1 - chance)
 
-    return {
-        "longest_answer": objective(longest),
-        "first_answer": objective(always(0)),
-        "majority": objective(always(int(gold.argmax()))),
-    }
+    return measure
 
 
-def _win_rate(outcomes: Counter[str]) -> Json:
-    counts = np.array([outcomes["win"], outcomes["loss"], outcomes["tie"]], float)
-    return {**figures({"win_rate": win_rate}, counts)["win_rate"], "n": int(counts.sum())}
+def judge_human_agreement(votes: Counts) -> Metric:
+    """Mean agreement of the judge with one annotator."""
+    shares = ratio(votes, votes.sum(-1, keepdims=True))
+
+    def measure(cells: Counts) -> Counts:
+        classes = cells[..., : votes.shape[-1]]
+        return ratio((classes * shares).sum((-2, -1)), classes.sum((-2, -1)))
+
+    return measure
 
 
-def tally_of(records: Iterable[Json]) -> Tally:
-    tally = Tally()
-    for record in records:
-        tally.add(record)
-    return tally
+def calibration_error(confidence: Counts) -> Metric:
+    """Expected calibration error, for cells [..., bin, (wrong, right)].
+
+    `confidence` [bin, 2] is the mean confidence of each cell's rows, which a resample keeps.
+    """
+
+    def measure(cells: Counts) -> Counts:
+        gaps = np.abs((cells * confidence).sum(-1) - cells[..., 1]).sum(-1)
+        return ratio(gaps, cells.sum((-2, -1)))
+
+    return measure
+
+
+def overconfidence(confidence: Counts) -> Metric:
+    """Mean confidence less accuracy."""
+
+    def measure(cells: Counts) -> Counts:
+        n = cells.sum((-2, -1))
+        return ratio((cells * confidence).sum((-2, -1)) - cells[..., 1].sum(-1), n)
+
+    return measure
+
+
+def hit_rate(cells: Counts) -> Counts:
+    """Share of the right among [..., (wrong, right)]."""
+    return ratio(cells[..., 1], cells.sum(-1))
+
+
+def share_of(place: int) -> Metric:
+    """Share of one outcome among [..., outcome]."""
+    return lambda cells: ratio(cells[..., place], cells.sum(-1))
+
+
+def row_at(place: int) -> Metric:
+    """One row of [..., row, outcome]."""
+    return lambda cells: cells[..., place, :]
+
+
+def rows_from(place: int) -> Metric:
+    """The sum of all rows of [..., row, outcome] from one on."""
+    return lambda cells: cells[..., place:, :].sum(-2)

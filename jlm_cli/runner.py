@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from jlm_cli import models, sharding
 from jlm_cli.batching import Plan, make_plan
+from jlm_cli.columns import PairTally, tally_of
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines
 from jlm_cli.engine import Judge
@@ -36,14 +37,13 @@ from jlm_cli.errors import (
     UsageError,
 )
 from jlm_cli.journal import Journal, begun, folder_of, naming, write_stdout, write_whole
-from jlm_cli.metrics import Tally as PairTally
-from jlm_cli.metrics import summary_of, tally_of
 from jlm_cli.modes import Mode, Reading, flags_of, identity, mode_of
 from jlm_cli.records import Json, Sample, dump, judged_record
 from jlm_cli.report import Report, Written, exit_status, spoken
 from jlm_cli.rows import Rows, open_rows
 from jlm_cli.source import spool_stdin
 from jlm_cli.standings import GradeTally, RankTally, Tally
+from jlm_cli.summary import summary_of
 from jlm_cli.survey import AT_ONCE, Survey, encoded, take_survey
 
 _RECORDS_SHOWN = 13
@@ -391,7 +391,7 @@ def _measured(now: Run, records: Iterator[Json]) -> tuple[Tally | PairTally, Jso
     """Counts of all records, and the figures that the command's summary has."""
     if now.config.command == "judge":
         pairs = tally_of(records)
-        return pairs, summary_of(pairs, now.config.swap)
+        return pairs, summary_of(pairs.columns(), now.config.swap)
     tally = GradeTally() if now.config.command == "grade" else RankTally()
     for record in records:
         tally.add(record)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,16 @@ from typing import Any
 import orjson
 
 from jlm_cli.errors import InputError, RowError
-from jlm_cli.records import Gold, Json, Sample, need_id, need_text, read_gold
+from jlm_cli.records import (
+    VERDICTS,
+    Gold,
+    Json,
+    Sample,
+    Verdict,
+    need_id,
+    need_text,
+    read_gold,
+)
 from jlm_cli.source import LONGEST_LINE, Source, open_source
 
 _NATIVE_FIELDS = (
@@ -72,7 +80,7 @@ def _judgelm(row: Json) -> Json:
     }
 
 
-_PANDALM_VOTES: dict[Any, str] = {1: "1", 2: "2", 0: "tie"}
+_PANDALM_VOTES: dict[Any, Verdict] = {1: "1", 2: "2", 0: "tie"}
 
 
 def _pandalm(row: Json) -> Json:
@@ -90,17 +98,31 @@ def _pandalm(row: Json) -> Json:
         "question": f"{instruction}\n{extra}" if extra else instruction,
         "input": extra or None,
         "answers": answers,
-        "gold": _majority([row.get(f"annotator{number}") for number in (1, 2, 3)]),
+        "gold": majority(read_votes(row)),
         "models": models if len(models) == 2 else None,
         "category": row.get("motivation_app"),
     }
 
 
-def _majority(votes: list[Any]) -> str | None:
-    """The verdict at least two annotators gave; None where there is none."""
-    cast = [_PANDALM_VOTES[vote] for vote in votes if type(vote) is int and vote in _PANDALM_VOTES]
-    verdict, count = Counter(cast).most_common(1)[0] if cast else (None, 0)
-    return verdict if count >= 2 else None
+def read_votes(row: Json) -> list[Verdict]:
+    """What each annotator chose: `annotator1`, `annotator2`, … with 1, 2 or 0 = tie, or a list
+    `annotators` of verdicts."""
+    cast = row.get("annotators")
+    if not isinstance(cast, list):
+        cast = [row[name] for name in row if name[:9] == "annotator" and name[9:].isdecimal()]
+    return [
+        _PANDALM_VOTES.get(vote, vote)
+        for vote in cast
+        if vote in VERDICTS or (type(vote) is int and vote in _PANDALM_VOTES)
+    ]
+
+
+def majority(votes: list[Verdict]) -> Verdict | None:
+    """The verdict of more than half of the annotators; None where there is none."""
+    for verdict in VERDICTS:
+        if 2 * votes.count(verdict) > len(votes):
+            return verdict
+    return None
 
 
 def _alpaca(row: Json) -> Json:
@@ -322,7 +344,8 @@ def _number(text: str) -> int | None:
     return int(text) if re.fullmatch(r"\d{1,18}", text) else None
 
 
-def _id_in(row: Json) -> Any:
+def id_in(row: Json) -> Any:
+    """A row's id under its names in all formats. Raises RowError where it has none."""
     for name in ("id", "question_id", "idx"):
         if name in row:
             return need_id(row[name])
@@ -363,6 +386,6 @@ def _side_rows(path: Path, value_in: Callable[[Json], Any]) -> Iterable[tuple[Ke
         for index, raw in enumerate(source):
             try:
                 row = parse_row(raw)
-                yield key_of(_id_in(row)), value_in(row)
+                yield key_of(id_in(row)), value_in(row)
             except RowError as error:
                 raise InputError(f"{source.where(index)}: {error}") from error

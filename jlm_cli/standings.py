@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jlm_cli.metrics import RESAMPLES, Counts, Metric, figures, number
+from jlm_cli.metrics import RESAMPLES, Counts, Metric, cells_of_counts, figures, number
 from jlm_cli.ranking import n_moved, places
 from jlm_cli.records import Json
 
@@ -99,7 +99,9 @@ class GradeTally(Tally):
         }
         if self.passed:
             counts = np.array([self.passed[True], self.passed[False]], float)
-            parts |= figures({"pass_rate": lambda c: c[..., 0] / c.sum(-1)}, counts)
+            parts |= figures(
+                {"pass_rate": lambda c: c[..., 0] / c.sum(-1)}, cells_of_counts(counts)
+            )
         if self.labels:
             parts["labels"] = dict(sorted(self.labels.items()))
         if self.cells:
@@ -126,7 +128,7 @@ def against_gold(cells: Counter[tuple[float, float]]) -> Json:
         "mean_absolute_error": error,
     }
     with np.errstate(invalid="ignore", divide="ignore"):
-        return {**figures(metrics, table), "n": int(table.sum())}
+        return {**figures(metrics, cells_of_counts(table)), "n": int(table.sum())}
 
 
 def spearman(table: Counts) -> Counts:
@@ -230,7 +232,7 @@ def compared(moved: Counter[int]) -> Json:
         name: (lambda c, place=place: c[..., place] / c.sum(-1))  # type: ignore[misc]
         for place, name in enumerate(named)
     }
-    return {**figures(metrics, counts), "n": int(counts.sum())}
+    return {**figures(metrics, cells_of_counts(counts)), "n": int(counts.sum())}
 
 
 def bradley_terry(wins: Counts) -> Counts:

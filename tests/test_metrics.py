@@ -10,14 +10,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
 
 from jlm_cli import metrics
-from jlm_cli.metrics import Tally, longest_answer, summary_of, tally_of
+from jlm_cli.columns import PairTally, about_of, judged_of, longest_answer, tally_of
+from jlm_cli.comparing import sign_test
+from jlm_cli.metrics import OBJECTIVE, agreement, cells_of, cells_of_counts, figures
 from jlm_cli.records import VERDICTS
+from jlm_cli.summary import details_of, failures, summary_of
 
 VERDICT = st.sampled_from(VERDICTS)
 PAIRS = st.lists(st.tuples(VERDICT, VERDICT), min_size=1, max_size=60)
+TRIPLES = st.lists(st.tuples(VERDICT, VERDICT, VERDICT), min_size=1, max_size=60)
+OTHER = {"1": "2", "2": "1", "tie": "tie"}
 
 
 def table(pairs: list[tuple[Any, Any]]) -> np.ndarray[Any, Any]:
@@ -51,10 +57,10 @@ def test_reliability_identities(pairs: list[tuple[str, str]]) -> None:
     total = metrics.consistency(moves) + metrics.bias_first(moves) + metrics.bias_second(moves)
     assert float(total) == pytest.approx(1)
     # the same judgments, had every input been given in the other order
-    other = {"1": "2", "2": "1", "tie": "tie"}
-    mirrored = table([(other[r], other[v]) for v, r in pairs])
+    mirrored = table([(OTHER[r], OTHER[v]) for v, r in pairs])
     assert float(metrics.bias_first(mirrored)) == pytest.approx(float(metrics.bias_first(moves)))
-    renamed = table([(other[v], other[r]) for v, r in pairs])
+    # the judgments of a judge with the mirrored preference
+    renamed = table([(OTHER[v], OTHER[r]) for v, r in pairs])
     assert float(metrics.bias_first(renamed)) == pytest.approx(float(metrics.bias_second(moves)))
     assert float(metrics.consistency(renamed)) == pytest.approx(float(metrics.consistency(moves)))
 
@@ -77,25 +83,127 @@ def test_every_move_counts_once(given_: str, swapped: str, bias: str) -> None:
     assert float(metrics.delta_bias(moves)) == 1
 
 
+def summary_of_triples(triples: list[tuple[str, str, str]]) -> dict[str, Any]:
+    rows = [
+        {"verdict": verdict, "swapped": {"verdict": swapped}, "gold": gold}
+        for gold, verdict, swapped in triples
+    ]
+    return summary_of(tally_of(rows).columns(), swap=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TRIPLES)
+def test_summary_equals_brute_force(triples: list[tuple[str, str, str]]) -> None:
+    found, n = summary_of_triples(triples), len(triples)
+    same = sum(v == g for g, v, _ in triples) / n
+    assert found["objective"]["agreement"]["value"] == pytest.approx(same, abs=1e-6)
+    stays = sum(v == r for _, v, r in triples) / n
+    assert found["reliability"]["consistency"]["value"] == pytest.approx(stays, abs=1e-6)
+    rank = {"1": 1, "tie": 0, "2": -1}  # how far a verdict is for the answer given first
+    first = sum(rank[v] > rank[r] for _, v, r in triples) / n
+    assert found["reliability"]["bias_first"]["value"] == pytest.approx(first, abs=1e-6)
+    final = [(g, v if v == r else "tie") for g, v, r in triples]
+    right = sum(g == v for g, v in final) / n
+    assert found["combined"]["accuracy"]["value"] == pytest.approx(right, abs=1e-6)
+    classes = [c for c in VERDICTS if any(c in pair for pair in final)]
+    f1 = []
+    for name in classes:
+        hits = sum(g == v == name for g, v in final)
+        said = sum(v == name for _, v in final) + sum(g == name for g, _ in final)
+        f1.append(2 * hits / said)
+    assert found["combined"]["f1"]["value"] == pytest.approx(sum(f1) / len(f1), abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(TRIPLES)
+def test_renaming_the_answers_changes_no_agreement(triples: list[tuple[str, str, str]]) -> None:
+    found = summary_of_triples(triples)
+    # every input with its answers exchanged: what was the swapped order is now the given one
+    turned = summary_of_triples([(OTHER[g], OTHER[v], OTHER[r]) for g, v, r in triples])
+    for name in OBJECTIVE:
+        ours, theirs = found["objective"][name]["value"], turned["objective"][name]["value"]
+        assert ours == theirs or ours == pytest.approx(theirs)
+    one, other = found["reliability"], turned["reliability"]
+    assert one["bias_first"]["value"] == other["bias_second"]["value"]
+    assert one["bias_second"]["value"] == other["bias_first"]["value"]
+    assert one["consistency"]["value"] == other["consistency"]["value"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(TRIPLES)
+def test_exchanging_the_orders_exchanges_the_biases(triples: list[tuple[str, str, str]]) -> None:
+    one = summary_of_triples(triples)["reliability"]
+    other = summary_of_triples([(g, r, v) for g, v, r in triples])["reliability"]
+    assert one["bias_first"]["value"] == other["bias_second"]["value"]
+    assert one["bias_second"]["value"] == other["bias_first"]["value"]
+    assert one["consistency"]["value"] == other["consistency"]["value"]
+
+
 def test_intervals_are_seeded_and_hold_the_value() -> None:
     counts = table([("1", "1")] * 60 + [("2", "1")] * 25 + [("tie", "2")] * 15)
-    found = metrics.figures(metrics.OBJECTIVE, counts)
-    assert found == metrics.figures(metrics.OBJECTIVE, counts)
+    found = figures(OBJECTIVE, cells_of_counts(counts))
+    assert found == figures(OBJECTIVE, cells_of_counts(counts))
     low, high = found["agreement"]["ci95"]
     assert found["agreement"]["value"] == 0.6
     assert low < 0.6 < high and high - low == pytest.approx(0.192, abs=0.03)
 
 
-def test_no_rows_give_no_numbers() -> None:
-    found = metrics.figures(metrics.OBJECTIVE, np.zeros((3, 3)))
+def test_no_rows_give_no_numbers_and_one_row_no_interval() -> None:
+    found = figures(OBJECTIVE, cells_of_counts(np.zeros((3, 3))))
     assert found["f1"] == {"value": None, "ci95": [None, None]}
-    assert summary_of(Tally(), swap=True) == {"verdicts": {"1": 0, "2": 0, "tie": 0}}
+    assert summary_of(PairTally().columns(), swap=True) == {"verdicts": {"1": 0, "2": 0, "tie": 0}}
+    one = figures(OBJECTIVE, cells_of_counts(table([("1", "1")])))
+    assert one["agreement"] == {"value": 1.0, "ci95": [None, None]}
+
+
+def bootstrap_by_rows(
+    hits: np.ndarray[Any, Any], clusters: np.ndarray[Any, Any]
+) -> tuple[float, float]:
+    """The plain way: draw questions, take all their rows."""
+    draw, names = np.random.default_rng(7), np.unique(clusters)
+    rows = {name: hits[clusters == name] for name in names}
+    means = [
+        np.concatenate([rows[name] for name in draw.choice(names, len(names))]).mean()
+        for _ in range(1000)
+    ]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+@pytest.mark.parametrize("each", [1, 13], ids=["alone", "13 rows a question"])
+def test_clustered_intervals_equal_those_of_drawing_rows(each: int) -> None:
+    draw = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(40), each)
+    ease = np.repeat(draw.random(40), each)  # some questions are hard: their rows go together
+    verdict = (draw.random(len(clusters)) > ease).astype(int)
+    gold = np.zeros(len(clusters), int)
+    found = figures({"agreement": agreement}, cells_of((3, 3), [gold, verdict], clusters))
+    low, high = found["agreement"]["ci95"]
+    wanted = bootstrap_by_rows((verdict == 0).astype(float), clusters)
+    assert (low, high) == pytest.approx(wanted, abs=0.03)
+    alone = figures({"agreement": agreement}, cells_of((3, 3), [gold, verdict], None))
+    if each == 1:
+        assert alone == found
+    else:
+        narrow = np.diff(alone["agreement"]["ci95"])[0]
+        assert high - low > 2 * narrow
+
+
+def test_bootstrap_covers_the_truth() -> None:
+    """Of intervals from many draws of one population about 95 % hold its agreement."""
+    draw, truth, held = random.Random(0), 0.7, 0
+    for _ in range(200):
+        hits = sum(draw.random() < truth for _ in range(150))
+        cells = cells_of_counts(table([("1", "1")] * hits + [("1", "2")] * (150 - hits)))
+        low, high = figures({"agreement": agreement}, cells)["agreement"]["ci95"]
+        held += low <= truth <= high
+    assert 180 <= held <= 199
 
 
 def test_longest_answer_ties_within_three_characters() -> None:
-    assert longest_answer(["abcd", "a"]) == "tie"
-    assert longest_answer(["abcde", "a"]) == "1"
-    assert longest_answer(["a", "abcde"]) == "2"
+    lengths = np.array([[4, 1], [5, 1], [1, 5]])
+    assert longest_answer(lengths).tolist() == [2, 0, 1]
+    assert longest_answer(lengths, 0).tolist() == [0, 0, 1]
 
 
 def record(verdict: str, gold: Any, swapped: str, answers: list[str]) -> dict[str, Any]:
@@ -103,23 +211,27 @@ def record(verdict: str, gold: Any, swapped: str, answers: list[str]) -> dict[st
     return {
         "verdict": verdict,
         "gold": gold,
-        "flags": [],
+        "flags": ["truncated:answers[0]"],
         "swapped": {"verdict": swapped},
         "combined": {"verdict": combined},
-        "sample": {"answers": answers, "models": ["a", "b"]},
+        "sample": {"question": str(answers), "answers": answers, "models": ["a", "b"]},
     }
+
+
+ERROR = {"error": {"code": "bad-json", "message": "…"}}
 
 
 def test_summary_of_records() -> None:
     records = [
         record("1", "1", "1", ["long answer", "no"]),
-        record("1", [3, 7], "2", ["long answer", "no"]),
+        record("1", [3, 7], "2", ["long answer", "no!"]),
         record("2", None, "2", ["a", "b"]),
-        {"error": {"code": "bad-json", "message": "…"}},
+        ERROR,
     ]
     tally = tally_of(records)
-    found = summary_of(tally, swap=True)
+    found = summary_of(tally.columns(), swap=True)
     assert (tally.n_judged, tally.n_error, dict(tally.errors)) == (3, 1, {"bad-json": 1})
+    assert dict(tally.flags) == {"truncated": 3}
     assert found["verdicts"] == {"1": 2, "2": 1, "tie": 0}
     assert found["objective"]["agreement"]["value"] == 0.5
     assert found["objective"]["n"] == 2
@@ -132,12 +244,80 @@ def test_summary_of_records() -> None:
     assert set(found["baselines"]) == {"longest_answer", "first_answer", "majority"}
 
 
-def test_bootstrap_covers_the_truth() -> None:
-    """Of intervals from many draws of one population about 95 % hold its agreement."""
-    draw, truth, held = random.Random(0), 0.7, 0
-    for _ in range(200):
-        hits = sum(draw.random() < truth for _ in range(150))
-        counts = table([("1", "1")] * hits + [("1", "2")] * (150 - hits))
-        low, high = metrics.figures({"agreement": metrics.agreement}, counts)["agreement"]["ci95"]
-        held += low <= truth <= high
-    assert 180 <= held <= 199
+def test_failures_three_ways() -> None:
+    """Six rows with gold: two right, one wrong, three failed (one where gold is a tie)."""
+    rows: list[dict[str, Any]] = [
+        {"verdict": "1", "gold": "1"},
+        {"verdict": "tie", "gold": "tie"},
+        {"verdict": "2", "gold": "1"},
+        {**ERROR, "gold": "1"},
+        {**ERROR, "gold": "2"},
+        {**ERROR, "gold": "tie"},
+    ]
+    found = failures(tally_of(rows).columns())
+    assert (found["n"], found["coverage"]["value"]) == (3, 0.5)
+    gold = ["1", "tie", "1", "1", "2", "tie"]
+    seen = {"excluded": ["1", "tie", "2"], "wrong": ["1", "tie", "2", "x", "x", "x"]}
+    seen["tie"] = ["1", "tie", "2", "tie", "tie", "tie"]
+    for way, verdicts in seen.items():
+        right = [one == other for one, other in zip(gold, verdicts, strict=False)]
+        assert found[way]["accuracy"]["value"] == pytest.approx(sum(right) / len(right), abs=1e-6)
+        labels = [c for c in VERDICTS if c in verdicts or c in gold[: len(verdicts)]]
+        wanted = precision_recall_fscore_support(
+            gold[: len(verdicts)], verdicts, labels=labels, average="macro", zero_division=0
+        )
+        values = [found[way][name]["value"] for name in ("precision", "recall", "f1")]
+        assert values == pytest.approx(list(wanted[:3]), abs=1e-6)
+
+
+def with_p(verdict: str, p: float, gold: str) -> dict[str, Any]:
+    rest = {name: (1 - p) / 2 for name in VERDICTS if name != verdict}
+    return {"verdict": verdict, "p": {**rest, verdict: p}, "gold": gold}
+
+
+def test_calibration_and_sweep_equal_brute_force() -> None:
+    draw = random.Random(3)
+    rows = [with_p(draw.choice("12"), draw.uniform(0.34, 1), draw.choice("12")) for _ in range(300)]
+    sure = [row["p"][row["verdict"]] for row in rows]
+    right = [row["verdict"] == row["gold"] for row in rows]
+    found = details_of(tally_of(rows).columns(), abstain=0.62)
+    error = 0.0
+    for low in range(10):
+        inside = [n for n, p in enumerate(sure) if low <= p * 10 < low + 1]
+        if inside:
+            gap = np.mean([sure[n] for n in inside]) - np.mean([right[n] for n in inside])
+            error += abs(float(gap)) * len(inside) / len(rows)
+    assert found["calibration"]["error"]["value"] == pytest.approx(error, abs=1e-4)
+    over = float(np.mean(sure) - np.mean(right))
+    assert found["calibration"]["overconfidence"]["value"] == pytest.approx(over, abs=1e-4)
+    for step in found["sweep"]:
+        kept = [hit for hit, p in zip(right, sure, strict=True) if p >= step["threshold"]]
+        assert step["coverage"]["value"] == pytest.approx(len(kept) / 300, abs=1e-6)
+        assert step["accuracy"]["value"] == pytest.approx(np.mean(kept), abs=1e-6)
+    kept = [hit for hit, p in zip(right, sure, strict=True) if p >= 0.62]
+    assert found["abstain"]["coverage"] == pytest.approx(len(kept) / 300, abs=1e-6)
+    agreement_left = found["abstain"]["no_verdict"]["agreement"]["value"]
+    assert agreement_left == pytest.approx(np.mean(kept), abs=1e-6)
+    assert found["abstain"]["tie"]["confusion"]["1"]["tie"] > 0
+
+
+def test_length_bias_is_told_from_position_bias() -> None:
+    """A judge that always takes the longer answer, which is good half of the time."""
+    draw, tally = random.Random(0), PairTally()
+    for n in range(400):
+        answers = ["long " * 20, "short"][:: draw.choice([1, -1])]
+        longer = "1" if len(answers[0]) > len(answers[1]) else "2"
+        about = about_of({"question": str(n), "answers": answers, "gold": draw.choice("12")})
+        tally.append(judged_of({"verdict": longer}), about)
+    found = details_of(tally.columns(), None)["effects"]
+    assert found["length"]["judge"]["value"] == 1
+    assert found["length"]["gold"]["value"] == pytest.approx(0.5, abs=0.06)
+    assert found["length"]["effect"]["value"] > 1.4
+    low, high = found["position"]["effect"]["ci95"]
+    assert low < 0 < high
+
+
+@pytest.mark.parametrize(("one", "other"), [(0, 0), (3, 0), (5, 5), (12, 30), (254, 123)])
+def test_mcnemar_equals_scipy(one: int, other: int) -> None:
+    wanted = binomtest(one, one + other).pvalue if one + other else 1.0
+    assert sign_test(one, other) == pytest.approx(wanted)

@@ -1,0 +1,187 @@
+"""Judges side by side, on the rows that all of them judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jlm_cli.columns import NONE, Columns
+from jlm_cli.errors import InputError
+from jlm_cli.metrics import (
+    Codes,
+    Counts,
+    Metric,
+    agreement,
+    cells_of,
+    f1,
+    figure,
+    figures,
+    kappa,
+    number,
+    ratio,
+)
+from jlm_cli.predictions import Predictions
+from jlm_cli.records import VERDICTS, Json, dump
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Some judges' predictions with, for each, its rows of the shared ids in one order."""
+
+    judges: dict[str, Predictions]
+    rows: dict[str, Codes]
+
+    def column(self, judge: str, name: str) -> Codes:
+        values: Codes = getattr(self.judges[judge].columns, name)[self.rows[judge]]
+        return values
+
+
+def align(judges: dict[str, Predictions]) -> Aligned:
+    """Join by id. Raises InputError where two files share none."""
+    first, *others = judges.values()
+    index = first.index()
+    places = np.full((len(judges), len(first.ids)), -1, np.int64)
+    places[0] = np.arange(len(first.ids))
+    for n, other in enumerate(others, start=1):
+        other.index()  # its ids must be unique, too
+        for row, row_id in enumerate(other.ids):
+            at = index.find(row_id, other.tally.models_of(row))
+            if at is not None:
+                places[n, at] = row
+        if (places[n] < 0).all():
+            raise InputError(f"{other.name}: shares no id with {first.name}")
+    shared = (places >= 0).all(0)
+    if not shared.any():
+        raise InputError(f"{', '.join(one.name for one in judges.values())}: share no id")
+    return Aligned(judges, dict(zip(judges, places[:, shared], strict=True)))
+
+
+def comparison_of(aligned: Aligned) -> Json:
+    """Each further judge against the first: paired differences and McNemar's test."""
+    first, *others = aligned.judges
+    n = len(aligned.rows[first])
+    return {
+        "n": n,
+        "first": first,
+        "against": {name: _against(aligned, first, name) for name in others},
+        "left_out": {name: len(one.ids) - n for name, one in aligned.judges.items()},
+    }
+
+
+def _against(aligned: Aligned, first: str, other: str) -> Json:
+    clusters = _clusters(aligned, first)
+    ours, theirs = aligned.column(first, "verdict"), aligned.column(other, "verdict")
+    both = (ours != NONE) & (theirs != NONE)
+    if not both.any():
+        raise InputError(f"{other}: judged no row that {first} judged")
+    same = cells_of((3, 3), [ours[both], theirs[both]], _some(clusters, both))
+    found: Json = {"same_verdict": figures({"agreement": agreement, "kappa": kappa}, same)}
+    gold = aligned.column(first, "gold")
+    measured = both & (gold < NONE)
+    if measured.any():
+        codes = [gold[measured], ours[measured], theirs[measured]]
+        cells = cells_of((3, 3, 3), codes, _some(clusters, measured))
+        found["difference"] = figures({"agreement": _gain(agreement), "f1": _gain(f1)}, cells)
+        found["mcnemar"] = _mcnemar(
+            *((side[measured] == gold[measured]) for side in (ours, theirs))
+        )
+    swapped = [aligned.column(name, "swapped") for name in (first, other)]
+    judged = both & (swapped[0] != NONE) & (swapped[1] != NONE)
+    if judged.any():
+        stays = [(ours == swapped[0])[judged] * 1, (theirs == swapped[1])[judged] * 1]
+        cells = cells_of((2, 2), stays, _some(clusters, judged))
+        found.setdefault("difference", {})["consistency"] = figure(_more_often, cells)
+    return found
+
+
+def _gain(metric: Metric) -> Metric:
+    """The other judge's figure less the first's, for cells [..., gold, first, other]."""
+    return lambda cells: metric(cells.sum(-2)) - metric(cells.sum(-1))
+
+
+def _more_often(cells: Counts) -> Counts:
+    """How much more often the other is 1 than the first, for cells [..., first, other]."""
+    return ratio(cells[..., 0, 1] - cells[..., 1, 0], cells.sum((-2, -1)))
+
+
+def _mcnemar(ours: Codes, theirs: Codes) -> Json:
+    """Whether one judge is right more often than chance would have it: the exact test on the rows
+    where just one of them is right."""
+    only_first, only_other = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    p = sign_test(only_first, only_other)
+    return {"only_first_right": only_first, "only_other_right": only_other, "p": float(f"{p:.3g}")}
+
+
+def sign_test(one: int, other: int) -> float:
+    """Two-sided exact binomial test of a fair coin."""
+    n, least = one + other, min(one, other)
+    if n == 0:
+        return 1.0
+    k = np.arange(1, least + 1)
+    logs = np.concatenate([[0.0], np.cumsum(np.log((n - k + 1) / k))])  # of binomials
+    return min(1.0, 2 * float(np.exp(np.logaddexp.reduce(logs) - n * np.log(2))))
+
+
+def disagreements(aligned: Aligned) -> Iterator[bytes]:
+    """The rows on which judges differ, those that they differ on most first, as JSON lines."""
+    first = next(iter(aligned.judges))
+    distance = _distance(aligned)
+    order = np.argsort(-distance, kind="stable")
+    for place in order[: int((distance > 0).sum())]:
+        rows = {name: int(aligned.rows[name][place]) for name in aligned.judges}
+        yield dump(_disagreement(aligned, first, rows, float(distance[place]))) + b"\n"
+
+
+def _disagreement(aligned: Aligned, first: str, rows: dict[str, int], distance: float) -> Json:
+    home = aligned.judges[first]
+    gold = int(home.columns.gold[rows[first]])
+    said = {name: _said(one.columns, rows[name]) for name, one in aligned.judges.items()}
+    return {
+        "id": home.ids[rows[first]],
+        "distance": number(distance),
+        "gold": VERDICTS[gold] if gold < NONE else None,
+        "judges": said,
+        "sample": home.record(rows[first])["sample"],
+    }
+
+
+def _said(columns: Columns, row: int) -> Json:
+    verdict, p = int(columns.final[row]), columns.final_p[row]
+    return {
+        "verdict": VERDICTS[verdict],
+        "scores": [number(score) for score in columns.scores[row]],
+        "p": dict(zip(VERDICTS, map(number, p), strict=True)) if np.isfinite(p).all() else None,
+    }
+
+
+def _distance(aligned: Aligned) -> Codes:
+    """How far the judges' verdicts are apart: the largest total variation between the p of the
+    first and another; 1 where there is no p; 0 where all say the same or one says nothing."""
+    first, *others = aligned.judges
+    ours, our_p = aligned.column(first, "final"), aligned.column(first, "final_p")
+    most, said = np.zeros(len(ours)), ours != NONE
+    for name in others:
+        theirs = aligned.column(name, "final")
+        apart = np.abs(our_p - aligned.column(name, "final_p")).sum(1) / 2
+        apart = np.where(np.isfinite(apart), np.maximum(apart, 1e-6), 1.0)
+        most = np.maximum(most, np.where(ours != theirs, apart, 0.0))
+        said &= theirs != NONE
+    return np.where(said, most, 0.0)
+
+
+def _clusters(aligned: Aligned, judge: str) -> Codes | None:
+    return aligned.judges[judge].columns.clusters_of(aligned.rows[judge])
+
+
+def _some(clusters: Codes | None, rows: Codes) -> Codes | None:
+    return None if clusters is None else clusters[rows]
+
+
+def names_of(paths: Sequence[str]) -> list[str]:
+    """Short names of files that tell them apart."""
+    stems = [path.rsplit("/", 1)[-1] for path in paths]
+    for ending in (".gz", ".jsonl", ".json", ".judge"):
+        stems = [stem.removesuffix(ending) for stem in stems]
+    return stems if len(set(stems)) == len(stems) else list(paths)

@@ -1,0 +1,217 @@
+"""`jlm metrics` as people and programs use it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Jlm, pair, read_rows, write_rows
+
+from jlm_cli.records import VERDICTS
+
+
+def judge_lines(count: int, seed: int) -> list[dict[str, Any]]:
+    draw = random.Random(seed)
+    rows = []
+    for n in range(count):
+        verdict, p = draw.choice(VERDICTS), round(draw.uniform(0.34, 1), 3)
+        shares: dict[str, float] = dict.fromkeys(VERDICTS, (1 - p) / 2)
+        shares[verdict] = p
+        rows.append({"id": f"row {n}", "verdict": verdict, "p": shares})
+    return rows
+
+
+def golden(count: int) -> list[dict[str, Any]]:
+    draw = random.Random(99)
+    return [
+        pair(f"row {n}", gold=draw.choice(VERDICTS), models=["=cmd", "b|c"], category=f"c{n % 3}")
+        for n in range(count)
+    ]
+
+
+def test_metrics_of_a_run_equal_its_summary(tmp_path: Path, jlm: Jlm) -> None:
+    """What `jlm judge` sums up is found again in its records, figure by figure."""
+    rows = [
+        pair(n, gold=random.Random(n).choice(VERDICTS), models=["x", "y"], category=f"c{n % 3}")
+        for n in range(60)
+    ]
+    rows += [{**pair(60 + n), "question": rows[n]["question"]} for n in range(20)]
+    rows.append({"id": "bad"})
+    write_rows(tmp_path / "in.jsonl", rows)
+    assert jlm("judge", "in.jsonl", "--swap").code == 3
+    wanted = json.loads((tmp_path / "in.judge.metrics.json").read_text())
+    done = jlm("metrics", "in.judge.jsonl", "--json")
+    assert (done.code, done.err) == (0, "")
+    found = json.loads(done.out)
+    for name in ("n_input", "n_judged", "n_error", "verdicts", "objective", "reliability"):
+        assert found[name] == wanted[name], name
+    for name in ("combined", "win_rate", "baselines"):
+        assert found[name] == wanted[name], name
+    assert jlm("metrics", "in.judge.jsonl", "--json").out == done.out
+    # compact records and their input give the same
+    assert jlm("judge", "in.jsonl", "--swap", "--compact", "-o", "small.jsonl").code == 3
+    again = json.loads(jlm("metrics", "small.jsonl", "--input", "in.jsonl", "--json").out)
+    for name in ("objective", "win_rate", "baselines", "by", "effects"):
+        assert again[name] == found[name], name
+
+
+def test_from_a_pipe(jlm: Jlm) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in judge_lines(5, 1))
+    done = jlm("metrics", "-", "--json", stdin=lines)
+    assert done.code == 0 and json.loads(done.out)["n_judged"] == 5
+    assert "no gold, so no agreement; give --gold" in done.err
+
+
+def test_tables_and_exports(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "judge_1%.jsonl", judge_lines(40, 1))
+    write_rows(tmp_path / "gold.jsonl", golden(40))
+    exports = ["--csv", "t.csv", "--markdown", "t.md", "--latex", "t.tex"]
+    words = ["metrics", "judge_1%.jsonl", "--gold", "gold.jsonl", "--abstain", "0.6", *exports]
+    done = jlm(*words)
+    assert (done.code, done.err) == (0, "")
+    for text in ("agreement", "baseline: longest answer", "verdicts by confidence", "leaderboard"):
+        assert text in done.out
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "t.csv").read_text())))
+    found = [row for row in rows if row["row"] == "judge_1%" and row["column"] == "agreement"]
+    exact = json.loads(jlm("metrics", "judge_1%.jsonl", "--gold", "gold.jsonl", "--json").out)
+    assert float(found[0]["value"]) == exact["objective"]["agreement"]["value"]
+    assert float(found[0]["ci_low"]) == exact["objective"]["agreement"]["ci95"][0]
+    assert any(row["row"] == "'=cmd" for row in rows)  # no formula
+    markdown, latex = (tmp_path / "t.md").read_text(), (tmp_path / "t.tex").read_text()
+    assert r"| judge\_1% | " in markdown and r"b\|c" in markdown
+    assert r"judge\_1\% & " in latex and latex.count(r"\begin{tabular}") == latex.count("toprule")
+    before = {name: (tmp_path / name).read_bytes() for name in ("t.csv", "t.md", "t.tex")}
+    assert jlm(*words).out == done.out
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
+
+
+def test_two_judges(tmp_path: Path, jlm: Jlm) -> None:
+    """The second judge is always right, the first by chance."""
+    gold = golden(60)
+    right = [{"id": row["id"], "verdict": row["gold"]} for row in gold]
+    write_rows(tmp_path / "a.jsonl", judge_lines(60, 1))
+    write_rows(tmp_path / "b.jsonl", right[::-1])
+    write_rows(tmp_path / "gold.jsonl", gold)
+    words = ["metrics", "a.jsonl", "b.jsonl", "--gold", "gold.jsonl", "--disagreements", "d.jsonl"]
+    done = jlm(*words, "--json")
+    assert (done.code, done.err) == (0, "")
+    found = json.loads(done.out)
+    assert list(found["judges"]) == ["a", "b"]
+    one = found["comparison"]["against"]["b"]
+    wrong = sum(
+        row["verdict"] != other["gold"] for row, other in zip(judge_lines(60, 1), gold, strict=True)
+    )
+    assert one["mcnemar"]["only_other_right"] == wrong and one["mcnemar"]["only_first_right"] == 0
+    assert one["mcnemar"]["p"] < 1e-6
+    assert one["difference"]["agreement"]["value"] == pytest.approx(wrong / 60, abs=1e-6)
+    assert one["difference"]["agreement"]["ci95"][0] > 0
+    differ = read_rows(tmp_path / "d.jsonl")
+    assert len(differ) == wrong
+    assert [row["distance"] for row in differ] == sorted(
+        (row["distance"] for row in differ), reverse=True
+    )
+    assert differ[0]["sample"]["question"].startswith("Question row")
+    assert differ[0]["judges"]["b"]["verdict"] == differ[0]["gold"]
+    table = jlm(*words).out
+    assert "b − a" in table and "McNemar p" in table
+
+
+def test_missing_ids_are_named(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "p.jsonl", judge_lines(10, 1))
+    write_rows(tmp_path / "g.jsonl", [*golden(10)[3:], pair("other", gold="1")])
+    done = jlm("metrics", "p.jsonl", "--gold", "g.jsonl", "--json")
+    assert "1 ids of gold are not among the predictions of p: 'other'" in done.err
+    assert "3 predictions of p have no row in gold: 'row 0', 'row 1', 'row 2'" in done.err
+    joined = json.loads(done.out)["joined"]["gold"]
+    assert joined["only_in_predictions"] == ["row 0", "row 1", "row 2"]
+    assert joined["only_there"] == ["other"]
+
+
+BAD = [
+    (["p.jsonl", "--protocol", "table1"], "--protocol table1: there are judgelm, pandalm"),
+    (["p.jsonl", "--gold", "none.jsonl"], "none.jsonl: cannot be read"),
+    (["none.jsonl"], "none.jsonl: cannot be read"),
+    (["."], ".: is a folder"),
+    (["text.md"], "text.md:1: not JSON"),
+    (["in.jsonl"], "in.jsonl:1: no prediction"),
+    (["p.jsonl", "--gold", "other.jsonl"], "other.jsonl: shares no id with p.jsonl"),
+    (["p.jsonl", "q.jsonl"], "q.jsonl: shares no id with p.jsonl"),
+    (["p.jsonl", "p.jsonl"], "named twice"),
+    (["p.jsonl", "--disagreements", "d.jsonl"], "name two files"),
+    (["p.jsonl", "q.jsonl", "--reversed", "r.jsonl"], "--reversed belongs to one"),
+    (["p.jsonl", "--html", "p.jsonl"], "p.jsonl: is an input"),
+    (["p.jsonl", "--csv", "none/t.csv"], "none/t.csv: is a folder, or in none"),
+    (["p.jsonl", "--protocol", "pandalm"], "protocol pandalm needs both orders"),
+    (["p.jsonl", "--protocol", "rewardbench"], "protocol rewardbench needs gold"),
+    (["p.jsonl", "--protocol", "rank"], "p.jsonl:1: field scores"),
+    (["p.jsonl", "--protocol", "mmvet"], "protocol mmvet needs gold"),
+    (["p.jsonl", "--protocol", "aspects"], "p.jsonl:1: field aspects is missing"),
+    (["p.jsonl", "--protocol", "rank", "--reversed", "q.jsonl"], "of no use for rank"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD, ids=[" ".join(words) for words, _ in BAD])
+def test_bad_use_is_one_line(tmp_path: Path, jlm: Jlm, words: list[str], message: str) -> None:
+    write_rows(tmp_path / "p.jsonl", judge_lines(3, 1))
+    write_rows(tmp_path / "q.jsonl", [{"id": "else", "verdict": "1"}])
+    write_rows(tmp_path / "other.jsonl", [{"id": "else", "gold": "1"}])
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    (tmp_path / "text.md").write_text("# A text\n")
+    done = jlm("metrics", *words)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("jlm: ") and message in done.err
+    assert done.err.count("\n") == 1 and "Traceback" not in done.err
+
+
+def test_help_and_readme_name_the_same_options(jlm: Jlm) -> None:
+    env = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+    shown = set(re.findall(r"--[a-z][a-z-]+", jlm("metrics", "--help", env=env).out))
+    section = (ROOT / "README.md").read_text().split("## Measure", 1)[1].split("\n## ", 1)[0]
+    named = set(re.findall(r"--[a-z][a-z-]+", section)) | {"--quiet", "--help"}
+    assert shown == named - {"--compact"}
+
+
+def test_metrics_loads_no_model_library(tmp_path: Path, jlm: Jlm) -> None:
+    """Reading and counting is quick to start: neither torch, nor plots where none are wanted."""
+    write_rows(tmp_path / "p.jsonl", judge_lines(3, 1))
+    script = (
+        "import sys; sys.argv = ['jlm', 'metrics', 'p.jsonl']\n"
+        "from jlm_cli.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'transformers', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=dict(os.environ), capture_output=True
+    )
+    assert done.stdout.decode().rstrip().endswith("[]")
+
+
+@pytest.mark.slow
+def test_a_million_predictions_in_bounded_memory(tmp_path: Path) -> None:
+    """With gold from another file, and intervals: 1.5 GB are enough."""
+    draw = random.Random(0)
+    with (tmp_path / "p.jsonl").open("w") as pred, (tmp_path / "g.jsonl").open("w") as gold:
+        for n in range(1_000_000):
+            pred.write(f'{{"id":"row-{n}","verdict":"{draw.choice(VERDICTS)}"}}\n')
+            gold.write(f'{{"id":"row-{n}","gold":"{draw.choice(VERDICTS)}"}}\n')
+    script = (
+        "import resource, subprocess, sys\n"
+        "subprocess.run([sys.executable, '-m', 'jlm_cli', 'metrics', 'p.jsonl', '--gold',"
+        " 'g.jsonl'], check=True)\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "agreement" in done.stdout
+    assert int(done.stderr) < 1_500_000  # kilobytes

@@ -1,0 +1,267 @@
+"""The paper's tables from the records of each command."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Done, Jlm, write_rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import precision_recall_fscore_support
+
+from jlm_cli.ranking import n_moved, ranking_of
+
+
+def summary(done: Done) -> dict[str, Any]:
+    assert (done.code, done.err) == (0, "")
+    found: dict[str, Any] = json.loads(done.out)
+    return found
+
+
+def ranked(row_id: Any, scores: list[float], **more: Any) -> dict[str, Any]:
+    """A record of `jlm rank`."""
+    texts = [f"answer {n} " * (n + 1) for n in range(len(scores))]
+    sample = {"question": f"Question {row_id}?", "answers": texts, "reference": None}
+    names = [f"m{n}" for n in range(len(scores))]
+    sample |= {"models": more.pop("models", names), "category": None}
+    record = {"id": row_id, "line": 1, "mode": "rank", "scores": scores, "expected": scores}
+    return {
+        **record,
+        "ranking": ranking_of(scores),
+        "flags": [],
+        "gold": None,
+        "sample": sample,
+        **more,
+    }
+
+
+def pair_of(row: dict[str, Any], first: int, second: int, verdict: str) -> dict[str, Any]:
+    """A record of `jlm judge` for two of a ranking's answers."""
+    sample = row["sample"]
+    names = sample["models"] and [sample["models"][first], sample["models"][second]]
+    texts = [sample["answers"][first], sample["answers"][second]]
+    return {
+        "id": row["id"],
+        "mode": "judge",
+        "verdict": verdict,
+        "sample": {"question": sample["question"], "answers": texts, "models": names},
+    }
+
+
+def all_pairs(row: dict[str, Any], merit: list[float]) -> list[dict[str, Any]]:
+    rows = []
+    for n, (first, second) in enumerate(itertools.combinations(range(len(merit)), 2)):
+        if n % 2:  # a judgment may name them in any order
+            first, second = second, first
+        one, two = merit[first], merit[second]
+        rows.append(pair_of(row, first, second, "1" if one > two else "2" if two > one else "tie"))
+    return rows
+
+
+@pytest.mark.parametrize("models", [["a", "b", "c"], None], ids=["by model", "by text"])
+def test_rank_against_pairs(tmp_path: Path, jlm: Jlm, models: Any) -> None:
+    """Table 10: one ranking that is the same, one with two places exchanged, one turned round."""
+    scores: dict[str, list[float]] = {
+        "same": [9, 5, 3],
+        "two": [9, 5, 3],
+        "three": [9, 5, 3],
+        "ties": [7, 7, 3],
+    }
+    merit = {"same": [3, 2, 1], "two": [3, 1, 2], "three": [1, 3, 2], "ties": [2, 2, 1]}
+    rows = [
+        ranked(name, [float(score) for score in scores[name]], models=models) for name in scores
+    ]
+    write_rows(tmp_path / "rank.jsonl", rows)
+    pairs = [pair for row in rows for pair in all_pairs(row, [float(m) for m in merit[row["id"]]])]
+    write_rows(tmp_path / "pairs.jsonl", pairs)
+    words = ["metrics", "rank.jsonl", "--gold", "pairs.jsonl", "--protocol", "rank"]
+    found = summary(jlm(*words, "--json"))
+    assert found["ranking"]["consistency"]["value"] == 0.5
+    assert found["ranking"]["error_rate_2"]["value"] == 0.25
+    assert found["ranking"]["error_rate_3"]["value"] == 0.25
+    assert found["ranking"]["n"] == 4 and found["n_incomplete"] == 0
+    assert found["baselines"]["given_order"]["consistency"]["value"] == 0.25
+    assert found["baselines"]["longest_first"]["consistency"]["value"] == 0
+    table = jlm(*words, "--html", "report.html")
+    assert "error rate@2" in table.out and "longest first" in table.out
+    assert "rankings equal to those of pairs" in (tmp_path / "report.html").read_text()
+
+
+def test_rank_needs_all_pairs(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [ranked(1, [9.0, 5.0, 3.0]), ranked(2, [9.0, 5.0, 3.0])]
+    write_rows(tmp_path / "rank.jsonl", rows)
+    pairs = all_pairs(rows[0], [3, 2, 1])
+    write_rows(tmp_path / "pairs.jsonl", [*pairs, *all_pairs(rows[1], [3, 2, 1])[:2]])
+    words = ["metrics", "rank.jsonl", "--protocol", "rank", "--gold"]
+    found = summary(jlm(*words, "pairs.jsonl", "--json"))
+    assert (found["ranking"]["n"], found["n_incomplete"]) == (1, 1)
+    write_rows(tmp_path / "some.jsonl", pairs[:1])
+    done = jlm(*words, "some.jsonl")
+    assert done.code == 2 and "no ranking has all its pairs" in done.err
+
+
+def test_rank_against_scores_of_gold(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [ranked(1, [9.0, 5.0, 3.0, 1.0], gold=[4, 3, 2, 1]), ranked(2, [1.0, 2.0], gold=[9, 3])]
+    write_rows(tmp_path / "rank.jsonl", rows)
+    found = summary(jlm("metrics", "rank.jsonl", "--protocol", "rank", "--json"))
+    assert found["ranking"]["consistency"]["value"] == 0.5
+    assert found["ranking"]["error_rate_2"]["value"] == 0.5
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=5), st.randoms())
+def test_rankings_differ_in_none_or_at_least_two_places(scores: list[int], draw: Any) -> None:
+    """So that consistency and the error rates add up to one."""
+    other = list(scores)
+    draw.shuffle(other)
+    assert n_moved(ranking_of(scores), ranking_of(other)) != 1
+
+
+def test_rank_with_pairs_in_its_records(tmp_path: Path, jlm: Jlm) -> None:
+    """What `jlm rank --compare` writes, and sums up itself."""
+    answers = [["a" * n, "b", "c" * (9 - n)] for n in range(1, 9)]
+    rows = [{"question": f"Question {n}?", "answers": each} for n, each in enumerate(answers)]
+    write_rows(tmp_path / "in.jsonl", rows)
+    assert jlm("rank", "in.jsonl", "--compare", "-q").code == 0
+    wanted = json.loads((tmp_path / "in.rank.metrics.json").read_text())["compare"]
+    found = summary(jlm("metrics", "in.rank.jsonl", "--protocol", "rank", "--json"))
+    assert found["ranking"] == wanted
+
+
+def graded(row_id: Any, score: float, **more: Any) -> dict[str, Any]:
+    """A record of `jlm grade`."""
+    record = {"id": row_id, "line": 1, "mode": "grade", "scores": [score], "score": score}
+    return {**record, "flags": [], "gold": None, **more}
+
+
+def test_mmvet(tmp_path: Path, jlm: Jlm) -> None:
+    """Table 9: grades as right, half, wrong, against people."""
+    scores = {"a": 10.0, "b": 8.0, "c": 7.5, "d": 5.0, "e": 2.5, "f": 2.0, "g": 1.0, "h": 9.0}
+    people = {
+        "a": 1,
+        "b": "half",
+        "c": 0.5,
+        "d": "half",
+        "e": 0,
+        "f": 0,
+        "g": "wrong",
+        "h": "right",
+    }
+    rows = [graded(name, score) for name, score in scores.items()]
+    rows.append({"id": "x", "line": 9, "mode": "grade", "error": {"code": "nan", "message": "…"}})
+    write_rows(tmp_path / "grade.jsonl", rows)
+    write_rows(tmp_path / "gold.jsonl", [{"id": name, "gold": one} for name, one in people.items()])
+    words = ["metrics", "grade.jsonl", "--gold", "gold.jsonl", "--protocol", "mmvet"]
+    found = summary(jlm(*words, "--json"))
+    said = ["right", "right", "half", "half", "half", "wrong", "wrong", "right"]
+    gold = ["right", "half", "half", "half", "wrong", "wrong", "wrong", "right"]
+    wanted = precision_recall_fscore_support(gold, said, average="macro")
+    one = found["objective"]
+    assert one["agreement"]["value"] == 0.75 and (one["n"], found["n_error"]) == (8, 1)
+    values = [one[name]["value"] for name in ("precision", "recall", "f1")]
+    assert values == pytest.approx(list(wanted[:3]), abs=1e-6)
+    assert one["confusion"]["half"] == {"right": 1, "half": 2, "wrong": 0}
+    assert found["baselines"]["majority"]["agreement"]["value"] == 0.375
+    assert "accuracy" in jlm(*words, "--html", "report.html").out
+    assert "Confusion matrix" in (tmp_path / "report.html").read_text()
+
+
+def test_grades_as_jlm_grade_sums_them_up(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [
+        {"id": n, "question": f"Q{n}?", "answer": "a" * n, "reference": "r", "gold": n % 11}
+        for n in range(20)
+    ]
+    write_rows(tmp_path / "in.jsonl", rows)
+    assert jlm("grade", "in.jsonl", "-q").code == 0
+    wanted = json.loads((tmp_path / "in.grade.metrics.json").read_text())
+    words = ["metrics", "in.grade.jsonl", "--protocol", "grade"]
+    found = summary(jlm(*words, "--json"))
+    assert found["objective"] == wanted["objective"] and found["scores"] == wanted["scores"]
+    other = [{"id": n, "gold": 20 - n} for n in range(20)]
+    write_rows(tmp_path / "gold.jsonl", other)
+    turned = summary(jlm(*words, "--gold", "gold.jsonl", "--json"))
+    assert turned["objective"]["n"] == 20 and turned["objective"] != found["objective"]
+    assert "Spearman's ρ" in jlm(*words, "--html", "report.html").out
+
+
+def aspect(scores: list[float], verdict: str) -> dict[str, Any]:
+    p = {"1": 0.2, "2": 0.2, "tie": 0.6}
+    return {"scores": scores, "verdict": verdict, "p": p, "expected": scores, "text": "…"}
+
+
+def test_aspects(tmp_path: Path, jlm: Jlm) -> None:
+    """Table 16: one row for each aspect, one for all."""
+    golds = ["1", [3, 8], {"fluency": "1", "novelty": "tie"}]
+    rows = [
+        {
+            "id": n,
+            "line": n + 1,
+            "mode": "judge",
+            "aspects": {"fluency": aspect([8, 5], "1"), "novelty": aspect([5, 5], "tie")},
+            "gold": gold,
+            "flags": [],
+            "sample": {"question": f"Q{n}", "answers": ["long answer", "a"], "models": None},
+        }
+        for n, gold in enumerate(golds)
+    ]
+    write_rows(tmp_path / "aspects.jsonl", rows)
+    words = ["metrics", "aspects.jsonl", "--protocol", "aspects"]
+    found = summary(jlm(*words, "--json"))
+    agreement = {name: one["objective"]["agreement"] for name, one in found["aspects"].items()}
+    assert agreement["fluency"]["value"] == pytest.approx(2 / 3, abs=1e-6)
+    assert agreement["novelty"]["value"] == pytest.approx(1 / 3, abs=1e-6)
+    assert found["objective"]["agreement"]["value"] == 0.5 and found["objective"]["n"] == 6
+    assert set(found["baselines"]) == {"longest_answer", "first_answer", "majority"}
+    gold = [{"id": n, "gold": "1"} for n in range(3)]
+    write_rows(tmp_path / "gold.jsonl", gold)
+    other = summary(jlm(*words, "--gold", "gold.jsonl", "--json"))
+    assert other["aspects"]["fluency"]["objective"]["agreement"]["value"] == 1
+    assert "aspects: novelty" in jlm(*words, "--html", "report.html").out
+
+
+def test_pandalm(tmp_path: Path, jlm: Jlm) -> None:
+    """Table 2 from official files: two runs, gold by majority, a conflict is a tie."""
+    texts = ["8 5\n", "5 8\n", "7 7", "9 1", "oops"]
+    turned = ["5 8\n", "5 8\n", "7 7", "1 9", "8 5"]
+    votes = [(1, 1, 2), (2, 2, 2), (0, 0, 1), (2, 2, 0), (1, 2, 0)]
+    gold = [
+        {"idx": n, "instruction": f"Do {n}.", "input": "", "response1": "one", "response2": True}
+        | {f"annotator{k}": vote for k, vote in enumerate(three, start=1)}
+        for n, three in enumerate(votes)
+    ]
+    (tmp_path / "gold.json").write_text(json.dumps(gold))
+    for name, lines in (("pred", texts), ("turned", turned)):
+        rows = [{"question_id": n, "pred_text": text} for n, text in enumerate(lines)]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    words = ["metrics", "pred.jsonl", "--gold", "gold.json", "--protocol", "pandalm"]
+    done = jlm(*words, "--reversed", "turned.jsonl", "--json")
+    found = json.loads(done.out)
+    assert done.code == 0 and "1 rows have gold that is no verdict: 4" in done.err
+    # finals: 1, tie (a conflict), tie, 1
+    assert found["combined"]["accuracy"]["value"] == 0.5
+    assert found["reliability"]["consistency"]["value"] == 0.75
+    assert found["reliability"]["bias_second"]["value"] == 0.25
+    assert found["gold"]["split"] == {"1": 0, "2": 0, "tie": 0, "none": 1}
+    assert (found["n_judged"], found["n_error"], found["errors"]) == (4, 1, {"unparsable": 1})
+    assert found["annotators"]["human_human"]["value"] == pytest.approx(2 / 4, abs=1e-6)
+    assert "needs both orders" in jlm(*words).err and jlm(*words).code == 2
+
+
+def test_rewardbench(tmp_path: Path, jlm: Jlm) -> None:
+    said = [("chat", "1", "1"), ("chat", "2", "1"), ("chat", "tie", "1"), ("safety", "2", "2")]
+    rows = [
+        {"id": n, "verdict": verdict, "gold": gold, "category": subset}
+        for n, (subset, verdict, gold) in enumerate(said)
+    ]
+    write_rows(tmp_path / "pred.jsonl", rows)
+    words = ["metrics", "pred.jsonl", "--protocol", "rewardbench"]
+    found = summary(jlm(*words, "--json"))["rewardbench"]
+    assert found["accuracy"]["value"] == 0.5 and found["ties_half"]["value"] == 0.625
+    assert found["subsets"]["chat"]["accuracy"]["value"] == pytest.approx(1 / 3, abs=1e-6)
+    assert found["subsets"]["safety"] == {"accuracy": {"value": 1.0, "ci95": [1.0, 1.0]}, "n": 1}
+    assert found["subset_mean"]["value"] == pytest.approx(2 / 3, abs=1e-6)
+    assert "mean of subsets" in jlm(*words, "--html", "report.html").out
