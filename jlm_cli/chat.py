@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 from rich.text import Text
 
-from jlm_cli import models
+from jlm_cli import models, signals
 from jlm_cli.case import Case, Choice, card, case_of, other_settings
 from jlm_cli.config import Config
 from jlm_cli.conversation import Layout, Opening, Turn
@@ -85,6 +85,7 @@ class Chat:
             except KeyboardInterrupt:
                 if not self.screen.interactive:
                     raise
+                signals.unwind()
                 self.screen.break_line()
                 self.screen.hint("Ctrl-D or /quit ends the conversation")
 
@@ -146,6 +147,7 @@ class Chat:
         except KeyboardInterrupt:
             if not self.screen.interactive:
                 raise
+            signals.unwind()
             self.screen.hint("stopped")
             return True
         return False

@@ -24,7 +24,10 @@ def leave_at_once() -> None:
 
 
 def unwind() -> None:
-    """The first signal raises Ended (Ctrl-C: KeyboardInterrupt), the next leaves at once."""
+    """The first signal raises Ended (Ctrl-C: KeyboardInterrupt), the next leaves at once.
+
+    Who goes on after a KeyboardInterrupt calls this again.
+    """
     _hear(_unwind)
 
 

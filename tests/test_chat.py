@@ -334,6 +334,10 @@ def test_terminal_ctrl_c_stops_a_reply(judged: Path) -> None:
         person.expect_exact("jlm: stopped")
         assert "behind" not in person.before
         person.expect("> ")
+        for _ in range(2):  # however often: only one at a time
+            person.send("\x03")
+            person.expect_exact("Ctrl-D or /quit ends the conversation")
+            person.expect("> ")
         person.sendline("/save said.json")
         person.expect_exact("saved in said.json")
         person.sendline("/quit")
