@@ -486,7 +486,9 @@ def save_weights(trainer: JudgeTrainer, course: Course) -> None:
         if course.recipe.lora:
             save_adapter(model, draft, course.config.base, course.config.save_dtype, state)
         else:
-            saved = {name: weight.to(dtype) for name, weight in state.items()}
+            # tied weights stay one tensor, which is then saved once
+            once = {weight.data_ptr(): weight.to(dtype) for weight in state.values()}
+            saved = {name: once[weight.data_ptr()] for name, weight in state.items()}
             model.config.use_cache = True
             model.config.dtype = dtype
             model.save_pretrained(draft, state_dict=saved)
