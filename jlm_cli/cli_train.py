@@ -206,8 +206,9 @@ def data(
 ) -> None:
     """Make training and validation rows from sources that carry scores."""
     from jlm_cli import data as making
+    from jlm_cli.gathering import DataConfig
 
-    config = making.DataConfig(
+    config = DataConfig(
         inputs=tuple(inputs),
         output=output,
         rows=rows,

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jlm_cli.bad_answers import KINDS, spoil
-from jlm_cli.data import Answer, Answered, Scale
+from jlm_cli.data import Scale
+from jlm_cli.gathering import Answer, Answered
 from jlm_cli.lessons import question_key, read_lesson
 from jlm_cli.records import Json
 from jlm_cli.schemas import SCHEMAS
