@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.toml"))
 
 
+@cache
 def load(name: str) -> Template:
     """A template by name, or by the path of a .toml file. Raises ModelError."""
     path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"

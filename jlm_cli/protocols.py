@@ -27,6 +27,7 @@ from jlm_cli.metrics import (
     row_at,
 )
 from jlm_cli.predictions import Predictions, is_numbers, rows_of
+from jlm_cli.prompts import load
 from jlm_cli.ranking import Ranking, n_moved, ranking_of
 from jlm_cli.records import Json, verdict_of
 from jlm_cli.schemas import id_in, key_of
@@ -151,7 +152,7 @@ def _checked(judged: Any, where: str) -> Judged:
 def mmvet(path: str, config: MetricsConfig) -> Json:
     """Table 9: the grade of each answer as right, half right or wrong, against people's word.
 
-    A score of 0-10 becomes the nearest of 10, 5 and 0 (half right in the middle of two).
+    What score makes which grade is said in the template vqa.
     """
     gold = _gold_by_id(config.gold)
     said: list[int] = []
@@ -202,7 +203,7 @@ def _grade(score: Any, name: str, where: str) -> int:
     value = score[0] if isinstance(score, list) and len(score) == 1 else score
     if type(value) not in (int, float) or not 0 <= value <= 10:
         raise InputError(f"{where}: field {name}: a number from 0 to 10 is needed")
-    return 0 if value > 7.5 else 2 if value < 2.5 else 1
+    return GRADES.index(load("vqa").label(value) or "wrong")
 
 
 def _gold_grade(gold: Any, where: str) -> int:

@@ -71,7 +71,7 @@ def test_vqa_labels(tmp_path: Path, jlm: Jlm) -> None:
     assert records[0]["sample"]["reference"] == "-1<AND>-5"
     for record in records:
         score = record["score"]
-        assert record["label"] == ("right" if score >= 8 else "half" if score >= 4 else "wrong")
+        assert record["label"] == ("right" if score >= 8 else "half" if score >= 2.5 else "wrong")
 
 
 @pytest.mark.parametrize("method", ["listwise", "pairwise"])

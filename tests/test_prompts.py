@@ -73,7 +73,7 @@ def test_vqa_resolves_the_truth_once(reference: str, first: str) -> None:
         f"[Reference Answer]\n{reference}\n\n[The Start of Assistant 1's Answer]\n{first}\n\n"
         in text
     )
-    labels = [prompts.load("vqa").label(score) for score in (10, 8, 7.5, 4, 3.5, 1)]
+    labels = [prompts.load("vqa").label(score) for score in (10, 8, 7.5, 2.5, 2, 1)]
     assert labels == ["right", "right", "half", "half", "wrong", "wrong"]
 
 
