@@ -17,7 +17,7 @@ import orjson
 
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.records import Json, need_text
-from jlm_cli.schemas import parse_row
+from jlm_cli.schemas import SCHEMAS, parse_row
 from jlm_cli.source import Source, open_source, spooled_rows
 
 
@@ -218,9 +218,11 @@ def _json_object(name: str) -> Json | None:
 
 
 def is_one_models(source: Source) -> bool:
-    """Whether a file holds one model's answers."""
+    """Whether a file holds one model's answers, and nothing that is judged by itself."""
     first = parse_first(source)
-    return first is not None and kind_of(first) is not None
+    if first is None or any(schema.fields <= first.keys() for schema in SCHEMAS):
+        return False
+    return kind_of(first) is not None
 
 
 def _source(name: str, rows: Sequence[tuple[int, Json]]) -> Source:

@@ -97,9 +97,12 @@ def open_rows(config: Config) -> Rows:
 def _source_of(config: Config) -> tuple[Source, Schema]:
     if len(config.inputs) == 1:
         source = open_source(config.inputs[0], config.limit, config.stdin)
-        alone = config.command == "grade" and not config.field_map and is_one_models(source)
-        if not alone:
+        told = config.field_map or config.schema != "auto"
+        if told or not is_one_models(source):
             return source, recognise(source, config.schema, config.field_map)
+        if config.command != "grade":
+            more = "the files of two models" if config.command == "judge" else "more models' files"
+            raise InputError(f"{source.where(0)}: one model's answers; give {more}")
     elif "-" in config.inputs:
         raise InputError("-: standard input cannot be one of several inputs")
     return joined(config.inputs, config.command, config.limit), SCHEMAS[0]

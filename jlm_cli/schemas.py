@@ -168,14 +168,6 @@ SCHEMAS = (
 )
 
 
-# files with one model's answers (pairing.py)
-_ONE_MODEL = (
-    {"instruction", "output", "generator"},
-    {"question_id", "question_body", "text"},
-    {"question_id", "model_id", "choices"},
-)
-
-
 def mapped(pairs: tuple[tuple[str, str], ...]) -> Schema:
     """The schema of `--map NATIVE=FIELD`; FIELD may be dotted, answers may be answer_1, answer_2.
 
@@ -237,8 +229,6 @@ def _fitting(row: Json, where: str) -> Schema:
     for schema in SCHEMAS:
         if schema.fields <= row.keys():
             return schema
-    if any(fields <= row.keys() for fields in _ONE_MODEL):
-        raise InputError(f"{where}: one model's answers; give the files of two models")
     nearest = max(SCHEMAS, key=lambda schema: len(schema.fields & row.keys()))
     missing = ", ".join(sorted(nearest.fields - row.keys()))
     found = ", ".join(sorted(row)) or "none"
