@@ -12,7 +12,7 @@ Freeze = Literal["none", "embeddings"]
 Schedule = Literal["cosine", "linear", "constant"]
 
 _SMALL = 1_000_000_000  # weights of a base that is trained whole by default
-_SHOWN_AT_LEAST = 1280  # samples a small base must see before it tells answers apart at all
+_SHOWN_AT_LEAST = 640  # samples a small base must see before it tells answers apart at all
 
 
 @dataclass(frozen=True)
