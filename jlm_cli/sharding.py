@@ -20,11 +20,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import orjson
 
+from jlm_cli import signals
 from jlm_cli.config import Config
 from jlm_cli.errors import (
     EXIT_OK,
@@ -244,13 +246,15 @@ _OF_TERMINALS = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasat
 
 @contextmanager
 def _deaf_workers() -> Iterator[None]:
-    """A terminal sends Ctrl-C to workers as well; only this process is to hear it, and end them.
+    """A terminal sends Ctrl-C to workers as well, also to those that are still being loaded.
 
-    Workers inherit what this thread blocks. The thread that looks after them keeps an open ear.
+    Workers inherit what this thread blocks, until `_worker` knows what to do with it. The thread
+    that looks after them keeps an open ear.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # where it is started later, it opens this thread's ear
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
     try:
         yield
@@ -308,6 +312,9 @@ def _leave_word(failure: str, reason: str) -> None:
 
 def _worker(config: Config, work: Work, parent: int) -> int:
     """One process of several; a JlmError is left in a file for the parent to tell."""
+    signals.leave_at_once()
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINALS)
     _die_with(parent)
     _share_cores()
     try:
