@@ -182,7 +182,7 @@ def kill_workers(folder: Path, runs: Runs, work: Work, workers: int, draw: rando
     """Kill launcher and workers together at a random moment, some of it before they are up."""
     begin(folder, work)
     for _ in range(2 if draw.random() < 0.25 else 1):
-        process = start(folder, "--workers", str(workers), JLM_FAKE_DELAY="0.05")
+        process = start(folder, "--workers", str(workers), JLM_FAKE_DELAY="0.3")
         wait_for(folder / "out.jsonl.partial", draw.choice(["run.json", "plan.npz", "part-0"]))
         time.sleep(draw.uniform(0, 0.5))
         os.killpg(process.pid, signal.SIGKILL)
