@@ -118,7 +118,7 @@ def _shared(
         typer.Option(
             "-o",
             "--output",
-            help="Results; - is standard output.  [default: STEM.COMMAND.jsonl here]",
+            help="Results; - is standard output.  \\[default: STEM.COMMAND.jsonl here]",
         ),
     ] = None,
     model: ModelName = None,
@@ -146,12 +146,13 @@ def _shared(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes on the CPU, each with its own model.")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs to use.  [default: all]")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs to use.  \\[default: all]")] = None,
     gpus_per_model: Annotated[
         int, typer.Option(min=1, help="GPUs that one model is spread over.")
     ] = 1,
     batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Prompt tokens judged at once.  [default: by memory]")
+        int | None,
+        typer.Option(min=1, help="Prompt tokens judged at once.  \\[default: by memory]"),
     ] = None,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Longest prompt with its score line, in tokens.")

@@ -75,7 +75,7 @@ def train(
     ] = None,
     validation: Annotated[
         str | None,
-        typer.Option(help="Rows to watch progress on.  [default: some questions held out]"),
+        typer.Option(help="Rows to watch progress on.  \\[default: some questions held out]"),
     ] = None,
     template: Annotated[
         str | None, typer.Option(help="Prompt template: a name from prompts/ or a .toml file.")
@@ -161,17 +161,18 @@ def data(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where to.")],
     rows: Annotated[
-        int | None, typer.Option(min=1, help="Training rows.  [default: by the sources]")
+        int | None, typer.Option(min=1, help="Training rows.  \\[default: by the sources]")
     ] = None,
     form: Annotated[
         list[str] | None,
-        typer.Option(metavar="FORM=SHARE", help="pair, list or grade.  [default: pair=1]"),
+        typer.Option(metavar="FORM=SHARE", help="pair, list or grade.  \\[default: pair=1]"),
     ] = None,
     bad: Annotated[
         float, typer.Option(min=0, max=1, help="Share of rows with a plainly bad answer.")
     ] = 0.4,
     bad_kind: Annotated[
-        list[str] | None, typer.Option(metavar="KIND", help="off-topic, cut-off, …  [default: all]")
+        list[str] | None,
+        typer.Option(metavar="KIND", help="off-topic, cut-off, …  \\[default: all]"),
     ] = None,
     reference: Annotated[
         float, typer.Option(min=0, max=1, help="Share of rows with a reference, where there is.")
