@@ -49,6 +49,9 @@ def train(
     freeze: Annotated[
         Literal["none", "embeddings"] | None, typer.Option(help="Weights that stay as they are.")
     ] = None,
+    freeze_layers: Annotated[
+        int | None, typer.Option(min=0, help="The first N layers stay as they are, too.")
+    ] = None,
     line_weight: Annotated[
         float | None,
         typer.Option(min=0, help="What a token of the score line counts beside one of a reason."),
@@ -115,6 +118,7 @@ def train(
         "max_length": max_length,
         "lora": lora,
         "freeze": freeze,
+        "freeze_layers": freeze_layers,
         "line_weight": line_weight,
         "gradient_checkpointing": gradient_checkpointing,
     }

@@ -21,13 +21,16 @@ from transformers import AttentionInterface, Cache, GenerationConfig, PreTrained
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
+from jlm_cli.attention import kernel_for
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Ids, Written, Wrote
 from jlm_cli.scoreline import DraftToken, Floats
 
 DRAFT_ROOM = 64  # places kept free behind the prompts; a larger draft makes the blocks grow
 SHARED_START = 24  # tokens two prompts must share before copying them pays
-CPU_PACK = 1200  # tokens in one pass: enough to amortise reading the weights, few for the caches
+# tokens in one pass, times bytes of a number: enough to amortise reading the weights, few enough
+# for the caches
+CPU_PACK_BYTES = 4800
 GPU_PACK = 16384
 _LOGITS_AT_ONCE = 64  # rows of logits turned into log-probabilities at a time, to bound memory
 
@@ -128,20 +131,14 @@ def _packed_attention(
     if any(kwargs.get(name) is not None for name in ("softcap", "sliding_window", "s_aux")):
         raise NotImplementedError("this kind of attention is not packed")
     layer = int(module.layer_idx)  # type: ignore[arg-type]
+    kernel = kernel_for(query.device, query.dtype)
     out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     at = 0
     for segment in pack.segments:
         to = at + segment.end - segment.start
         keys, values = pack.blocks.write(segment, layer, (key[0, :, at:to], value[0, :, at:to]))
-        seen = torch.nn.functional.scaled_dot_product_attention(
-            query[:, :, at:to],
-            keys,
-            values,
-            attn_mask=segment.sees,
-            scale=scaling,
-            is_causal=segment.sees is None,
-            enable_gqa=True,
-        )
+        sees = None if segment.sees is None else segment.sees.to(query.dtype)  # under autocast
+        seen = kernel(query[:, :, at:to], keys, values, sees, scaling)
         out[:, at:to] = seen.transpose(1, 2)
         at = to
     return out, None
@@ -299,7 +296,8 @@ class PackedEngine(HFEngine):
 
     def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary) -> None:
         super().__init__(model, vocabulary)
-        self.pack_tokens = CPU_PACK if self.device.type == "cpu" else GPU_PACK
+        on_cpu = self.device.type == "cpu"
+        self.pack_tokens = CPU_PACK_BYTES // model.dtype.itemsize if on_cpu else GPU_PACK
         self.tokens_fed = 0  # of all batches so far
         self._blocks = Blocks()
         self._lengths: list[int] = []
@@ -445,8 +443,6 @@ class PlainEngine(HFEngine):
 def make_engine(model: PreTrainedModel, vocabulary: Vocabulary) -> PackedEngine | PlainEngine:
     """The packed engine where the model really follows it, found out by a short trial."""
     packed, plain = PackedEngine(model, vocabulary), PlainEngine(model, vocabulary)
-    if packed.device.type == "cpu":
-        keep_memory()
     return packed if _agree(packed, plain) else plain
 
 
@@ -479,7 +475,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 def keep_memory() -> None:
     """Let glibc keep freed memory: else every large tensor is mapped and faulted in anew.
 
-    Elsewhere than on glibc nothing happens.
+    For judging, whose tensors keep their sizes; training would tear the heap to pieces. Elsewhere
+    than on glibc nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

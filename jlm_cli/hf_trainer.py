@@ -11,7 +11,7 @@ import inspect
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from jlm_cli import models
+from jlm_cli.attention import PRODUCTS
 from jlm_cli.errors import Ended, UsageError
 from jlm_cli.examples import LINE, READ, Example
 from jlm_cli.low_rank import save_adapter
@@ -120,7 +121,7 @@ def training_arguments(course: Course) -> TrainingArguments:
         warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip,
-        bf16=device == "cuda" and torch.cuda.is_bf16_supported(),
+        bf16=device != "mps" and models.multiplies_bfloat16(device),
         tf32=True if device == "cuda" else None,
         use_cpu=device == "cpu",
         ddp_backend="gloo" if device == "cpu" and world > 1 else None,
@@ -159,18 +160,28 @@ def prepare_model(course: Course, device: str) -> Any:
     half = recipe.lora and device == "cuda"
     model = models.load_model(course.files, "bfloat16" if half else "float32", {})
     model.config.use_cache = False
+    if device == "cpu" and models.multiplies_bfloat16(device):
+        model.set_attn_implementation(PRODUCTS)
     if recipe.gradient_checkpointing:
         whole: Any = model
         whole.gradient_checkpointing_enable({"use_reentrant": False})
         whole.enable_input_require_grads()
     if recipe.lora:
         return _with_lora(model, recipe, course.config.seed)
-    if recipe.freeze == "embeddings":
-        inner: Any = model
-        for embeddings in (inner.get_input_embeddings(), inner.get_output_embeddings()):
-            if embeddings is not None:
-                embeddings.requires_grad_(False)
+    for frozen in _frozen(model, recipe):
+        frozen.requires_grad_(False)
     return model
+
+
+def _frozen(model: Any, recipe: Recipe) -> Iterator[torch.nn.Module]:
+    if recipe.freeze == "embeddings":
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        yield from (embeddings for embeddings in ends if embeddings is not None)
+    if recipe.freeze_layers:
+        layers = model.get_decoder().layers
+        if recipe.freeze_layers >= len(layers):
+            raise UsageError(f"--freeze-layers {recipe.freeze_layers}: there are {len(layers)}")
+        yield from layers[: recipe.freeze_layers]
 
 
 def _with_lora(model: PreTrainedModel, recipe: Recipe, seed: int) -> Any:

@@ -21,7 +21,8 @@ class Recipe:
 
     `batch` counts samples for one step of all processes together; `warmup` is a share of all
     steps; `lora` the rank of adapters, 0 for all weights; `max_length` in tokens, None for all
-    the base can read; `line_weight` says how much more a token of the score line counts than one
+    the base can read; `freeze_layers` says how many of the first layers stay as they are, and
+    `line_weight` how much more a token of the score line counts than one
     of the reason, which has many more tokens.
     """
 
@@ -33,6 +34,7 @@ class Recipe:
     max_length: int | None = 2048
     lora: int = 0
     freeze: Freeze = "none"
+    freeze_layers: int = 0
     weight_decay: float = 0.0
     clip: float = 1.0
     line_weight: float = 1.0

@@ -133,7 +133,8 @@ class Watch(TrainerCallback):
         encoder = Encoder(course.lines, self._mode, self._config)
         judge = Judge(self._engine, course.lines, reason=False, new_tokens=0)
         try:
-            records = list(judged(course.material.watched, self._mode, encoder, judge))
+            with self.trainer.accelerator.autocast():
+                records = list(judged(course.material.watched, self._mode, encoder, judge))
         finally:
             model.train()
         return figures_of(records)
