@@ -30,7 +30,7 @@ import orjson
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from jlm_cli import models, runner
+from jlm_cli import loading, runner
 from jlm_cli.batching import Plan
 from jlm_cli.config import Config
 from jlm_cli.engine import Judge
@@ -83,7 +83,7 @@ def work_of(name: str, setting: Setting) -> tuple[PreTrainedModel, Callable[[], 
     compute = setting.run.compute
     official = "float16" if compute.device == "cuda" else "float32"
     dtype = official if name == "official" else compute.dtype
-    model = models.load_model(setting.run.files, dtype, compute.device)
+    model = loading.load_model(setting.run.files, dtype, compute.device)
     if name == "jlm":
         return model, _jlm(model, setting)
     size = 1 if name == "official" else PADDED_BATCH

@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 from rich.text import Text
 
-from jlm_cli import models, signals
+from jlm_cli import devices, loading, models, signals, vocabularies
 from jlm_cli.case import Case, Choice, card, case_of, other_settings
 from jlm_cli.config import Config
 from jlm_cli.conversation import Layout, Opening, Turn
@@ -245,15 +245,17 @@ def talk(config: Config, choice: Choice | None) -> int:
     mode = mode_of(config)
     report = Report()
     files = models.find(config.model, report.note)
-    compute = models.choose_compute(files, config)
-    vocabulary = models.load_vocabulary(files)
-    layout = Layout(vocabulary, models.chat_layout(files), config.max_length or vocabulary.context)
+    compute = devices.choose_compute(files, config)
+    vocabulary = vocabularies.load_vocabulary(files)
+    layout = Layout(
+        vocabulary, vocabularies.chat_layout(files), config.max_length or vocabulary.context
+    )
     report.note(f"model {files.name} on {compute.device} in {compute.dtype}")
     if choice is not None:
         template = " | ".join(dict.fromkeys(one.name for one in mode.templates))
         for other in other_settings(choice.judged, files.name, template):
             report.note(other)
-    engine = models.load_engine(files, vocabulary, compute)
+    engine = loading.load_engine(files, vocabulary, compute)
     judge = Judge(engine, Lines(vocabulary), reason=False, new_tokens=config.max_new_tokens)
     chat = Chat(judge, config, layout)
     if files.untrained and chat.screen.interactive:

@@ -186,7 +186,7 @@ def _shared(
     print_json: Annotated[bool, typer.Option("--json", help="Summary to standard output.")] = False,
 ) -> Config:
     """What judge, grade and rank have in common."""
-    from jlm_cli import models
+    from jlm_cli import devices
 
     if (question is None) != (answer is None):
         raise UsageError("-Q and -A go together: -Q 'Why?' -A 'Because.' -A 'No idea.'")
@@ -209,7 +209,7 @@ def _shared(
         inputs=tuple(inputs or ()),
         inline=None if question is None else (question, *(answer or ())),
         output=target,
-        model=model or models.default_name(),
+        model=model or devices.default_name(),
         command=command,
         reason=reason,
         explain_first=explain_first,
@@ -419,7 +419,7 @@ def chat(
     quantize: Bits = None,
 ) -> None:
     """Talk with the judge about a judgment, or about a question typed in."""
-    from jlm_cli import models
+    from jlm_cli import devices
     from jlm_cli.case import Choice
     from jlm_cli.chat import talk
 
@@ -430,7 +430,7 @@ def chat(
     config = Config(
         inputs=tuple(inputs or ()),
         output=None,
-        model=model or models.default_name(),
+        model=model or devices.default_name(),
         max_new_tokens=max_new_tokens,
         template=template,
         device=device,
@@ -465,13 +465,13 @@ def probe(
     print_json: Annotated[bool, typer.Option("--json", help="Rates to standard output.")] = False,
 ) -> None:
     """How often known tricks make a judge prefer the worse answer."""
-    from jlm_cli import models
+    from jlm_cli import devices
     from jlm_cli import probe as probing
 
     config = Config(
         inputs=(),
         output=None,
-        model=model or models.default_name(),
+        model=model or devices.default_name(),
         swap=True,
         template=template,
         on_injection=on_injection,

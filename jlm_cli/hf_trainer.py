@@ -26,7 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from jlm_cli import models
+from jlm_cli import devices, loading, models
 from jlm_cli.attention import PRODUCTS
 from jlm_cli.errors import Ended, UsageError
 from jlm_cli.examples import LINE, READ, Example
@@ -107,7 +107,7 @@ def _rounded(entry: Mapping[str, Any]) -> Json:
 def training_arguments(course: Course) -> TrainingArguments:
     """The recipe in the Trainer's words. Sets up the process group as well."""
     recipe, steps, config = course.recipe, course.schedule.steps, course.config
-    device = models.choose_device(config.device)
+    device = devices.choose_device(config.device)
     world = int(os.environ.get("WORLD_SIZE", 1))
     micro = micro_batch(recipe.batch, world, config.micro_batch)
     arguments = TrainingArguments(
@@ -121,7 +121,7 @@ def training_arguments(course: Course) -> TrainingArguments:
         warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip,
-        bf16=device != "mps" and models.multiplies_bfloat16(device),
+        bf16=device != "mps" and devices.multiplies_bfloat16(device),
         tf32=True if device == "cuda" else None,
         use_cpu=device == "cpu",
         ddp_backend="gloo" if device == "cpu" and world > 1 else None,
@@ -158,9 +158,9 @@ def prepare_model(course: Course, device: str) -> Any:
     adapters the base stays as it is, and bfloat16 saves half the memory."""
     recipe = course.recipe
     half = recipe.lora and device == "cuda"
-    model = models.load_model(course.files, "bfloat16" if half else "float32", {})
+    model = loading.load_model(course.files, "bfloat16" if half else "float32", {})
     model.config.use_cache = False
-    if device == "cpu" and models.multiplies_bfloat16(device):
+    if device == "cpu" and devices.multiplies_bfloat16(device):
         model.set_attn_implementation(PRODUCTS)
     if recipe.gradient_checkpointing:
         whole: Any = model

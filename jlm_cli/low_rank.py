@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from jlm_cli import models
+from jlm_cli import loading, models
 from jlm_cli.errors import EXIT_OK, UsageError
 from jlm_cli.model_card import model_card
 from jlm_cli.records import Json
@@ -44,8 +44,8 @@ def run(config: AdapterConfig) -> int:
     whole, base = models.find(config.model, report.note), models.find(config.base, report.note)
     if base.adapter is not None:
         raise UsageError(f"-m {config.base}: is itself an adapter; take what lies below it")
-    trained = models.load_model(whole, "float32", {})
-    adapted, kept = low_rank(models.load_model(base, "float32", {}), trained, config.rank)
+    trained = loading.load_model(whole, "float32", {})
+    adapted, kept = low_rank(loading.load_model(base, "float32", {}), trained, config.rank)
     report.note(f"rank {config.rank} keeps {kept:.1%} of the squared change of the matrices")
     draft = draft_of(config.output)
     shutil.rmtree(draft, ignore_errors=True)

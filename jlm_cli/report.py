@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from jlm_cli.devices import Compute
 from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK, printable
-from jlm_cli.models import Compute
 from jlm_cli.records import Json
 
 _ROWS_SHOWN = 12

@@ -21,7 +21,7 @@ import orjson
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from numpy.typing import NDArray
 
-from jlm_cli import models, sharding
+from jlm_cli import devices, loading, models, sharding, vocabularies
 from jlm_cli.batching import Plan, make_plan
 from jlm_cli.columns import PairTally, tally_of
 from jlm_cli.config import Config
@@ -60,7 +60,7 @@ class Run:
     mode: Mode
     lines: Lines
     encoder: Encoder
-    compute: models.Compute
+    compute: devices.Compute
 
 
 def start(config: Config) -> int:
@@ -140,9 +140,9 @@ def open_run(config: Config, report: Report) -> Run:
     mode = mode_of(config)
     rows = open_rows(config)
     files = models.find(config.model, report.note)
-    compute = models.choose_compute(files, config)
+    compute = devices.choose_compute(files, config)
     report.note(f"model {files.name} on {compute.device} in {compute.dtype}")
-    lines = Lines(models.load_vocabulary(files))
+    lines = Lines(vocabularies.load_vocabulary(files))
     return Run(config, rows, files, mode, lines, Encoder(lines, mode, config), compute)
 
 
@@ -299,7 +299,7 @@ def _fingerprint(now: Run) -> Json:
         "input": now.rows.source.sha256(),
         "model": now.files.identity(),
         "template": identity(now.mode.templates),
-        **models.versions(),
+        **devices.versions(),
     }
 
 
@@ -310,7 +310,7 @@ def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: 
         plan, todo, left = Plan(saved["order"], saved["cuts"]), saved["todo"], saved["left"]
     if not len(todo):
         return
-    engine = models.load_engine(now.files, now.lines.vocabulary, now.compute)
+    engine = loading.load_engine(now.files, now.lines.vocabulary, now.compute)
     with report.bar(int(left[plan.order].sum())) as bar:
         config, written = now.config, Written(bar)
         judge = Judge(engine, now.lines, config.reason, config.max_new_tokens, written.add)

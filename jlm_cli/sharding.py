@@ -181,12 +181,12 @@ def local_rank() -> int:
 
 def n_workers(config: Config) -> int:
     """How many processes a run takes on this machine. Raises ModelError for GPUs that lack."""
-    from jlm_cli import models
+    from jlm_cli import devices, models
 
     on_cpu = config.workers is not None or config.device in ("cpu", "mps")
     if config.gpus is None and (on_cpu or config.model == models.FAKE):
         return config.workers or 1
-    there = models.n_gpus()
+    there = devices.n_gpus()
     wanted = there if config.gpus is None else config.gpus
     if wanted > there:
         raise ModelError(f"--gpus {wanted}: there are {there} CUDA devices on this machine")

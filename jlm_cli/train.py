@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from jlm_cli import models, sharding
+from jlm_cli import devices, models, sharding, vocabularies
 from jlm_cli.config import file_sha256
 from jlm_cli.encoding import Lines
 from jlm_cli.errors import EXIT_OK, InputError, JlmError, RowError, UsageError
@@ -136,8 +136,8 @@ def prepare(config: TrainConfig, report: Report) -> Course:
         raise UsageError("-m fake: the fake engine learns nothing; give a model")
     templates = TaughtTemplates.of(config.template, config.form.explain_first)
     material = read_material(config)
-    lines = Lines(models.load_vocabulary(files))
-    recipe = by_name(config.recipe, models.n_weights(files), len(material.lessons))
+    lines = Lines(vocabularies.load_vocabulary(files))
+    recipe = by_name(config.recipe, devices.n_weights(files), len(material.lessons))
     recipe = recipe.changed(**dict(config.changes))
     if recipe.lora and files.adapter is not None:
         raise UsageError(f"-m {config.base}: is itself an adapter; train all weights, --lora 0")
@@ -291,7 +291,7 @@ def _facts(course: Course) -> Json:
         **course.recipe.json(),
         "save_dtype": config.save_dtype,
         "seed": config.seed,
-        **models.versions(),
+        **devices.versions(),
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from faulty import Runs
 
-from jlm_cli import models, prompts
+from jlm_cli import loading, models, prompts, vocabularies
 from jlm_cli.encoding import Lines, Vocabulary
 from jlm_cli.scoreline import LineTokens
 
@@ -173,9 +173,9 @@ class Loaded:
 
 def load(name: str) -> Loaded:
     files = models.find(name, lambda text: None)
-    vocabulary = models.load_vocabulary(files)
+    vocabulary = vocabularies.load_vocabulary(files)
     tokens = Lines(vocabulary).of(prompts.load("judgelm"), 2)
-    return Loaded(files, vocabulary, tokens, models.load_model(files, "float32", "cpu"))
+    return Loaded(files, vocabulary, tokens, loading.load_model(files, "float32", "cpu"))
 
 
 @pytest.fixture(scope="session")

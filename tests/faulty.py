@@ -208,7 +208,8 @@ def serve() -> None:
     import tempfile
 
     from jlm_cli import cli, runner, scoreline  # noqa: F401 - loaded once for all children
-    from jlm_cli.models import FAKE, ModelFiles, load_vocabulary
+    from jlm_cli.models import FAKE, ModelFiles
+    from jlm_cli.vocabularies import load_vocabulary
 
     load_vocabulary(ModelFiles(FAKE, Path()))  # loads its library
     sys.argv = ["jlm", "judge", "nothing-here.jsonl"]

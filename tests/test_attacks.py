@@ -19,10 +19,11 @@ from jlm_cli import prompts
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines, Prompt, Vocabulary
 from jlm_cli.errors import RowError
-from jlm_cli.models import FAKE, ModelFiles, load_vocabulary
-from jlm_cli.models import _vocabulary as vocabulary_of
+from jlm_cli.models import FAKE, ModelFiles
 from jlm_cli.modes import mode_of
 from jlm_cli.records import Sample, field_of, with_field
+from jlm_cli.vocabularies import _vocabulary as vocabulary_of
+from jlm_cli.vocabularies import load_vocabulary
 
 SAMPLE = Sample("a", 1, "Why?", ("Because it is so.", "No idea."), "A reason.")
 FIELDS = ("question", "reference", "answer_1", "answer_2")

@@ -18,32 +18,32 @@ def tensors(tokens: int, seen: int) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 @pytest.mark.parametrize("tokens", [1, 7, 127, 128, 129, 300])
 def test_causal_products_equal_the_fused_kernel(tokens: int) -> None:
-    given = tensors(tokens, tokens)
+    query, key, value = tensors(tokens, tokens)
     for scale in (None, 0.3):
-        difference = by_products(*given, None, scale) - fused(*given, None, scale)
+        ours = by_products(query, key, value, None, scale)
+        difference = ours - fused(query, key, value, None, scale)
         assert difference.abs().max() < 1e-5
 
 
 def test_masked_products_equal_the_fused_kernel() -> None:
-    given = tensors(20, 90)
+    query, key, value = tensors(20, 90)
     sees = torch.zeros(20, 90).masked_fill(torch.ones(20, 90).triu(71).bool(), float("-inf"))
-    assert (by_products(*given, sees, None) - fused(*given, sees, None)).abs().max() < 1e-5
+    ours = by_products(query, key, value, sees, None)
+    assert (ours - fused(query, key, value, sees, None)).abs().max() < 1e-5
 
 
 def test_their_gradients_are_equal() -> None:
     found = []
     for kernel in (by_products, fused):
-        given = [one.requires_grad_() for one in tensors(150, 150)]
-        kernel(*given, None, None).square().sum().backward()
-        found.append([one.grad for one in given])
+        query, key, value = (one.requires_grad_() for one in tensors(150, 150))
+        loss = kernel(query, key, value, None, None).square().sum()
+        found.append(torch.autograd.grad(loss, (query, key, value)))
     for ours, theirs in zip(*found, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4)
 
 
 def test_bfloat16_stays_near_float32() -> None:
-    exact = tensors(200, 200)
-    rounded = [one.to(torch.bfloat16) for one in exact]
-    query, key, value = rounded
+    query, key, value = (one.to(torch.bfloat16) for one in tensors(200, 200))
     found = by_products(query, key, value, None, None).float()
-    wanted = fused(*(one.float() for one in rounded), None, None)
+    wanted = fused(query.float(), key.float(), value.float(), None, None)
     assert (found - wanted).norm() < 0.01 * wanted.norm()

@@ -11,7 +11,7 @@ from conftest import Loaded
 from sentencepiece import SentencePieceProcessor
 from test_prompts import SAMPLE, rendered
 
-from jlm_cli import models
+from jlm_cli import models, vocabularies
 from jlm_cli.conversation import Layout, Opening, Turn
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Engine, unheard
@@ -28,7 +28,7 @@ def opening() -> Opening:
 
 
 def fake() -> Vocabulary:
-    return models.load_vocabulary(models.find(models.FAKE, print))
+    return vocabularies.load_vocabulary(models.find(models.FAKE, print))
 
 
 def turn(vocabulary: Vocabulary, message: str, reply: str) -> Turn:
@@ -46,7 +46,7 @@ def test_golden_vicuna() -> None:
 
 def test_golden_own_template(builtin: Loaded) -> None:
     vocabulary = builtin.vocabulary
-    layout = Layout(vocabulary, models.chat_layout(builtin.files), None)
+    layout = Layout(vocabulary, vocabularies.chat_layout(builtin.files), None)
     ids = layout.ids(opening(), [turn(vocabulary, *FIRST)], LAST)
     text = vocabulary.tokenizer.decode(ids, skip_special_tokens=False)
     assert text + "\n" == (GOLDEN / "own-template.txt").read_text()
@@ -62,14 +62,14 @@ def templated(loaded: Loaded, said: Sequence[str], system: str | None = None) ->
     messages += [
         {"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(said)
     ]
-    tokenizer = models._tokenizer(loaded.files)
+    tokenizer = vocabularies._tokenizer(loaded.files)
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     return list(ids)
 
 
 def test_released_ids_are_sentencepieces_own(released: Loaded, replica: Path) -> None:
     """Each stretch between two ends of a text is encoded as sentencepiece does it."""
-    assert models.chat_layout(released.files) is None
+    assert vocabularies.chat_layout(released.files) is None
     pieces = SentencePieceProcessor(model_file=str(replica / "tokenizer.model"))
     reply = tuple(pieces.encode(FIRST[1]))
     layout = Layout(released.vocabulary, None, 2048)
@@ -86,7 +86,7 @@ def test_no_text_becomes_a_control_token(
 ) -> None:
     loaded: Loaded = request.getfixturevalue(name)
     vocabulary = loaded.vocabulary
-    layout = Layout(vocabulary, models.chat_layout(loaded.files), 2048)
+    layout = Layout(vocabulary, vocabularies.chat_layout(loaded.files), 2048)
     words = vocabulary.neutralised(text)
     plain = layout.ids(opening(), [], "Hello.")
     wicked = layout.ids(Opening(opening().prompt, words), [], words)
@@ -123,9 +123,9 @@ def test_the_oldest_turns_go_first() -> None:
 def test_a_template_that_leaves_messages_out(
     builtin: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = models._tokenizer(builtin.files)
+    tokenizer = vocabularies._tokenizer(builtin.files)
     monkeypatch.setattr(tokenizer, "chat_template", "{{ messages[-1]['content'] }}")
-    layout = models.chat_layout(builtin.files)
+    layout = vocabularies.chat_layout(builtin.files)
     assert layout is not None
     with pytest.raises(ModelError, match="leaves messages out"):
         layout(3, None)

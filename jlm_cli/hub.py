@@ -1,0 +1,102 @@
+"""Files from the hub, and what transformers reads of them: locked down and quiet."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import warnings
+from collections.abc import Callable
+from logging import ERROR, getLogger
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from jlm_cli.errors import ModelError
+
+# what transformers, torch and safetensors raise on folders that hold no sound model
+LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    ImportError,
+    AttributeError,
+    TypeError,
+    struct.error,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+
+# code in a model's folder is never run, and its files are all that is read
+LOCKED_DOWN: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+
+Say = Callable[[str], None]
+
+
+def from_hub(hub_id: str, revision: str | None, say: Say) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    try:  # what is there already needs no network
+        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        pass
+    except HFValidationError as error:
+        raise ModelError(f"--model {hub_id}: {error}") from error
+    try:
+        files = HfApi().model_info(hub_id, revision=revision, files_metadata=True).siblings or []
+        sizes = {file.rfilename: file.size or 0 for file in files}
+        wanted = wanted_files(list(sizes))
+        say(f"fetching {hub_id}: {sum(sizes[file] for file in wanted) / 1e9:.1f} GB")
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
+    except HfHubHTTPError as error:
+        raise ModelError(f"--model {hub_id}: the hub says: {first_line(error)}") from error
+    except (OSError, RuntimeError, ImportError) as error:
+        raise ModelError(no_network(f"--model {hub_id}", error)) from error
+    except Exception as error:  # the hub's client raises its HTTP library's own errors
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore2"):
+            raise
+        raise ModelError(no_network(f"--model {hub_id}", error)) from error
+
+
+def wanted_files(files: list[str]) -> list[str]:
+    """Of a hub folder's files those that are loaded: safetensors before .bin, and no code."""
+    safe = any(file.endswith(".safetensors") for file in files)
+    weights = (".safetensors", ".safetensors.index.json") if safe else (".bin", ".bin.index.json")
+    texts = (".json", ".model", ".txt", ".jinja")
+    indexes = (".safetensors.index.json", ".bin.index.json")
+    return [
+        file
+        for file in files
+        if "/" not in file
+        and (file.endswith(weights) or (file.endswith(texts) and not file.endswith(indexes)))
+    ]
+
+
+def no_network(what: str, error: Exception) -> str:
+    return (
+        f"{what}: cannot be fetched ({first_line(error)}); "
+        "without network, give a model's folder or .gguf file with --model PATH"
+    )
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    if lines and "Weights only load failed" in lines[0]:
+        return "its .bin weights hold more than tensors; that could run code and is not loaded"
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def quiet_transformers() -> None:
+    """Its warnings and bars say nothing that jlm does not say itself."""
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", module=r"torch\._weights_only_unpickler")
+    getLogger("bitsandbytes").setLevel(ERROR)  # which is imported wherever it is installed
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,113 @@
+"""A model's weights on their device, ready to judge or to be trained.
+
+torch and transformers are imported inside the functions, so that the command line starts at once.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jlm_cli.config import Quantize
+from jlm_cli.devices import Compute
+from jlm_cli.encoding import Vocabulary
+from jlm_cli.errors import ModelError
+from jlm_cli.hub import LOADING_ERRORS, LOCKED_DOWN, first_line, quiet_transformers
+from jlm_cli.models import FAKE, ModelFiles
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import BitsAndBytesConfig, PreTrainedModel
+
+    from jlm_cli.engine import Engine
+
+
+def load_engine(files: ModelFiles, vocabulary: Vocabulary, compute: Compute) -> Engine:
+    """The model on its device, ready to judge. Raises ModelError."""
+    from jlm_cli.engine import FakeEngine
+
+    if files.name == FAKE:
+        return FakeEngine(float(os.environ.get("JLM_FAKE_DELAY", "0")))
+    from jlm_cli.hf_engine import keep_memory, make_engine
+
+    if compute.device == "cpu":
+        keep_memory()
+    model = load_model(files, compute.dtype, _place(compute), compute.quantize)
+    try:
+        return make_engine(model, vocabulary)
+    except AssertionError as error:  # how bitsandbytes refuses sizes that it cannot pack
+        raise ModelError(f"--model {files.name}: {first_line(error)}") from error
+
+
+def _place(compute: Compute) -> str | dict[str, Any]:
+    """This worker's device, or its share of them for a model that takes several GPUs."""
+    from jlm_cli.sharding import local_rank
+
+    if compute.device != "cuda":
+        return compute.device
+    first = local_rank() * compute.gpus_per_model
+    if compute.gpus_per_model == 1:
+        return f"cuda:{first}"
+    share = compute.memory // compute.gpus_per_model
+    mine = range(first, first + compute.gpus_per_model)
+    return {"device_map": "auto", "max_memory": {gpu: int(0.9 * share) for gpu in mine}}
+
+
+def load_model(
+    files: ModelFiles,
+    dtype: str,
+    device: str | dict[str, Any],
+    quantize: Quantize | None = None,
+) -> PreTrainedModel:
+    """The weights on a device (or as `device_map` and `max_memory` say), adapter merged.
+
+    Quantized weights keep their adapter beside them: merging would round it away.
+
+    Code in a model's folder is never run; pickled weights go through torch's weights-only
+    unpickler, as transformers does it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    quiet_transformers()
+    source: dict[str, Any] = {"device_map": device} if isinstance(device, str) else device
+    if files.gguf:
+        source |= {"gguf_file": files.gguf, "quantization_config": GgufConfig(dequantize=True)}
+    wanted: torch.dtype = getattr(torch, dtype)
+    if quantize is not None:
+        source["quantization_config"] = _quantization(quantize, wanted)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            files.folder, dtype=wanted, **LOCKED_DOWN, **source
+        )
+        return model if files.adapter is None else _with_adapter(model, files.adapter, quantize)
+    except LOADING_ERRORS as error:
+        raise ModelError(f"--model {files.name}: {first_line(error)}") from error
+
+
+def _quantization(quantize: Quantize, dtype: torch.dtype) -> BitsAndBytesConfig:
+    from transformers import BitsAndBytesConfig
+
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+
+
+def _with_adapter(
+    model: PreTrainedModel, adapter: Path, quantize: Quantize | None
+) -> PreTrainedModel:
+    import torch
+    from peft import PeftModel
+
+    dtype = model.dtype
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of peft's own calls
+        if quantize is not None:
+            beside = PeftModel.from_pretrained(model, str(adapter))
+            return beside.get_base_model()  # type: ignore[return-value]
+        peft = PeftModel.from_pretrained(model.to(torch.float32), str(adapter))  # type: ignore[arg-type]
+    return peft.merge_and_unload().to(dtype)  # type: ignore[no-any-return]

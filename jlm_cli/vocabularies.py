@@ -1,0 +1,162 @@
+"""A model's tokenizer and chat template, without its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from jlm_cli.encoding import ChatWrap, Vocabulary
+from jlm_cli.errors import ModelError
+from jlm_cli.hub import LOADING_ERRORS, LOCKED_DOWN, first_line, quiet_transformers
+from jlm_cli.models import FAKE, ModelFiles
+
+
+def load_vocabulary(files: ModelFiles) -> Vocabulary:
+    """The tokenizer of a model, without its weights. Raises ModelError."""
+    if files.name == FAKE:
+        return _fake_vocabulary()
+    tokenizer = _tokenizer(files)
+    config = text_config(files)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"--model {files.name}: its tokenizer has no fast form")
+    return _vocabulary(tokenizer, getattr(config, "max_position_embeddings", None))
+
+
+@cache
+def _tokenizer(files: ModelFiles) -> Any:
+    """As transformers knows it. Raises ModelError."""
+    from transformers import AutoTokenizer
+
+    quiet_transformers()
+    source: dict[str, Any] = {"gguf_file": files.gguf} if files.gguf else {}
+    try:
+        return AutoTokenizer.from_pretrained(files.folder, **LOCKED_DOWN, **source)
+    except LOADING_ERRORS as error:
+        raise ModelError(f"--model {files.name}: {first_line(error)}") from error
+
+
+def text_config(files: ModelFiles) -> Any:
+    """The configuration of the language model in a folder. Raises ModelError."""
+    from transformers import AutoConfig
+
+    source: dict[str, Any] = {"gguf_file": files.gguf} if files.gguf else {}
+    try:
+        config = AutoConfig.from_pretrained(files.folder, **LOCKED_DOWN, **source)
+        return config.get_text_config()
+    except LOADING_ERRORS as error:
+        raise ModelError(f"--model {files.name}: {first_line(error)}") from error
+
+
+def chat_layout(files: ModelFiles) -> Callable[[int, str | None], list[str]] | None:
+    """What a model's own chat template writes around N messages, the user's first: N + 1 texts.
+
+    It takes N and a system prompt. None where the model has no chat template. The texts are
+    found with marks in place of the messages, so that no message can pass for a part of the
+    template. Raises ModelError.
+    """
+    if files.name == FAKE or not _tokenizer(files).chat_template:
+        return None
+    return lambda count, system: _around(files, count, system)
+
+
+def _around(files: ModelFiles, count: int, system: str | None) -> list[str]:
+    from jinja2 import TemplateError
+
+    marks = [f"\ue000{n}\ue001" for n in range(count)]
+    said = [{"role": ("user", "assistant")[n % 2], "content": mark} for n, mark in enumerate(marks)]
+    folded = [{**said[0], "content": f"{system}\n\n{marks[0]}"}, *said[1:]]
+    attempts = (
+        [said] if system is None else [[{"role": "system", "content": system}, *said], folded]
+    )
+    for messages in attempts:
+        try:
+            text = _applied(_tokenizer(files), messages)
+            break
+        except (TemplateError, TypeError) as error:  # perhaps it knows no system role
+            failure = error
+    else:
+        reason = first_line(failure)
+        raise ModelError(f"--model {files.name}: its chat template fails: {reason}")
+    parts = re.split("(\ue000\\d+\ue001)", text)
+    if parts[1::2] != marks:
+        raise ModelError(f"--model {files.name}: its chat template leaves messages out")
+    return parts[::2]
+
+
+def _vocabulary(tokenizer: Any, context: int | None) -> Vocabulary:
+    from tokenizers import Tokenizer
+
+    plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    plain.no_truncation()
+    plain.no_padding()
+    plain.encode_special_tokens = True  # what users type is text, never a control token
+    added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+    special = (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+    opening = tokenizer("a").input_ids
+    has_bos = bool(opening) and opening[0] == tokenizer.bos_token_id
+    eos = tokenizer.eos_token_id
+    return Vocabulary(
+        tokenizer=plain,
+        bos=(opening[0],) if has_bos else (),
+        ends=() if eos is None else (eos,),
+        line_ends=_line_ends(plain.get_vocab(), () if eos is None else (eos,)),
+        special=frozenset(special),
+        context=context,
+        wrap=_chat_wrap(tokenizer) if tokenizer.chat_template else None,
+    )
+
+
+def _fake_vocabulary() -> Vocabulary:
+    """Bytes as tokens, spelled as byte-level tokenizers spell them; id 256 ends a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    ids = {chr(byte): byte for byte in printable}
+    ids |= {chr(256 + place): byte for place, byte in enumerate(others)}
+    tokenizer = Tokenizer(models.BPE(vocab={**ids, "<end>": 256}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    behind = "\nJudge:"
+
+    def wrap(system: str) -> ChatWrap:
+        return ChatWrap(tuple(f"{system}\nUser: ".encode()), tuple(behind.encode()), behind)
+
+    ends = _line_ends(tokenizer.get_vocab(), (256,))
+    return Vocabulary(tokenizer, (), (256,), ends, frozenset({256}), None, wrap)
+
+
+def _line_ends(tokens: dict[str, int], ends: Sequence[int]) -> tuple[int, ...]:
+    """The tokens that end a score line: all that begin with a newline, and the ends of text."""
+    newlines = (token_id for token, token_id in tokens.items() if token[:1] in "Ċ\n" and token)
+    byte = tokens.get("<0x0A>")
+    return tuple(sorted({*newlines, *ends, *(() if byte is None else (byte,))}))
+
+
+_ANYTHING = "\ue000"  # stands for the user's text while a chat template is taken apart
+
+
+def _chat_wrap(tokenizer: Any) -> Callable[[str], ChatWrap]:
+    """What a tokenizer's chat template puts around a user's text, behind a system prompt."""
+
+    def wrap(system: str) -> ChatWrap:
+        user = {"role": "user", "content": _ANYTHING}
+        try:
+            text = _applied(tokenizer, [{"role": "system", "content": system}, user])
+        except Exception:  # a template's own refusal can be anything: this one knows no system role
+            text = _applied(tokenizer, [{**user, "content": f"{system}\n\n{_ANYTHING}"}])
+        before, _, after = text.partition(_ANYTHING)
+        ids = [tokenizer(part, add_special_tokens=False).input_ids for part in (before, after)]
+        tail = after
+        for token in tokenizer.all_special_tokens:
+            tail = tail.rpartition(token)[2]
+        return ChatWrap(tuple(ids[0]), tuple(ids[1]), tail)
+
+    return wrap
+
+
+def _applied(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return str(text)
