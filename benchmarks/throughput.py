@@ -1,4 +1,4 @@
-"""Pairs per second on the same rows: the official way, padded generation, and jlm.
+"""Pairs per second on the same rows: the official way, two better ones, and jlm.
 
     python benchmarks/throughput.py --input pairs.jsonl --rows 48 --rounds 3
 
@@ -7,9 +7,10 @@ the clock starts; in every round all take their turn, and the ratios printed are
 rounds. (a) `official` is what JudgeLM's released code does: one prompt at a time, float32 on CPU
 and float16 on CUDA, at most 8 tokens, until a newline. (b) `padded_generate` generates in padded
 batches, in input order, in the dtype that jlm takes. (c) `jlm` goes from rows to records.
+(d) `continuous` is transformers' own continuous batching, `generate_batch`, in the same dtype.
 
-An untrained model would end at once with a newline instead of a score line; (a) and (b) then
-write as many tokens as the shortest score line has, and no more.
+An untrained model would end at once with a newline instead of a score line; the others then write
+as many tokens as the shortest score line has, and no more.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from jlm_cli import loading, runner
 from jlm_cli.batching import Plan
 from jlm_cli.config import Config
 from jlm_cli.engine import Judge
-from jlm_cli.hf_engine import make_engine
+from jlm_cli.hf_engine import HFEngine
 from jlm_cli.report import Report
 from jlm_cli.scoreline import LineTokens
 from jlm_cli.survey import take_survey
 
-WAYS = ("official", "padded_generate", "jlm")
+WAYS = ("official", "padded_generate", "continuous", "jlm")
 PADDED_BATCH = 8
 MOST_TOKENS = 8
 
@@ -56,6 +57,11 @@ class Setting:
     @property
     def line(self) -> LineTokens:
         return self.run.lines.of(self.run.mode.templates[0], 2)
+
+    @property
+    def least(self) -> int:
+        """Tokens that an untrained model is made to write; 0 for a trained one, which knows."""
+        return len(self.line.spell(["8", "5"])) + 1 if self.run.files.untrained else 0
 
     @property
     def plan(self) -> Plan:
@@ -83,11 +89,13 @@ def work_of(name: str, setting: Setting) -> tuple[PreTrainedModel, Callable[[], 
     compute = setting.run.compute
     official = "float16" if compute.device == "cuda" else "float32"
     dtype = official if name == "official" else compute.dtype
-    model = loading.load_model(setting.run.files, dtype, compute.device)
     if name == "jlm":
-        return model, _jlm(model, setting)
+        return _jlm(setting)
+    model = loading.load_model(setting.run.files, dtype, compute.device)
+    if name == "continuous":
+        return model, _continuous(model, setting)
     size = 1 if name == "official" else PADDED_BATCH
-    least = len(setting.line.spell(["8", "5"])) + 1 if setting.run.files.untrained else 0
+    least = setting.least
     how = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         min_new_tokens=least,
@@ -105,18 +113,36 @@ def work_of(name: str, setting: Setting) -> tuple[PreTrainedModel, Callable[[], 
     return model, generate_all
 
 
-def _jlm(model: PreTrainedModel, setting: Setting) -> Callable[[], int]:
-    engine = make_engine(model, setting.run.lines.vocabulary)
-    judge = Judge(engine, setting.run.lines, reason=False, new_tokens=0)
+def _continuous(model: PreTrainedModel, setting: Setting) -> Callable[[], int]:
+    """transformers' scheduler, with its own paged cache."""
+    how = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False,
+        max_new_tokens=setting.least or MOST_TOKENS,
+        eos_token_id=-1 if setting.least else list(setting.line.ends),
+        pad_token_id=0,
+    )
+
+    def generate_all() -> int:
+        model.generate_batch(setting.prompts, generation_config=how, progress_bar=False)  # type: ignore[operator]
+        return sum(map(len, setting.prompts))
+
+    return generate_all
+
+
+def _jlm(setting: Setting) -> tuple[PreTrainedModel, Callable[[], int]]:
+    run = setting.run
+    engine = loading.load_engine(run.files, run.lines.vocabulary, run.compute)
+    assert isinstance(engine, HFEngine)
+    judge = Judge(engine, run.lines, reason=False, new_tokens=0)
     plan = setting.plan
 
     def judge_all() -> int:
         before = getattr(engine, "tokens_fed", 0)
         for batch in plan:
-            runner.judge_batch(setting.run, batch, judge)
+            runner.judge_batch(run, batch, judge)
         return getattr(engine, "tokens_fed", 0) - before
 
-    return judge_all
+    return engine.model, judge_all
 
 
 def _generate(model: PreTrainedModel, prompts: list[list[int]], how: GenerationConfig) -> int:
@@ -243,6 +269,7 @@ def _result(
     return {
         "jlm_over_official": median(lambda one: ratio(one, "official")),
         "jlm_over_padded_generate": median(lambda one: ratio(one, "padded_generate")),
+        "jlm_over_continuous_batching": median(lambda one: ratio(one, "continuous")),
         "pairs_per_second": {
             way: median(lambda one, way=way: len(sizes) / one[way]["seconds"])  # type: ignore[misc]
             for way in WAYS

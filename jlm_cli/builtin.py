@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import nullcontext, redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 from jlm_cli.errors import ModelError
@@ -83,11 +85,12 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     quiet_transformers()
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
-    )
+    with nullcontext() if sys.stderr.isatty() else redirect_stderr(StringIO()):  # its own bar
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)

@@ -84,6 +84,10 @@ def train(
         str | None, typer.Option(help="Prompt template: a name from prompts/ or a .toml file.")
     ] = None,
     device: Annotated[Literal["cpu", "cuda", "mps"] | None, typer.Option()] = None,
+    dtype: Annotated[
+        Literal["bfloat16", "float32"] | None,
+        typer.Option(help="What products are computed in.  \\[default: as the device is fast]"),
+    ] = None,
     checkpoints: Annotated[
         int, typer.Option(min=1, help="How often to save, and to judge the watched rows.")
     ] = 10,
@@ -134,6 +138,7 @@ def train(
         validation=validation,
         template=template,
         device=device,
+        dtype=dtype,
         micro_batch=micro_batch,
         checkpoints=checkpoints,
         save_dtype=save_dtype,

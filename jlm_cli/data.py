@@ -147,8 +147,6 @@ def _drawn(
     for one in islice(_in_turns(answered, draw), n):
         other = _elsewhere(answered, one, draw)
         form = draw.choices(names, shares)[0]
-        if form == "grade" and one.reference is None:
-            form = "pair"
         count = {"pair": 2, "list": draw.randint(3, max(3, config.answers)), "grade": 1}[form]
         yield _drawn_row(one, other, count, scale, config, draw)
 

@@ -62,6 +62,11 @@ def choose_dtype(name: str | None, device: str) -> str:
     return "float16" if device == "cuda" else "float32"
 
 
+def training_dtype(device: str) -> str:
+    """What gradients are computed in: never float16, in which small ones vanish."""
+    return "bfloat16" if device != "mps" and multiplies_bfloat16(device) else "float32"
+
+
 def multiplies_bfloat16(device: str) -> bool:
     """Of CPUs those with AMX tiles or AVX-512's bfloat16 products do, at twice the rate of float32
     and more; others emulate it at half the rate."""
@@ -74,7 +79,7 @@ def multiplies_bfloat16(device: str) -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-_CPU_BATCH_TOKENS = 4096  # packs are smaller still there; this bounds the keys and values
+_CPU_BATCH_TOKENS = 8192  # packs are smaller; this bounds the keys and values
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Ids, Written, Wrote
 from jlm_cli.scoreline import DraftToken, Floats
 
-DRAFT_ROOM = 64  # places kept free behind the prompts; a larger draft makes the blocks grow
+DRAFT_ROOM = 128  # places kept free behind the prompts; a larger draft makes the blocks grow
 SHARED_START = 24  # tokens two prompts must share before copying them pays
 # tokens in one pass, times bytes of a number: enough to amortise reading the weights, few enough
 # for the caches

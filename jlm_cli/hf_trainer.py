@@ -26,7 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from jlm_cli import devices, loading, models
+from jlm_cli import loading, models
 from jlm_cli.attention import PRODUCTS
 from jlm_cli.errors import Ended, UsageError
 from jlm_cli.examples import LINE, READ, Example
@@ -107,7 +107,7 @@ def _rounded(entry: Mapping[str, Any]) -> Json:
 def training_arguments(course: Course) -> TrainingArguments:
     """The recipe in the Trainer's words. Sets up the process group as well."""
     recipe, steps, config = course.recipe, course.schedule.steps, course.config
-    device = devices.choose_device(config.device)
+    device = course.device
     world = int(os.environ.get("WORLD_SIZE", 1))
     micro = micro_batch(recipe.batch, world, config.micro_batch)
     arguments = TrainingArguments(
@@ -121,7 +121,7 @@ def training_arguments(course: Course) -> TrainingArguments:
         warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip,
-        bf16=device != "mps" and devices.multiplies_bfloat16(device),
+        bf16=course.dtype == "bfloat16",
         tf32=True if device == "cuda" else None,
         use_cpu=device == "cpu",
         ddp_backend="gloo" if device == "cpu" and world > 1 else None,
@@ -157,10 +157,10 @@ def prepare_model(course: Course, device: str) -> Any:
     """The base with what is trained marked so. float32, since small steps vanish in bfloat16; below
     adapters the base stays as it is, and bfloat16 saves half the memory."""
     recipe = course.recipe
-    half = recipe.lora and device == "cuda"
+    half = recipe.lora and device == "cuda" and course.dtype == "bfloat16"
     model = loading.load_model(course.files, "bfloat16" if half else "float32", {})
     model.config.use_cache = False
-    if device == "cpu" and devices.multiplies_bfloat16(device):
+    if device == "cpu" and course.dtype == "bfloat16":
         model.set_attn_implementation(PRODUCTS)
     if recipe.gradient_checkpointing:
         whole: Any = model

@@ -58,6 +58,7 @@ class TrainConfig:
     validation: str | None = None
     template: str | None = None
     device: str | None = None
+    dtype: str | None = None
     micro_batch: int | None = None
     checkpoints: int = 10
     save_dtype: str = "bfloat16"
@@ -91,8 +92,13 @@ class Material:
 
 @dataclass(frozen=True)
 class Course:
-    """All that a training run works with, before any weight is loaded."""
+    """All that a training run works with, before any weight is loaded.
 
+    `dtype` is what products are computed in; weights that are trained are float32 all the while.
+    """
+
+    device: str
+    dtype: str
     config: TrainConfig
     recipe: Recipe
     files: models.ModelFiles
@@ -149,7 +155,9 @@ def prepare(config: TrainConfig, report: Report) -> Course:
     schedule = make_schedule(material.lessons, epochs, maker, recipe.batch, config.seed)
     if not schedule.steps:
         raise InputError(f"{config.inputs[0]}: no row can be learnt from: {schedule.left_out}")
-    course = Course(config, recipe, files, lines, templates, material, schedule)
+    device = devices.choose_device(config.device)
+    dtype = config.dtype or devices.training_dtype(device)
+    course = Course(device, dtype, config, recipe, files, lines, templates, material, schedule)
     _tell(course, report)
     return course
 
@@ -289,6 +297,7 @@ def _facts(course: Course) -> Json:
         **asdict(config.shares),
         **asdict(config.form),
         **course.recipe.json(),
+        "dtype": course.dtype,
         "save_dtype": config.save_dtype,
         "seed": config.seed,
         **devices.versions(),
