@@ -283,9 +283,7 @@ def _result(
             "prompt_tokens_median": int(statistics.median(sizes)),
             "model": setting.run.files.name,
             "trained": not setting.run.files.untrained,
-            "device": torch.cuda.get_device_name()
-            if setting.run.compute.device == "cuda"
-            else _cpu(),
+            "device": machine(setting.run.compute.device),
             "dtypes": {way: facts[way]["dtype"] for way in WAYS},
             "torch": torch.__version__,
         },
@@ -293,9 +291,17 @@ def _result(
     }
 
 
-def _cpu() -> str:
+def machine(device: str) -> str:
+    """What was measured on: the GPU's name, or what the processor can do."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
     best = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.machine()} {best}, {os.cpu_count()} cores"
+    extras = {
+        "AMX": torch.cpu._is_amx_tile_supported(),
+        "BF16": torch.cpu._is_avx512_bf16_supported(),
+    }
+    more = "".join(f" {name}" for name, there in extras.items() if there)
+    return f"{platform.machine()} {best}{more}, {os.cpu_count()} cores"
 
 
 def _options() -> argparse.Namespace:

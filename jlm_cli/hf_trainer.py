@@ -26,7 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from jlm_cli import loading, models
+from jlm_cli import loading, vocabularies
 from jlm_cli.attention import PRODUCTS
 from jlm_cli.errors import Ended, UsageError
 from jlm_cli.examples import LINE, READ, Example
@@ -41,18 +41,6 @@ _IGNORED = -100
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 _LOGGED = 50  # entries of the loss in a run's history, about
 _MICRO_BATCH = 8  # samples in one pass at most, where nothing else is asked for
-
-# of a base's folder, what the tokenizer is read from; copied, so that it stays as it is
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-)
 
 Batch = dict[str, torch.Tensor]
 
@@ -316,17 +304,5 @@ def save_weights(trainer: JudgeTrainer, course: Course) -> None:
             model.config.use_cache = True
             model.config.dtype = dtype
             model.save_pretrained(draft, state_dict=saved)
-            copy_tokenizer(course.files, draft)
+            vocabularies.copy_tokenizer(course.files, draft)
     trainer.accelerator.wait_for_everyone()
-
-
-def copy_tokenizer(files: models.ModelFiles, folder: Path) -> None:
-    if files.gguf is None:
-        for name in _TOKENIZER_FILES:
-            if (files.folder / name).is_file():
-                shutil.copyfile(files.folder / name, folder / name)
-        return
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(files.folder, gguf_file=files.gguf)
-    tokenizer.save_pretrained(folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from jlm_cli.builtin import builtin_base
+from jlm_cli.builtin import builtin_base, builtin_judge
 from jlm_cli.config import file_sha256
 from jlm_cli.errors import ModelError
 from jlm_cli.hub import Say, from_hub
@@ -18,6 +18,8 @@ HUB_DEFAULT = "BAAI/JudgeLM-7B-v1.0"
 FAKE = "fake"
 
 TINY, TINY_BASE = "tiny", "tiny-base"
+
+ADAPTER = Path(__file__).resolve().parent / "weights" / "tiny"
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class ModelFiles:
 
     @property
     def untrained(self) -> bool:
-        """The built-in base without an adapter has never learnt to judge."""
-        return self.name in (TINY, TINY_BASE) and self.adapter is None
+        """The built-in base has never learnt to judge."""
+        return self.name == TINY_BASE
 
 
 def _identity_of(path: Path) -> list[Any]:
@@ -56,10 +58,10 @@ def find(name: str, say: Say) -> ModelFiles:
     """The files of a model, fetched first where they must be. Raises ModelError."""
     if name == FAKE:
         return ModelFiles(name, Path())
-    if name in (TINY, TINY_BASE):
-        adapter = Path(__file__).resolve().parent / "weights" / "tiny"
-        has_adapter = name == TINY and (adapter / "adapter_config.json").is_file()
-        return ModelFiles(name, builtin_base(say), adapter=adapter if has_adapter else None)
+    if name == TINY_BASE:
+        return ModelFiles(name, builtin_base(say))
+    if name == TINY:
+        return ModelFiles(name, builtin_judge(ADAPTER, say))
     path = Path(name)
     if path.exists():
         return _local(name, path, say)

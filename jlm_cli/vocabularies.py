@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jlm_cli.encoding import ChatWrap, Vocabulary
@@ -133,6 +135,32 @@ def _line_ends(tokens: dict[str, int], ends: Sequence[int]) -> tuple[int, ...]:
     newlines = (token_id for token, token_id in tokens.items() if token[:1] in "Ċ\n" and token)
     byte = tokens.get("<0x0A>")
     return tuple(sorted({*newlines, *ends, *(() if byte is None else (byte,))}))
+
+
+# of a base's folder, what the tokenizer is read from; copied, so that it stays as it is
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+)
+
+
+def copy_tokenizer(files: ModelFiles, folder: Path) -> None:
+    """Into the folder of a model that was made of this one."""
+    if files.gguf is None:
+        for name in _TOKENIZER_FILES:
+            if (files.folder / name).is_file():
+                shutil.copyfile(files.folder / name, folder / name)
+        return
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(files.folder, gguf_file=files.gguf)
+    tokenizer.save_pretrained(folder)
 
 
 _ANYTHING = "\ue000"  # stands for the user's text while a chat template is taken apart

@@ -149,12 +149,13 @@ def test_one_fetch_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("JLM_CACHE", str(tmp_path))
     made = []
 
-    def slowly(folder: Path, say: hub.Say) -> None:
-        made.append(folder)
+    def slowly(work: Path, say: hub.Say) -> Path:
+        made.append(work)
         time.sleep(0.3)
-        folder.mkdir()
+        (work / "base").mkdir()
+        return work / "base"
 
-    monkeypatch.setattr(builtin_model, "_make_builtin", slowly)
+    monkeypatch.setattr(builtin_model, "_make_base", slowly)
     threads = [threading.Thread(target=builtin_model.builtin_base, args=(quiet,)) for _ in range(3)]
     for thread in threads:
         thread.start()
