@@ -90,9 +90,7 @@ def workers(options: argparse.Namespace, scratch: Path) -> Json:
     }
     found = in_turns(options.rounds, ways)
     one, two = (found[f"{n}_workers_{options.rows}_rows"] for n in (1, 2))
-    bare = [
-        found[f"{n}_workers_{options.rows}_rows"] - found[f"{n}_workers_2_rows"] for n in (1, 2)
-    ]
+    loading = [found[f"{n}_workers_2_rows"] for n in (1, 2)]
     same = (scratch / "1.jsonl").read_bytes() == (scratch / "2.jsonl").read_bytes()
     return {
         "two_over_one": round(one / two, 3),
