@@ -1,20 +1,25 @@
 """How well a model judges, and what each part of a recipe brings.
 
     python benchmarks/judge_quality.py figures -m MODEL --pandalm test.jsonl --reviews held.jsonl
+    python benchmarks/judge_quality.py checks -m MODEL --scored scored.jsonl.gz --work DIR
     python benchmarks/judge_quality.py hold-out reviews.jsonl -o held.jsonl --questions 30
     python benchmarks/judge_quality.py ablations -m BASE --train t.jsonl --validation v.jsonl -o DIR
 
 `figures` judges the PandaLM test set and held-out teacher reviews in both orders, beside the
-baselines that read nothing. `hold-out` takes whole questions out of a review file; give the result
-to `jlm data --hold-out` and to `figures --reviews`. `ablations` trains one judge for each row of
-the paper's Tables 5 and 6 (and with `--scales` of Table 4; with `--template pandalm` of Tables 12
-and 13) by `jlm train` and judges the same validation rows with and without their reference.
+baselines that read nothing. `checks` takes rated answers to validation questions and counts how
+often a grade falls when the answer is spoiled, how often `rank` puts gibberish last, and how often
+free greedy decoding gives a valid score line. `hold-out` takes whole questions out of a review
+file; give the result to `jlm data --hold-out` and to `figures --reviews`. `ablations` trains one
+judge for each row of the paper's Tables 5 and 6 (and with `--scales` of Table 4; with `--template
+pandalm` of Tables 12 and 13) by `jlm train` and judges the same validation rows with and without
+their reference.
 Everything that was trained or judged already stays; the same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,9 +29,14 @@ from typing import Any
 
 import orjson
 
+from jlm_cli.bad_answers import spoil
+from jlm_cli.data import for_validation
 from jlm_cli.errors import RowError
+from jlm_cli.gathering import Answered, DataConfig, Gathered, read_source
 from jlm_cli.lessons import Lesson, Teaching, question_key, read_lesson
+from jlm_cli.records import read_score_line
 from jlm_cli.schemas import recognise
+from jlm_cli.scoreline import SCORES
 from jlm_cli.source import open_source
 
 Json = dict[str, Any]
@@ -107,6 +117,127 @@ def figures(options: argparse.Namespace) -> None:
             results[name] = figures_of(summary)
             print_figures(name, results[name])
     write(options.output, results)
+
+
+def checks(options: argparse.Namespace) -> None:
+    options.work.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(0)
+    asked = [one for one in validation_answers(options.scored) if len(one.answers) >= 3]
+    draw.shuffle(asked)
+    results = {
+        "model": options.model,
+        "grades_fall": grades_fall(options, asked, draw),
+        "gibberish_last": gibberish_last(options, asked, draw),
+        "valid_free_lines": valid_free_lines(options, asked),
+    }
+    print(orjson.dumps(results, option=orjson.OPT_INDENT_2).decode())
+    write(options.output, results)
+
+
+def validation_answers(scored: Path) -> list[Answered]:
+    """Questions that `jlm data` keeps for validation by default, with answers that are short."""
+    config = DataConfig(inputs=(str(scored),), output=Path(), longest=900)
+    with open_source(str(scored)) as source:
+        found = list(read_source(source, config, Gathered()))
+    return [
+        one
+        for one in found
+        if isinstance(one, Answered)
+        and for_validation(question_key(one.question), config.validation)
+    ]
+
+
+_CASES = 100
+
+
+def grades_fall(
+    options: argparse.Namespace, asked: Sequence[Answered], draw: random.Random
+) -> Json:
+    """Each of 100 answers as it is, and spoiled, graded without a reference."""
+    cases = []
+    for n in range(_CASES):
+        one = asked[n % len(asked)]
+        answer = draw.choice(one.answers).text
+        other = draw.choice(asked[(n + 1) % len(asked)].answers).text
+        cases.append((one.question, answer, spoil(draw, answer, one.question, other)))
+    rows = [
+        {"id": f"{n}-{side}", "question": question, "answer": text}
+        for n, (question, answer, bad) in enumerate(cases)
+        for side, text in (("sound", answer), ("spoiled", bad.text))
+    ]
+    records = said(options, "grade", "grades", rows, "--no-reference")
+    falls = [sound["expected"] > bad["expected"] for sound, bad in pairs_of(records)]
+    lower = [sound["score"] > bad["score"] for sound, bad in pairs_of(records)]
+    by_kind: dict[str, list[bool]] = {}
+    for (_, _, bad), fell in zip(cases, falls, strict=True):
+        by_kind.setdefault(bad.kind, []).append(fell)
+    kinds = {kind: f"{sum(some)} of {len(some)}" for kind, some in sorted(by_kind.items())}
+    return {"expected": sum(falls), "score": sum(lower), "of": _CASES, "by_kind": kinds}
+
+
+def pairs_of(records: Sequence[Json]) -> list[tuple[Json, Json]]:
+    return list(zip(records[::2], records[1::2], strict=True))
+
+
+def gibberish_last(
+    options: argparse.Namespace, asked: Sequence[Answered], draw: random.Random
+) -> Json:
+    """Three real answers and one of random letters, at any place."""
+    rows, places = [], []
+    for n in range(_CASES):
+        one = asked[n % len(asked)]
+        answers = [answer.text for answer in draw.sample(one.answers, 3)]
+        letters = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(25)]
+        places.append(draw.randrange(4))
+        answers.insert(places[-1], " ".join(letters))
+        rows.append({"id": n, "question": one.question, "answers": answers})
+    records = said(options, "rank", "ranks", rows)
+    last = [
+        record["expected"][place] == min(record["expected"])
+        and sorted(record["expected"])[0] < sorted(record["expected"])[1]
+        for record, place in zip(records, places, strict=True)
+    ]
+    alone = [r["ranking"][-1] == place + 1 for r, place in zip(records, places, strict=True)]
+    return {"expected": sum(last), "ranking": sum(alone), "of": _CASES}
+
+
+def said(
+    options: argparse.Namespace, command: str, name: str, rows: Sequence[Json], *more: str
+) -> list[Json]:
+    given, output = options.work / f"{name}.jsonl", options.work / f"{name}.out.jsonl"
+    given.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    jlm(command, given, "-m", options.model, "-q", "--overwrite", "-o", output, *more)
+    return [orjson.loads(line) for line in output.read_bytes().splitlines()]
+
+
+def valid_free_lines(options: argparse.Namespace, asked: Sequence[Answered]) -> Json:
+    """What `generate` writes for 200 pairs, up to its first newline."""
+    import torch
+
+    from jlm_cli import loading, runner
+    from jlm_cli.config import Config
+    from jlm_cli.report import Report
+
+    rows = [
+        {"id": n, "question": one.question, "answers": [a.text for a in one.answers[at : at + 2]]}
+        for n, (one, at) in enumerate((one, at) for at in (0, 1) for one in asked)
+    ][: 2 * _CASES]
+    given = options.work / "free.jsonl"
+    given.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    run = runner.open_run(
+        Config(inputs=(str(given),), output=None, model=options.model), Report(quiet=True)
+    )
+    model: Any = loading.load_model(run.files, run.compute.dtype, run.compute.device)
+    valid = 0
+    for found in run.encoder.encode([run.rows.sample(row) for row in range(len(rows))]):
+        assert isinstance(found, list)
+        ids = torch.tensor([found[0].ids], device=model.device)
+        seen = torch.ones_like(ids)
+        out = model.generate(ids, attention_mask=seen, do_sample=False, max_new_tokens=8)
+        text = run.lines.vocabulary.decode(out[0, ids.shape[1] :].tolist())
+        scores = read_score_line(text) if "\n" in text else None
+        valid += scores is not None and len(scores) == 2 and set(scores) <= set(map(float, SCORES))
+    return {"valid": valid, "of": len(rows)}
 
 
 def hold_out(options: argparse.Namespace) -> None:
@@ -215,6 +346,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--work", type=Path, required=True, help="where judgments are kept")
     one.add_argument("-o", "--output", type=Path)
     one.set_defaults(run=figures)
+    one = commands.add_parser("checks")
+    one.add_argument("-m", "--model", required=True)
+    one.add_argument("--scored", type=Path, required=True, help="rated answers")
+    one.add_argument("--work", type=Path, required=True, help="where judgments are kept")
+    one.add_argument("-o", "--output", type=Path)
+    one.set_defaults(run=checks)
     one = commands.add_parser("hold-out")
     one.add_argument("reviews", type=Path)
     one.add_argument("-o", "--output", type=Path, required=True)

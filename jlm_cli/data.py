@@ -90,12 +90,17 @@ def _sides(gathered: Gathered, config: DataConfig, held_out: set[str]) -> tuple[
         if key in held_out:
             gathered.left_out.append(("", 0, "held-out", "its question is held out"))
             continue
-        side = sides[zlib.crc32(key.encode()) % 10_000 < config.validation * 10_000]
+        side = sides[for_validation(key, config.validation)]
         if isinstance(item, Answered):
             side.answered.append(item)
         else:
             side.judged.append(item)
     return sides
+
+
+def for_validation(key: str, share: float) -> bool:
+    """By the question's own words, whatever else there is."""
+    return zlib.crc32(key.encode()) % 10_000 < share * 10_000
 
 
 @dataclass(frozen=True)
