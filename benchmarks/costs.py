@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def jlm(*words: str | Path, threads: int | None = None) -> tuple[float, float]:
     return seconds, usage.ru_maxrss / 1e3
 
 
-def in_turns(rounds: int, ways: dict[str, Callable[[], float]]) -> dict[str, float]:
+def in_turns(rounds: int, ways: Mapping[str, Callable[[], float]]) -> dict[str, float]:
     """Medians of what each way gives, all taking turns; a first round warms up."""
     found: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds + 1):
@@ -66,7 +67,7 @@ def startup(options: argparse.Namespace, scratch: Path) -> Json:
         words = ("judge", PAIRS, "-m", model, "--limit", "1", "-q", "--overwrite", "-o", out)
         return jlm(*words)[0]
 
-    ways: dict[str, Callable[[], float]] = {
+    ways = {
         "version": lambda: jlm("--version")[0],
         "help": lambda: jlm("judge", "--help")[0],
         "first_verdict_fake": lambda: judge("fake"),
@@ -84,7 +85,7 @@ def workers(options: argparse.Namespace, scratch: Path) -> Json:
         return jlm(*words, threads=1)[0]
 
     ways = {
-        f"{n}_workers_{rows}_rows": lambda n=n, rows=rows: judge(n, rows)
+        f"{n}_workers_{rows}_rows": partial(judge, n, rows)
         for n in (1, 2)
         for rows in (2, options.rows)
     }

@@ -44,7 +44,10 @@ def train(
         typer.Option(min=1, help="Longest sample in tokens; of longer ones answers are cut."),
     ] = None,
     lora: Annotated[
-        int | None, typer.Option(min=0, help="Rank of adapters; 0 trains all weights.")
+        int | None,
+        typer.Option(
+            min=0, help="Rank of adapters; 0 trains all weights. A base that is one is trained on."
+        ),
     ] = None,
     freeze: Annotated[
         Literal["none", "embeddings"] | None, typer.Option(help="Weights that stay as they are.")

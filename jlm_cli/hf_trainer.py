@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,9 @@ def prepare_model(course: Course, device: str) -> Any:
     """The base with what is trained marked so. float32, since small steps vanish in bfloat16; below
     adapters the base stays as it is, and bfloat16 saves half the memory."""
     recipe = course.recipe
-    half = recipe.lora and device == "cuda" and course.dtype == "bfloat16"
-    model = loading.load_model(course.files, "bfloat16" if half else "float32", {})
+    half = recipe.lora and course.dtype == "bfloat16"
+    files = course.files if course.adapter is None else replace(course.files, adapter=None)
+    model = loading.load_model(files, "bfloat16" if half else "float32", {})
     model.config.use_cache = False
     if device == "cpu" and course.dtype == "bfloat16":
         model.set_attn_implementation(PRODUCTS)
@@ -154,6 +156,8 @@ def prepare_model(course: Course, device: str) -> Any:
         whole: Any = model
         whole.gradient_checkpointing_enable({"use_reentrant": False})
         whole.enable_input_require_grads()
+    if course.adapter is not None:
+        return _trained_on(model, course.adapter)
     if recipe.lora:
         return _with_lora(model, recipe, course.config.seed)
     for frozen in _frozen(model, recipe):
@@ -170,6 +174,16 @@ def _frozen(model: Any, recipe: Recipe) -> Iterator[torch.nn.Module]:
         if recipe.freeze_layers >= len(layers):
             raise UsageError(f"--freeze-layers {recipe.freeze_layers}: there are {len(layers)}")
         yield from layers[: recipe.freeze_layers]
+
+
+def _trained_on(model: PreTrainedModel, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    whole = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+    for weight in whole.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    return whole
 
 
 def _with_lora(model: PreTrainedModel, recipe: Recipe, seed: int) -> Any:
@@ -296,7 +310,7 @@ def save_weights(trainer: JudgeTrainer, course: Course) -> None:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         if course.recipe.lora:
-            save_adapter(model, draft, course.config.base, course.config.save_dtype, state)
+            save_adapter(model, draft, course.adapted, course.config.save_dtype, state)
         else:
             # tied weights stay one tensor, which is then saved once
             once = {weight.data_ptr(): weight.to(dtype) for weight in state.values()}

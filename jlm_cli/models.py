@@ -80,13 +80,18 @@ def _local(name: str, path: Path, say: Say) -> ModelFiles:
     if (path / "config.json").is_file():
         return ModelFiles(name, path)
     if (path / "adapter_config.json").is_file():
-        try:
-            about = orjson.loads((path / "adapter_config.json").read_bytes())
-            base = str(about["base_model_name_or_path"])
-        except (orjson.JSONDecodeError, LookupError, TypeError) as error:
-            raise ModelError(f"{path}/adapter_config.json: names no base model") from error
+        base = adapter_facts(path)[0]
         if (Path(base) / "adapter_config.json").is_file():
             raise ModelError(f"{path}/adapter_config.json: its base {base} is an adapter itself")
         below = find(base, say)
         return ModelFiles(name, below.folder, below.gguf, adapter=path)
     raise ModelError(f"--model {name}: neither a .gguf file nor a folder with config.json")
+
+
+def adapter_facts(adapter: Path) -> tuple[str, int]:
+    """The name of an adapter's base model, and the adapter's rank. Raises ModelError."""
+    try:
+        about = orjson.loads((adapter / "adapter_config.json").read_bytes())
+        return str(about["base_model_name_or_path"]), int(about.get("r", 0))
+    except (orjson.JSONDecodeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{adapter}/adapter_config.json: names no base model") from error

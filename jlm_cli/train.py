@@ -107,6 +107,16 @@ class Course:
     material: Material
     schedule: Schedule
 
+    @property
+    def adapter(self) -> Path | None:
+        """The adapter that is trained on, where the base is one."""
+        return self.files.adapter if self.recipe.lora else None
+
+    @property
+    def adapted(self) -> str:
+        """The name of the model that an adapter is for."""
+        return self.config.base if self.adapter is None else models.adapter_facts(self.adapter)[0]
+
 
 @dataclass
 class Trained:
@@ -146,7 +156,12 @@ def prepare(config: TrainConfig, report: Report) -> Course:
     recipe = by_name(config.recipe, devices.n_weights(files), len(material.lessons))
     recipe = recipe.changed(**dict(config.changes))
     if recipe.lora and files.adapter is not None:
-        raise UsageError(f"-m {config.base}: is itself an adapter; train all weights, --lora 0")
+        rank = models.adapter_facts(files.adapter)[1]
+        if recipe.lora != rank:
+            raise UsageError(
+                f"-m {config.base}: is itself an adapter: --lora {rank} trains it on, --lora 0 "
+                "merges it and trains all weights"
+            )
     maker = ExampleMaker(lines, templates, config.form, recipe.max_length)
     epochs = [
         list(showings(material.lessons, material.weights, epoch, config.shares, config.seed))

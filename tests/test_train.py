@@ -199,8 +199,14 @@ def test_an_adapter_folder_judges(tmp_path: Path, jlm: Jlm, data: Path, replica:
     judged = jlm("judge", "in.jsonl", "-m", "a")
     assert judged.code == 0, judged.err
     assert jlm(*command(replica, "b"), "--weight", "no.jsonl=1").code == 2
-    done = jlm("train", "t.jsonl", "-m", "a", "-o", "c", "--lora", "2")
-    assert done.code == 2 and "itself an adapter" in done.err
+    done = jlm("train", "t.jsonl", "-m", "a", "-o", "c", "--lora", "3")
+    assert done.code == 2 and "itself an adapter: --lora 2 trains it on" in done.err
+    done = jlm(*command(tmp_path / "a", "c", "--lora", "2", "--lr", "1e-3"))
+    assert done.code == 0, done.err
+    further = load(str(tmp_path / "c"))
+    assert further.files.adapter == tmp_path / "c" and further.files.folder == replica
+    losses = [e["loss"] for e in run_of(tmp_path / "c")["history"] if "loss" in e]
+    assert losses[0] < run_of(tmp_path / "a")["history"][0]["loss"]
 
 
 def test_a_trained_model_as_an_adapter(

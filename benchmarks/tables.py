@@ -1,0 +1,122 @@
+"""The README's tables of figures, written anew from the files under benchmarks/results/.
+
+    python benchmarks/tables.py            fills them in
+    python benchmarks/tables.py --check    exit code 1 where they are not what the files say
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`; a new one is a function and a line
+in TABLES.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+Json = dict[str, Any]
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+_TABLE = re.compile(r"(<!-- table ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+_WAYS = {
+    "official": "JudgeLM's released way: one prompt at a time, decode until a newline",
+    "padded_generate": "padded batches of 8, `generate`",
+    "continuous": "transformers' continuous batching, `generate_batch`",
+}
+
+
+def result(name: str) -> Json:
+    found: Json = orjson.loads((RESULTS / f"{name}.json").read_bytes())
+    return found
+
+
+def rows(head: Sequence[str], body: Sequence[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def throughput() -> str:
+    found = result("throughput-cpu")
+    speed, dtypes = found["pairs_per_second"], found["conditions"]["dtypes"]
+    ratio = {
+        "official": found["jlm_over_official"],
+        "padded_generate": found["jlm_over_padded_generate"],
+        "continuous": found["jlm_over_continuous_batching"],
+    }
+    body = [
+        (text, dtypes[way], f"{speed[way]:.2f}", f"{ratio[way]:.2f} ×")
+        for way, text in _WAYS.items()
+    ]
+    body.append(("jlm", dtypes["jlm"], f"{speed['jlm']:.2f}", ""))
+    return rows(("way", "format", "pairs/s", "jlm is faster by"), body)
+
+
+def quality() -> str:
+    found = result("quality-tiny")
+    body = []
+    for name, label in (("pandalm", "PandaLM test"), ("reviews", "held-out GPT-4 reviews")):
+        one = found[name]
+        figures = {
+            "accuracy, single order": one["objective"]["agreement"],
+            "accuracy, both orders, conflict = tie": one["combined"]["accuracy"],
+            "macro F1, single order": one["objective"]["f1"],
+            "swap consistency": one["reliability"]["consistency"],
+        }
+        baselines = {
+            f"baseline: {kind.replace('_', ' ')}": figure["agreement"]
+            for kind, figure in one["baselines"].items()
+        }
+        for what, figure in (figures | baselines).items():
+            low, high = figure["ci95"]
+            body.append((label, what, f"{figure['value']:.3f}", f"{low:.3f} – {high:.3f}"))
+    return rows(("set", "figure", "value", "95 %"), body)
+
+
+def costs() -> str:
+    start, stages = result("costs-startup"), result("costs-stages")
+    speed = stages["rows_a_second"]
+    many = f"{stages['rows']:,} rows"
+    body = [
+        ("`jlm judge --help`", f"{start['seconds']['help']:.2f} s"),
+        ("first verdict of `tiny`, weights cached", f"{start['seconds']['first_verdict']:.1f} s"),
+        ("survey: parse, render, tokenise", f"{speed['survey']:,} rows/s"),
+        (f"plan, journal and merge of {many}", f"{speed['plan_journal_and_merge']:,} rows/s"),
+        (f"scan of {many} on resuming", f"{stages['resume_scan_seconds']:.1f} s"),
+    ]
+    workers = result("costs-workers")
+    body.append(
+        ("two workers of one thread against one", f"{workers['two_over_one']:.2f} × with loading")
+    )
+    return rows(("what", "measured"), body)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "throughput": throughput,
+    "quality": quality,
+    "costs": costs,
+}
+
+
+def filled(text: str) -> str:
+    return _TABLE.sub(lambda found: found[1] + TABLES[found[2]]() + found[3], text)
+
+
+def main() -> int:
+    status = 0
+    for path in (ROOT / "README.md", ROOT / "jlm_cli" / "weights" / "tiny" / "README.md"):
+        before = path.read_text("utf-8")
+        after = filled(before)
+        if "--check" not in sys.argv:
+            path.write_text(after, "utf-8")
+        elif after != before:
+            print(f"{path}: its tables are not what benchmarks/results/ says", file=sys.stderr)
+            status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
