@@ -76,6 +76,33 @@ def quality() -> str:
     return rows(("set", "figure", "value", "95 %"), body)
 
 
+def checks() -> str:
+    found = result("checks-tiny")
+    grades, ranks, free = found["grades_fall"], found["gibberish_last"], found["valid_free_lines"]
+    body = [
+        ("grade falls when the answer is spoiled, expected score", of(grades, "expected")),
+        ("the same, score as written", of(grades, "score")),
+        ("gibberish last among four, expected scores", of(ranks, "expected")),
+        ("the same, ranking as written", of(ranks, "ranking")),
+        ("free greedy decoding writes a valid score line", of(free, "valid")),
+    ]
+    return rows(("check, on validation questions", "holds in"), body)
+
+
+def of(found: Json, name: str) -> str:
+    return f"{found[name]} of {found['of']}"
+
+
+def probe() -> str:
+    found = result("probe-tiny")
+    rates = {name: found[name] for name in ("control", "position")} | found["attacks"]
+    body = [
+        (name.replace("_", " "), f"{one['value']:.2f}", "{:.2f} – {:.2f}".format(*one["ci95"]))
+        for name, one in (rates | {"**all attacks**": found["attack_success"]}).items()
+    ]
+    return rows(("attack", "prefers the poor answer", "95 %"), body)
+
+
 def costs() -> str:
     start, stages = result("costs-startup"), result("costs-stages")
     speed = stages["rows_a_second"]
@@ -97,6 +124,8 @@ def costs() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "throughput": throughput,
     "quality": quality,
+    "checks": checks,
+    "probe": probe,
     "costs": costs,
 }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +86,7 @@ class LineTokens:
     columns: tuple[int, ...]
     column: dict[int, int]
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Tokens of the longest line, its end included."""
         return self.first.depth + (self.grammar.count - 1) * self.later.depth + 1

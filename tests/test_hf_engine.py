@@ -72,7 +72,8 @@ def line_by_line(loaded: Loaded, prompt: tuple[int, ...]) -> dict[tuple[float, .
         width = max(map(len, spelt))
         ids = torch.tensor([[*prompt, *line, *[0] * (width - len(line))] for line in spelt])
         with torch.inference_mode():
-            log_p = loaded.model(ids).logits[:, len(prompt) - 1 :].double().log_softmax(-1)
+            behind = loaded.model(ids, logits_to_keep=width + 1).logits  # of the prompt's end on
+            log_p = behind.double().log_softmax(-1)
         for row, (line, tokens) in enumerate(zip(some, spelt, strict=True)):
             steps = [float(log_p[row, place, token]) for place, token in enumerate(tokens)]
             end = log_p[row, len(tokens), list(loaded.tokens.ends)].logsumexp(-1)
