@@ -127,13 +127,13 @@ class Watch(TrainerCallback):
             return {}
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         base = without_adapter_shell(model)
-        if self._engine is None:
-            self._engine = make_engine(base, course.lines.vocabulary)
         base.eval()
         encoder = Encoder(course.lines, self._mode, self._config)
-        judge = Judge(self._engine, course.lines, reason=False, new_tokens=0)
         try:
-            with self.trainer.accelerator.autocast():
+            with self.trainer.accelerator.autocast():  # for the engine's trial as well
+                if self._engine is None:
+                    self._engine = make_engine(base, course.lines.vocabulary)
+                judge = Judge(self._engine, course.lines, reason=False, new_tokens=0)
                 records = list(judged(course.material.watched, self._mode, encoder, judge))
         finally:
             model.train()
