@@ -97,6 +97,8 @@ def quiet_transformers() -> None:
     from transformers.utils import logging
 
     warnings.filterwarnings("ignore", module=r"torch\._weights_only_unpickler")
+    warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", module=r"peft\.utils")  # looks for bases on the hub
     getLogger("bitsandbytes").setLevel(ERROR)  # which is imported wherever it is installed
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT, Jlm, Loaded, load, pair, read_rows, write_rows
 
 from jlm_cli import builtin as builtin_model
-from jlm_cli import devices, hub, loading
+from jlm_cli import devices, hub, loading, models
 from jlm_cli.config import Quantize
 from jlm_cli.engine import read_lines
 from jlm_cli.errors import ModelError
@@ -162,6 +162,23 @@ def test_one_fetch_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for thread in threads:
         thread.join()
     assert len(made) == 1
+
+
+def test_the_adapter_is_merged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builtin: Loaded
+) -> None:
+    """The merged judge is kept; it judges as base and adapter do together."""
+    monkeypatch.setenv("JLM_CACHE", str(tmp_path))
+    (tmp_path / builtin.files.folder.name).symlink_to(builtin.files.folder)
+    said: list[str] = []
+    first, second = (models.find("tiny", said.append) for _ in range(2))
+    assert said == ["merging its adapter, once"] and first == second
+    assert first.folder.parent == tmp_path and not first.untrained
+    apart = models.ModelFiles("apart", builtin.files.folder, adapter=models.ADAPTER)
+    merged, wanted = (loading.load_model(one, "bfloat16", "cpu") for one in (first, apart))
+    assert merged.state_dict().keys() == wanted.state_dict().keys()
+    for name, weight in wanted.state_dict().items():
+        assert torch.equal(weight, merged.state_dict()[name]), name
 
 
 def test_wrong_checksum_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

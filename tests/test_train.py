@@ -10,16 +10,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Done, Jlm, load, pair, read_rows, write_rows
+from conftest import Done, Jlm, Loaded, load, pair, read_rows, write_rows
 
 from jlm_cli import models
 from jlm_cli.errors import ModelError, UsageError
-from jlm_cli.hf_trainer import collate, micro_batch
+from jlm_cli.hf_trainer import _frozen, collate, micro_batch
 from jlm_cli.recipes import PAPER, fitting
 from jlm_cli.train import last_checkpoint
 
@@ -278,6 +279,16 @@ def test_a_full_disk_is_one_line_and_no_model(tmp_path: Path, data: Path, replic
     for folder in [tmp_path / "m.partial", *(tmp_path / "m.partial").glob("checkpoint-*")]:
         with pytest.raises(ModelError):
             load(str(folder))
+
+
+def test_what_stays_frozen(released: Loaded) -> None:
+    model = released.model
+    frozen = list(_frozen(model, replace(PAPER, freeze="embeddings", freeze_layers=2)))
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    assert frozen == [*ends, *model.model.layers[:2]]
+    assert not list(_frozen(model, PAPER))
+    with pytest.raises(UsageError, match="there are 3"):
+        list(_frozen(model, replace(PAPER, freeze_layers=3)))
 
 
 def test_batches_are_shared_evenly() -> None:
