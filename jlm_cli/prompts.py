@@ -133,10 +133,11 @@ def _in_answer(field: str, sample: Sample, n: int) -> Piece:
     return Piece(str(n)) if field == "number" else Piece(sample.answers[n - 1], f"answer_{n}")
 
 
-def _parts(layout: str) -> Iterator[tuple[str, str | None]]:
+@cache
+def _parts(layout: str) -> tuple[tuple[str, str | None], ...]:
     """Literal text, each with the name of the field that follows it."""
     parts: list[str | None] = [*_FIELD.split(layout), None]
-    return zip(parts[::2], parts[1::2], strict=True)  # type: ignore[arg-type]
+    return tuple(zip(parts[::2], parts[1::2], strict=True))  # type: ignore[arg-type]
 
 
 def _filled(field: str, sample: Sample, aspects: Sequence[Aspect]) -> Piece:
