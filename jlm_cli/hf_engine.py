@@ -201,15 +201,14 @@ class HFEngine:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def log_p(self, logits: torch.Tensor) -> Floats:
-        """[n, vocabulary] → float64 [n, columns], normalised over the vocabulary."""
+    def log_p(self, logits: torch.Tensor) -> torch.Tensor:
+        """[n, vocabulary] → float32 [n, columns] on the device, normalised over the vocabulary."""
         columns = torch.tensor(self.columns, device=logits.device)
         parts = []
         for rows in logits.split(_LOGITS_AT_ONCE):  # type: ignore[no-untyped-call]
             wide = rows.float()
             parts.append(wide[:, columns] - wide.logsumexp(-1, keepdim=True))
-        known: Floats = torch.cat(parts).double().cpu().numpy()
-        return known
+        return torch.cat(parts)
 
     @_within_memory
     def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
@@ -311,13 +310,16 @@ class PackedEngine(HFEngine):
         self._lengths = [len(prompt) for prompt in prompts]
         self._fed = [0] * len(prompts)
         self._blocks.begin(len(prompts), max(self._lengths) + DRAFT_ROOM)
-        known = np.empty((len(prompts), len(columns)))
+        rows, parts = [], []  # fetched from the device once, so that passes queue up there
         order = sorted(range(len(prompts)), key=lambda row: tuple(prompts[row]))
         for segments in self._packs(prompts, order):
             ids = [token for s in segments for token in prompts[s.row][s.start :]]
             positions = [place for s in segments for place in range(s.start, s.end)]
             ends = np.cumsum([s.end - s.start for s in segments]) - 1
-            known[[s.row for s in segments]] = self._pass(ids, positions, segments, ends)
+            rows += [s.row for s in segments]
+            parts.append(self._pass(ids, positions, segments, ends))
+        known = np.empty((len(prompts), len(columns)))
+        known[rows] = _fetched(torch.cat(parts))
         return known
 
     @_within_memory
@@ -329,7 +331,7 @@ class PackedEngine(HFEngine):
             for row, draft in enumerate(drafts)
             for token in draft
         ]
-        known = self._pass(ids, positions, segments, np.arange(len(ids)))
+        known = _fetched(self._pass(ids, positions, segments, np.arange(len(ids))))
         cuts = np.cumsum([len(draft) for draft in drafts])[:-1]
         return np.split(known, cuts)
 
@@ -380,7 +382,7 @@ class PackedEngine(HFEngine):
         positions: Sequence[int],
         segments: Sequence[Segment],
         keep: np.ndarray[Any, Any],
-    ) -> Floats:
+    ) -> torch.Tensor:
         """One pass over packed tokens: [keep, columns]."""
         self.tokens_fed += len(ids)
         with torch.inference_mode(), attention(self.model, ATTENTION):
@@ -392,6 +394,12 @@ class PackedEngine(HFEngine):
                 pack=Pack(self._blocks, segments),
             ).logits
             return self.log_p(logits[0])
+
+
+def _fetched(numbers: torch.Tensor) -> Floats:
+    """From the device; float64 only here, since not every device has it."""
+    here: Floats = numbers.cpu().double().numpy()
+    return here
 
 
 @contextmanager
@@ -436,8 +444,7 @@ class PlainEngine(HFEngine):
     def _behind(self, ids: list[int]) -> Floats:
         with torch.inference_mode():
             logits = self.model(torch.tensor([ids], device=self.device), logits_to_keep=1).logits
-            row: Floats = self.log_p(logits[:, -1])[0]
-        return row
+            return _fetched(self.log_p(logits[:, -1])[0])
 
 
 def make_engine(model: PreTrainedModel, vocabulary: Vocabulary) -> PackedEngine | PlainEngine:

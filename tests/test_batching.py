@@ -1,0 +1,41 @@
+"""Every row once, within the budget, longest first, in smaller batches at the end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jlm_cli.batching import Plan, make_plan
+
+
+def plan_of(n: int, budget: int) -> tuple[Plan, list[int]]:
+    tokens = np.random.default_rng(n).integers(20, 400, n).tolist()
+    return make_plan(range(n), tokens, [row // 2 for row in range(n)], budget), tokens
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 50, 3000])
+def test_every_row_once_within_the_budget(n: int) -> None:
+    plan, tokens = plan_of(n, 1000)
+    assert sorted(row for batch in plan for row in batch) == list(range(n))
+    for batch in plan:
+        assert sum(tokens[row] for row in batch) <= 1000
+
+
+def test_a_row_above_the_budget_is_a_batch_of_its_own() -> None:
+    plan = make_plan(range(4), [5, 90, 7, 6], range(4), 40)
+    assert list(plan) == [[1], [2, 3, 0]]
+
+
+def test_rows_of_a_group_stand_side_by_side() -> None:
+    plan, _ = plan_of(3000, 1000)
+    place = {int(row): at for at, row in enumerate(plan.order)}
+    assert all(abs(place[row] - place[row + 1]) == 1 for row in range(0, 3000, 2))
+
+
+def test_long_plans_end_in_smaller_batches() -> None:
+    plan, tokens = plan_of(3000, 4000)
+    sizes = [sum(tokens[row] for row in batch) for batch in plan]
+    late = np.cumsum(sizes) > sum(sizes) * 7 / 8 + 4000
+    assert late.any() and max(np.array(sizes)[late]) <= 1000
+    assert np.median(np.array(sizes)[~late]) > 3500
+    assert len(plan_of(50, 4000)[0]) == 3  # a short one is left as it is
