@@ -25,6 +25,7 @@ from jlm_cli.recipes import PAPER, fitting
 from jlm_cli.train import last_checkpoint
 
 QUICK = ["--epochs", "1", "--batch", "8", "--max-length", "400", "--checkpoints", "5"]
+EXACT = ["--dtype", "float32"]  # whose rounding is the same on every processor
 
 
 def taught(n: int, **more: Any) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def data(tmp_path: Path) -> Path:
 
 def command(replica: Path, output: str = "m", *more: str) -> list[str]:
     words = ["train", "t.jsonl", "-m", str(replica), "-o", output, "--validation", "val.jsonl"]
-    return [*words, *QUICK, *more]
+    return [*words, *QUICK, *EXACT, *more]
 
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -189,7 +190,8 @@ def test_two_processes_learn_alike(
 def test_an_adapter_folder_judges(tmp_path: Path, jlm: Jlm, data: Path, replica: Path) -> None:
     """LoRA, and with it rows of JudgeLM's layout, mixed by weight."""
     shutil.copy(models_root() / "samples" / "judgelm_100k.jsonl", tmp_path / "more.jsonl")
-    words = command(replica, "a", "--lora", "2", "--lr", "1e-3", "--weight", "more.jsonl=3")
+    half = ["--dtype", "bfloat16"]
+    words = command(replica, "a", "--lora", "2", "--lr", "1e-3", "--weight", "more.jsonl=3", *half)
     done = jlm("train", "more.jsonl", *words[1:])
     assert done.code == 0, done.err
     assert "left out: 1 no-judgment" in done.err
@@ -202,7 +204,7 @@ def test_an_adapter_folder_judges(tmp_path: Path, jlm: Jlm, data: Path, replica:
     assert jlm(*command(replica, "b"), "--weight", "no.jsonl=1").code == 2
     done = jlm("train", "t.jsonl", "-m", "a", "-o", "c", "--lora", "3")
     assert done.code == 2 and "itself an adapter: --lora 2 trains it on" in done.err
-    done = jlm(*command(tmp_path / "a", "c", "--lora", "2", "--lr", "1e-3"))
+    done = jlm(*command(tmp_path / "a", "c", "--lora", "2", "--lr", "1e-3", *half))
     assert done.code == 0, done.err
     further = load(str(tmp_path / "c"))
     assert further.files.adapter == tmp_path / "c" and further.files.folder == replica
