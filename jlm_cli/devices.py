@@ -79,7 +79,7 @@ def multiplies_bfloat16(device: str) -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-_CPU_BATCH_TOKENS = 8192  # packs are smaller; this bounds the keys and values
+_CPU_BATCH_TOKENS = 4096  # packs are smaller; this bounds keys, values and logits of drafts
 
 
 @dataclass(frozen=True)
