@@ -104,20 +104,14 @@ def probe() -> str:
 
 
 def costs() -> str:
-    start, stages = result("costs-startup"), result("costs-stages")
-    speed = stages["rows_a_second"]
-    many = f"{stages['rows']:,} rows"
+    found = result("costs-stages")
+    speed = found["rows_a_second"]
+    many = f"{found['rows']:,} rows"
     body = [
-        ("`jlm judge --help`", f"{start['seconds']['help']:.2f} s"),
-        ("first verdict of `tiny`, weights cached", f"{start['seconds']['first_verdict']:.1f} s"),
         ("survey: parse, render, tokenise", f"{speed['survey']:,} rows/s"),
         (f"plan, journal and merge of {many}", f"{speed['plan_journal_and_merge']:,} rows/s"),
-        (f"scan of {many} on resuming", f"{stages['resume_scan_seconds']:.1f} s"),
+        (f"scan of {many} on resuming", f"{found['resume_scan_seconds']:.1f} s"),
     ]
-    workers = result("costs-workers")
-    body.append(
-        ("two workers of one thread against one", f"{workers['two_over_one']:.2f} × with loading")
-    )
     return rows(("what", "measured"), body)
 
 
