@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import orjson
-from throughput import machine
+from throughput import machine, tell
 
 from jlm_cli.batching import make_plan
 from jlm_cli.journal import Journal, read_part
@@ -209,10 +209,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="jlm-costs-") as scratch:
         found = COMMANDS[options.what](options, Path(scratch))
     result = {**found, "conditions": {"machine": machine("cpu"), "model": options.model}}
-    packed = orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    print(packed.decode(), end="")
-    if options.output is not None:
-        options.output.write_bytes(packed)
+    tell(result, options.output)
 
 
 if __name__ == "__main__":

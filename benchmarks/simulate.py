@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
-from throughput import machine
+from throughput import machine, tell
 
 from jlm_cli import loading, runner
 from jlm_cli.batching import Plan, make_plan
@@ -179,10 +178,7 @@ def main() -> None:
         "simulated": {f"{n}_rows": simulated(costs, tokens, n, batch_tokens) for n in options.many},
         "conditions": {"machine": machine("cpu"), "model": options.model, "rows": options.rows},
     }
-    packed = orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    print(packed.decode(), end="")
-    if options.output is not None:
-        options.output.write_bytes(packed)
+    tell(result, options.output)
 
 
 if __name__ == "__main__":

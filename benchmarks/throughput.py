@@ -218,10 +218,7 @@ def main() -> None:
         one.stdin.close()  # type: ignore[union-attr]
         one.wait()
     result = _result(rounds, facts, setting_of(options), options)
-    packed = orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    print(packed.decode(), end="")
-    if options.output is not None:
-        options.output.write_bytes(packed)
+    tell(result, options.output)
 
 
 def _start(way: str) -> subprocess.Popen[bytes]:
@@ -289,6 +286,14 @@ def _result(
         },
         "rounds": rounds,
     }
+
+
+def tell(result: Json, output: Path | None) -> None:
+    """To standard output, and to a file where one is named."""
+    packed = orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    print(packed.decode(), end="")
+    if output is not None:
+        output.write_bytes(packed)
 
 
 def machine(device: str) -> str:

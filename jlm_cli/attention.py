@@ -6,7 +6,8 @@ so batched products beat it two- to threefold, forward and backward.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -17,20 +18,11 @@ PRODUCTS = "jlm_products"
 _CHUNK = 128  # queries at a time: what a causal mask hides behind them is not computed
 
 
-class Kernel(Protocol):
-    """query [B, heads, T, size], key and value [B, groups, S, size] → [B, heads, T, size].
-
-    `sees` is additive, [T, S] or [B, 1, T, S]; None means causal, from place 0 on.
-    """
-
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        sees: torch.Tensor | None,
-        scale: float | None,
-    ) -> torch.Tensor: ...
+# query [B, heads, T, size], key and value [B, groups, S, size], `sees`, scale → like the query;
+# `sees` is additive, [T, S] or [B, 1, T, S]; None means causal, from place 0 on
+Kernel = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float | None], torch.Tensor
+]
 
 
 def fused(

