@@ -109,6 +109,15 @@ def _wrong_numbers(draw: random.Random, good: str, question: str, other: str) ->
     return re.sub(r"\d+", lambda found: str(int(found[0][:6]) * 3 + draw.randint(1, 40)), good)
 
 
+def _gibberish(draw: random.Random, good: str, question: str, other: str) -> str | None:
+    letters = draw.choice((_VOWELS + _CONSONANTS, _CONSONANTS, _VOWELS + _CONSONANTS + _SIGNS))
+    sizes = (draw.randint(2, 9) for _ in range(draw.randint(4, 40)))
+    words = ["".join(draw.choices(letters, k=size)) for size in sizes]
+    return draw.choice((" ", " ", " ", "")).join(words)
+
+
+_VOWELS, _CONSONANTS, _SIGNS = "aeiou", "bcdfghjklmnpqrstvwxyz", "0123456789;,.#/"
+
 _REFUSALS = (
     "I'm sorry, but I can't help with that.",
     "I cannot answer this question.",
@@ -171,5 +180,6 @@ KINDS: dict[str, Kind] = {
     "other-language": Kind(_other_language, 1, "speaks another language, about other things"),
     "echo": Kind(_echo, 1, "only repeats the question"),
     "half-off-topic": Kind(_half_off_topic, 4, "begins well but strays from the question"),
+    "gibberish": Kind(_gibberish, 1, "is a heap of random letters"),
     "wrong-numbers": Kind(_wrong_numbers, 4, "gets its numbers wrong"),
 }
