@@ -17,6 +17,7 @@ from jlm_cli.modes import Reading
 from jlm_cli.scoreline import DraftToken, Floats, Grammar, LineDistribution, LineTokens, Walk
 
 Ids = Sequence[int]
+Draft = Sequence[DraftToken]
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,17 @@ class Engine(Protocol):
     Each raises MemoryError where the batch does not fit, and can then take a smaller one.
     """
 
-    def prefill(self, prompts: Sequence[Ids], columns: Sequence[int]) -> Floats:
-        """Start a batch: the log-probabilities of `columns` behind each prompt.
+    def prefill(
+        self, prompts: Sequence[Ids], drafts: Sequence[Draft], columns: Sequence[int]
+    ) -> list[Floats]:
+        """Start a batch: the log-probabilities of `columns` behind each prompt and behind each
+        token drafted with it.
 
-        float64 [B, columns], normalised over the whole vocabulary.
+        For each row float64 [1 + drafted, columns], normalised over the whole vocabulary.
         """
         ...
 
-    def extend(self, drafts: Sequence[Sequence[DraftToken]]) -> list[Floats]:
+    def extend(self, drafts: Sequence[Draft]) -> list[Floats]:
         """Go on with the batch: for each row, [drafted, columns] behind each drafted token."""
         ...
 
@@ -201,11 +205,13 @@ def follow(engine: Engine, prompts: Sequence[Ids], walks: Sequence[Walk]) -> Non
     columns = sorted(set().union(*(walk.tokens.columns for walk in walks)))
     place = {column: n for n, column in enumerate(columns)}
     mine = [[place[column] for column in walk.tokens.columns] for walk in walks]
-    for walk, own, known in zip(walks, mine, engine.prefill(prompts, columns), strict=True):
-        walk.read_root(known[own])
-    while any(drafts := [walk.draft() for walk in walks]):
-        for walk, own, rows in zip(walks, mine, engine.extend(drafts), strict=True):
+    known = engine.prefill(prompts, [walk.first_draft() for walk in walks], columns)
+    while True:
+        for walk, own, rows in zip(walks, mine, known, strict=True):
             walk.read(rows[:, own])
+        if not any(drafts := [walk.draft() for walk in walks]):
+            return
+        known = engine.extend(drafts)
 
 
 def _result(walk: Walk) -> LineDistribution | RowError:
@@ -231,14 +237,18 @@ class FakeEngine:
         self._fed: list[list[int]] = []
         self._columns: Sequence[int] = ()
 
-    def prefill(self, prompts: Sequence[Ids], columns: Sequence[int]) -> Floats:
+    def prefill(
+        self, prompts: Sequence[Ids], drafts: Sequence[Draft], columns: Sequence[int]
+    ) -> list[Floats]:
         time.sleep(self._delay)
         self._columns = columns
         self._seeds = [_digest(bytes(prompt)) for prompt in prompts]
         self._fed = [[] for _ in prompts]
-        return np.array([self._behind(row, b"") for row in range(len(prompts))])
+        ends = [self._behind(row, b"") for row in range(len(prompts))]
+        behind = self.extend(drafts)
+        return [np.stack([end, *rows]) for end, rows in zip(ends, behind, strict=True)]
 
-    def extend(self, drafts: Sequence[Sequence[DraftToken]]) -> list[Floats]:
+    def extend(self, drafts: Sequence[Draft]) -> list[Floats]:
         return [self._extend_row(row, draft) for row, draft in enumerate(drafts)]
 
     def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
@@ -258,7 +268,7 @@ class FakeEngine:
             time.sleep(self._delay)
             yield token
 
-    def _extend_row(self, row: int, draft: Sequence[DraftToken]) -> Floats:
+    def _extend_row(self, row: int, draft: Draft) -> Floats:
         fed = self._fed[row]
         fed.extend(token.token for token in draft)
         paths = [bytes([*(fed[slot] for slot in token.path), token.token]) for token in draft]

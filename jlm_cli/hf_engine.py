@@ -12,7 +12,7 @@ import ctypes
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from jlm_cli.attention import kernel_for
 from jlm_cli.encoding import Vocabulary
-from jlm_cli.engine import Ids, Written, Wrote
+from jlm_cli.engine import Draft, Ids, Written, Wrote
 from jlm_cli.scoreline import DraftToken, Floats
 
 DRAFT_ROOM = 128  # places kept free behind the prompts; a larger draft makes the blocks grow
@@ -107,6 +107,29 @@ class Blocks:
         if memory is None or memory.numel() < size:
             memory = self._memory[layer, kind] = like.new_empty(size)
         return memory[:size].view(shape)
+
+
+@dataclass
+class Tokens:
+    """What goes through the model in one pass: ids with their positions in their rows, and the
+    places among them behind which the model's word is wanted."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+
+    def add_prompt(self, segment: Segment, prompt: Ids) -> None:
+        self.segments.append(segment)
+        self.ids += prompt[segment.start :]
+        self.positions += range(segment.start, segment.end)
+        self.kept.append(len(self.ids) - 1)
+
+    def add_draft(self, segment: Segment, prompt_length: int, draft: Draft) -> None:
+        self.segments.append(segment)
+        self.kept += range(len(self.ids), len(self.ids) + len(draft))
+        self.ids += (token.token for token in draft)
+        self.positions += (prompt_length + token.depth - 1 for token in draft)
 
 
 @dataclass(frozen=True)
@@ -303,37 +326,35 @@ class PackedEngine(HFEngine):
         self._fed: list[int] = []
 
     @_within_memory
-    def prefill(self, prompts: Sequence[Ids], columns: Sequence[int]) -> Floats:
+    def prefill(
+        self, prompts: Sequence[Ids], drafts: Sequence[Draft], columns: Sequence[int]
+    ) -> list[Floats]:
         """Rows are packed in the order of their tokens, and each copies what it shares with the
         one before: both orders of a sample, and samples with the same question, begin alike."""
         self.columns = columns
         self._lengths = [len(prompt) for prompt in prompts]
         self._fed = [0] * len(prompts)
         self._blocks.begin(len(prompts), max(self._lengths) + DRAFT_ROOM)
-        rows, parts = [], []  # fetched from the device once, so that passes queue up there
+        parts = []  # fetched from the device once, so that passes queue up there
         order = sorted(range(len(prompts)), key=lambda row: tuple(prompts[row]))
-        for segments in self._packs(prompts, order):
-            ids = [token for s in segments for token in prompts[s.row][s.start :]]
-            positions = [place for s in segments for place in range(s.start, s.end)]
-            ends = np.cumsum([s.end - s.start for s in segments]) - 1
-            rows += [s.row for s in segments]
-            parts.append(self._pass(ids, positions, segments, ends))
-        known = np.empty((len(prompts), len(columns)))
-        known[rows] = _fetched(torch.cat(parts))
-        return known
+        for beginnings in self._packs(prompts, drafts, order):
+            tokens = Tokens()
+            for segment in beginnings:
+                tokens.add_prompt(segment, prompts[segment.row])
+                self._add_draft(tokens, segment.row, drafts[segment.row])
+            parts.append(self._pass(tokens))
+        sizes = [1 + len(drafts[row]) for row in order]
+        known = np.split(_fetched(torch.cat(parts)), np.cumsum(sizes)[:-1])
+        place = {row: n for n, row in enumerate(order)}
+        return [known[place[row]] for row in range(len(prompts))]
 
     @_within_memory
-    def extend(self, drafts: Sequence[Sequence[DraftToken]]) -> list[Floats]:
-        segments = [self._draft_segment(row, draft) for row, draft in enumerate(drafts) if draft]
-        ids = [token.token for draft in drafts for token in draft]
-        positions = [
-            self._lengths[row] + token.depth - 1
-            for row, draft in enumerate(drafts)
-            for token in draft
-        ]
-        known = _fetched(self._pass(ids, positions, segments, np.arange(len(ids))))
+    def extend(self, drafts: Sequence[Draft]) -> list[Floats]:
+        tokens = Tokens()
+        for row, draft in enumerate(drafts):
+            self._add_draft(tokens, row, draft)
         cuts = np.cumsum([len(draft) for draft in drafts])[:-1]
-        return np.split(known, cuts)
+        return np.split(_fetched(self._pass(tokens)), cuts)
 
     def forget(self) -> None:
         self._blocks = Blocks()
@@ -343,24 +364,29 @@ class PackedEngine(HFEngine):
         """Whether all layers took the packed attention in the last batch, not some or none."""
         return self._blocks.n_layers == int(self.model.config.get_text_config().num_hidden_layers)
 
-    def _packs(self, prompts: Sequence[Ids], order: Sequence[int]) -> Iterator[list[Segment]]:
+    def _packs(
+        self, prompts: Sequence[Ids], drafts: Sequence[Draft], order: Sequence[int]
+    ) -> Iterator[list[Segment]]:
+        """The prompts' segments, with room for what is drafted behind them."""
         pack: list[Segment] = []
         used, previous = 0, None
         for row in order:
             shared = 0 if previous is None else _shared(prompts[previous], prompts[row])
             new = len(prompts[row]) - shared
-            if pack and used + new > self.pack_tokens:
+            if pack and used + new + len(drafts[row]) > self.pack_tokens:
                 yield pack
                 pack, used = [], 0
             sees = self._additive(np.tri(new, shared + new, shared, bool)) if shared else None
             source = previous if shared else None
             pack.append(Segment(row, shared, len(prompts[row]), sees, source))
-            used += new
+            used += new + len(drafts[row])
             previous = row
         yield pack
 
-    def _draft_segment(self, row: int, draft: Sequence[DraftToken]) -> Segment:
+    def _add_draft(self, tokens: Tokens, row: int, draft: Draft) -> None:
         """Drafted tokens stand behind the prompt in the order of their slots."""
+        if not draft:
+            return
         prompt, start = self._lengths[row], self._lengths[row] + self._fed[row]
         sees = np.zeros((len(draft), start + len(draft)), bool)
         sees[:, :prompt] = True
@@ -368,7 +394,8 @@ class PackedEngine(HFEngine):
             sees[n, [prompt + slot for slot in token.path]] = True
             sees[n, start + n] = True
         self._fed[row] += len(draft)
-        return Segment(row, start, start + len(draft), self._additive(sees))
+        segment = Segment(row, start, start + len(draft), self._additive(sees))
+        tokens.add_draft(segment, prompt, draft)
 
     def _additive(self, sees: np.ndarray[Any, Any]) -> torch.Tensor:
         """Made once for all layers: attention kernels would turn a boolean mask in each."""
@@ -376,22 +403,16 @@ class PackedEngine(HFEngine):
         none = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
         return none.masked_fill_(~seen, float("-inf"))
 
-    def _pass(
-        self,
-        ids: Sequence[int],
-        positions: Sequence[int],
-        segments: Sequence[Segment],
-        keep: np.ndarray[Any, Any],
-    ) -> torch.Tensor:
-        """One pass over packed tokens: [keep, columns]."""
-        self.tokens_fed += len(ids)
+    def _pass(self, tokens: Tokens) -> torch.Tensor:
+        """One pass over packed tokens: [kept, columns]."""
+        self.tokens_fed += len(tokens.ids)
         with torch.inference_mode(), attention(self.model, ATTENTION):
             logits = self.model(
-                input_ids=torch.tensor([ids], device=self.device),
-                position_ids=torch.tensor([positions], device=self.device),
+                input_ids=torch.tensor([tokens.ids], device=self.device),
+                position_ids=torch.tensor([tokens.positions], device=self.device),
                 use_cache=False,
-                logits_to_keep=torch.from_numpy(keep).to(self.device),
-                pack=Pack(self._blocks, segments),
+                logits_to_keep=torch.tensor(tokens.kept, device=self.device),
+                pack=Pack(self._blocks, tokens.segments),
             ).logits
             return self.log_p(logits[0])
 
@@ -425,14 +446,18 @@ class PlainEngine(HFEngine):
     """Scores by a full pass for every prefix: slow, and right for any causal model."""
 
     @_within_memory
-    def prefill(self, prompts: Sequence[Ids], columns: Sequence[int]) -> Floats:
+    def prefill(
+        self, prompts: Sequence[Ids], drafts: Sequence[Draft], columns: Sequence[int]
+    ) -> list[Floats]:
         self.columns = columns
         self._prompts = prompts
         self._fed: list[list[int]] = [[] for _ in prompts]
-        return np.stack([self._behind(list(prompt)) for prompt in prompts])
+        ends = [self._behind(list(prompt)) for prompt in prompts]
+        behind = self.extend(drafts)
+        return [np.stack([end, *rows]) for end, rows in zip(ends, behind, strict=True)]
 
     @_within_memory
-    def extend(self, drafts: Sequence[Sequence[DraftToken]]) -> list[Floats]:
+    def extend(self, drafts: Sequence[Draft]) -> list[Floats]:
         known = []
         for prompt, fed, draft in zip(self._prompts, self._fed, drafts, strict=True):
             fed.extend(token.token for token in draft)
@@ -464,12 +489,12 @@ def _agree(packed: PackedEngine, plain: PlainEngine) -> bool:
     forks = [DraftToken(columns[n], 1, ()) for n in (0, 1)]
     draft = [*forks, DraftToken(columns[2], 2, (0,))]
     try:
-        found = [packed.prefill(prompts, columns), *packed.extend([draft, draft])]
+        found = [*packed.prefill(prompts, [draft, []], columns), *packed.extend([[], draft])]
         if not packed.went_through_every_layer():
             return False
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError):
         return False
-    wanted = [plain.prefill(prompts, columns), *plain.extend([draft, draft])]
+    wanted = [*plain.prefill(prompts, [draft, []], columns), *plain.extend([[], draft])]
     return all(
         bool(np.all(np.abs(a - b) < _TRIAL_TOLERANCE * (1 + np.abs(b))))
         for a, b in zip(found, wanted, strict=True)

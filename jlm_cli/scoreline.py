@@ -233,7 +233,8 @@ class DraftToken:
 
 
 class Walk:
-    """The walk of one row: `read_root`, then `draft` and `read` in turn until no draft is left.
+    """The walk of one row: `first_draft` and `read`, then `draft` and `read` in turn until no draft
+    is left.
 
     A row whose probabilities are NaN drafts nothing more; `result` then raises its RowError.
     """
@@ -243,18 +244,20 @@ class Walk:
         self.tokens = tokens
         self._exact = exact
         self._nodes = [Node(END, -1, 0, tokens.first, (), 0.0)]
-        self._waiting: list[int] = []
+        self._waiting = [_ROOT]
         self._fed = 0
         self._lines: dict[tuple[str, ...], list[float]] = {}
         self._failed: RowError | None = None
         self._fresh: list[int] = []
 
-    def read_root(self, known: Floats) -> None:
-        """`known` [columns]: log-probabilities behind the prompt."""
-        self._learn(_ROOT, known)
+    def first_draft(self) -> list[DraftToken]:
+        """The first scores with a whole number, to be fed together with the prompt."""
+        self._feed_whole(_ROOT)
+        return [self._draft_token(place) for place in self._waiting[1:]]
 
     def read(self, rows: Floats) -> None:
-        """`rows` [drafted, columns], in the order of the last draft."""
+        """`rows` [drafted, columns], in the order of the last draft; those of the first draft
+        have the log-probabilities behind the prompt in front."""
         for place, known in zip(self._waiting, rows, strict=True):
             self._learn(place, known)
 
@@ -346,11 +349,18 @@ class Walk:
         node.slot = self._fed
         self._fed += 1
         self._waiting.append(place)
-        likely = {token: branch for token, branch in self._follow(node).items() if branch.whole}
-        if len(likely) <= 2:  # the space before the next score, and the 0 of a 10
-            for token in likely:
-                self._add(place, token)
-                self._feed(node.children[token])
+        if len(self._whole(node)) <= 2:  # the space before the next score, and the 0 of a 10
+            self._feed_whole(place)
+
+    def _feed_whole(self, place: int) -> None:
+        node = self._nodes[place]
+        for token in self._whole(node):
+            self._add(place, token)
+            self._feed(node.children[token])
+
+    def _whole(self, node: Node) -> list[int]:
+        """The tokens of scores without a half that may go on from a node."""
+        return [token for token, branch in self._follow(node).items() if branch.whole]
 
     def _draft_token(self, place: int) -> DraftToken:
         node = self._nodes[place]

@@ -196,10 +196,10 @@ def _little_memory(most: int) -> None:
 
     prefill = FakeEngine.prefill
 
-    def refusing(self: Any, prompts: Any, columns: Any) -> Any:
+    def refusing(self: Any, prompts: Any, drafts: Any, columns: Any) -> Any:
         if sum(map(len, prompts)) > most:
             raise MemoryError
-        return prefill(self, prompts, columns)
+        return prefill(self, prompts, drafts, columns)
 
     FakeEngine.prefill = refusing  # type: ignore[method-assign]
 

@@ -36,10 +36,11 @@ def random_model(seed: int, peaked: float) -> Model:
 
 def walk_with(model: Model, exact: bool = False) -> tuple[LineDistribution, int]:
     walk, fed = Walk(BYTES, exact), bytearray()
-    walk.read_root(model(b""))
-    while draft := walk.draft():
+    draft, behind_prompt = walk.first_draft(), [model(b"")]
+    while draft or behind_prompt:
         fed += bytes(token.token for token in draft)
-        walk.read(np.array([model(path_of(token, fed)) for token in draft]))
+        walk.read(np.array([*behind_prompt, *(model(path_of(token, fed)) for token in draft)]))
+        draft, behind_prompt = walk.draft(), []
     return walk.result(), len(fed)
 
 
@@ -114,9 +115,9 @@ def test_confident_model_costs_few_tokens(line: str) -> None:
 
 def test_nan_fails_one_row_and_leaves_its_neighbours() -> None:
     class Broken(FakeEngine):
-        def prefill(self, prompts, columns):  # type: ignore[no-untyped-def]
-            known = super().prefill(prompts, columns)
-            known[1] = np.nan
+        def prefill(self, prompts, drafts, columns):  # type: ignore[no-untyped-def]
+            known = super().prefill(prompts, drafts, columns)
+            known[1][:] = np.nan
             return known
 
     prompts = [b"one", b"two", b"three"]
