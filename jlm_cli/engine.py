@@ -17,7 +17,7 @@ from jlm_cli.modes import Reading
 from jlm_cli.scoreline import DraftToken, Floats, Grammar, LineDistribution, LineTokens, Walk
 
 Ids = Sequence[int]
-Draft = Sequence[DraftToken]
+LineDraft = Sequence[DraftToken]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Engine(Protocol):
     """
 
     def prefill(
-        self, prompts: Sequence[Ids], drafts: Sequence[Draft], columns: Sequence[int]
+        self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> list[Floats]:
         """Start a batch: the log-probabilities of `columns` behind each prompt and behind each
         token drafted with it.
@@ -51,7 +51,7 @@ class Engine(Protocol):
         """
         ...
 
-    def extend(self, drafts: Sequence[Draft]) -> list[Floats]:
+    def extend(self, drafts: Sequence[LineDraft]) -> list[Floats]:
         """Go on with the batch: for each row, [drafted, columns] behind each drafted token."""
         ...
 
@@ -238,7 +238,7 @@ class FakeEngine:
         self._columns: Sequence[int] = ()
 
     def prefill(
-        self, prompts: Sequence[Ids], drafts: Sequence[Draft], columns: Sequence[int]
+        self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> list[Floats]:
         time.sleep(self._delay)
         self._columns = columns
@@ -248,7 +248,7 @@ class FakeEngine:
         behind = self.extend(drafts)
         return [np.stack([end, *rows]) for end, rows in zip(ends, behind, strict=True)]
 
-    def extend(self, drafts: Sequence[Draft]) -> list[Floats]:
+    def extend(self, drafts: Sequence[LineDraft]) -> list[Floats]:
         return [self._extend_row(row, draft) for row, draft in enumerate(drafts)]
 
     def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
@@ -268,7 +268,7 @@ class FakeEngine:
             time.sleep(self._delay)
             yield token
 
-    def _extend_row(self, row: int, draft: Draft) -> Floats:
+    def _extend_row(self, row: int, draft: LineDraft) -> Floats:
         fed = self._fed[row]
         fed.extend(token.token for token in draft)
         paths = [bytes([*(fed[slot] for slot in token.path), token.token]) for token in draft]

@@ -2,8 +2,9 @@
 
 Tokens of many rows go through the model as one packed sequence without padding; only attention
 looks at rows one by one. Each row's keys and values lie in a block of their own, its prompt
-first and its drafted tokens behind. A batch is a prefill and a few tree steps, in which a mask
-lets each drafted token see its prompt and its ancestors.
+first and its drafted tokens behind. A batch is a prefill, which has the first scores drafted
+behind each prompt, and a tree step or two; a mask lets each drafted token see its prompt and its
+ancestors.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from jlm_cli.attention import kernel_for
 from jlm_cli.encoding import Vocabulary
-from jlm_cli.engine import Draft, Ids, Written, Wrote
+from jlm_cli.engine import Ids, LineDraft, Written, Wrote
 from jlm_cli.scoreline import DraftToken, Floats
 
 DRAFT_ROOM = 128  # places kept free behind the prompts; a larger draft makes the blocks grow
@@ -125,7 +126,7 @@ class Tokens:
         self.positions += range(segment.start, segment.end)
         self.kept.append(len(self.ids) - 1)
 
-    def add_draft(self, segment: Segment, prompt_length: int, draft: Draft) -> None:
+    def add_draft(self, segment: Segment, prompt_length: int, draft: LineDraft) -> None:
         self.segments.append(segment)
         self.kept += range(len(self.ids), len(self.ids) + len(draft))
         self.ids += (token.token for token in draft)
@@ -327,7 +328,7 @@ class PackedEngine(HFEngine):
 
     @_within_memory
     def prefill(
-        self, prompts: Sequence[Ids], drafts: Sequence[Draft], columns: Sequence[int]
+        self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> list[Floats]:
         """Rows are packed in the order of their tokens, and each copies what it shares with the
         one before: both orders of a sample, and samples with the same question, begin alike."""
@@ -349,7 +350,7 @@ class PackedEngine(HFEngine):
         return [known[place[row]] for row in range(len(prompts))]
 
     @_within_memory
-    def extend(self, drafts: Sequence[Draft]) -> list[Floats]:
+    def extend(self, drafts: Sequence[LineDraft]) -> list[Floats]:
         tokens = Tokens()
         for row, draft in enumerate(drafts):
             self._add_draft(tokens, row, draft)
@@ -365,7 +366,7 @@ class PackedEngine(HFEngine):
         return self._blocks.n_layers == int(self.model.config.get_text_config().num_hidden_layers)
 
     def _packs(
-        self, prompts: Sequence[Ids], drafts: Sequence[Draft], order: Sequence[int]
+        self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], order: Sequence[int]
     ) -> Iterator[list[Segment]]:
         """The prompts' segments, with room for what is drafted behind them."""
         pack: list[Segment] = []
@@ -383,7 +384,7 @@ class PackedEngine(HFEngine):
             previous = row
         yield pack
 
-    def _add_draft(self, tokens: Tokens, row: int, draft: Draft) -> None:
+    def _add_draft(self, tokens: Tokens, row: int, draft: LineDraft) -> None:
         """Drafted tokens stand behind the prompt in the order of their slots."""
         if not draft:
             return
@@ -447,7 +448,7 @@ class PlainEngine(HFEngine):
 
     @_within_memory
     def prefill(
-        self, prompts: Sequence[Ids], drafts: Sequence[Draft], columns: Sequence[int]
+        self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> list[Floats]:
         self.columns = columns
         self._prompts = prompts
@@ -457,7 +458,7 @@ class PlainEngine(HFEngine):
         return [np.stack([end, *rows]) for end, rows in zip(ends, behind, strict=True)]
 
     @_within_memory
-    def extend(self, drafts: Sequence[Draft]) -> list[Floats]:
+    def extend(self, drafts: Sequence[LineDraft]) -> list[Floats]:
         known = []
         for prompt, fed, draft in zip(self._prompts, self._fed, drafts, strict=True):
             fed.extend(token.token for token in draft)
