@@ -10,7 +10,8 @@ batches, in input order, in the dtype that jlm takes. (c) `jlm` goes from rows t
 (d) `continuous` is transformers' own continuous batching, `generate_batch`, in the same dtype.
 
 An untrained model would end at once with a newline instead of a score line; the others then write
-as many tokens as the shortest score line has, and no more.
+as many tokens as the shortest score line has, and no more. With `--reason N` all go on behind the
+line until the model ends, for at most N tokens.
 """
 
 from __future__ import annotations
@@ -53,10 +54,19 @@ class Setting:
 
     run: runner.Run
     prompts: list[list[int]]
+    reason: int  # tokens at most; 0 for scores alone
 
     @property
     def line(self) -> LineTokens:
         return self.run.lines.of(self.run.mode.templates[0], 2)
+
+    @property
+    def ends(self) -> list[int]:
+        return list(self.run.lines.vocabulary.ends if self.reason else self.line.ends)
+
+    @property
+    def most(self) -> int:
+        return self.reason or self.least or MOST_TOKENS
 
     @property
     def least(self) -> int:
@@ -78,10 +88,12 @@ def setting_of(options: argparse.Namespace) -> Setting:
         limit=options.rows,
         device=options.device,
         dtype=options.dtype,
+        reason=bool(options.reason),
     )
     run = runner.open_run(config, Report(quiet=True))
     encoded = run.encoder.encode([run.rows.sample(row) for row in range(len(run.rows))])
-    return Setting(run, [list(one[0].ids) for one in encoded if isinstance(one, list)])
+    prompts = [list(one[0].ids) for one in encoded if isinstance(one, list)]
+    return Setting(run, prompts, options.reason)
 
 
 def work_of(name: str, setting: Setting) -> tuple[PreTrainedModel, Callable[[], int]]:
@@ -95,12 +107,11 @@ def work_of(name: str, setting: Setting) -> tuple[PreTrainedModel, Callable[[], 
     if name == "continuous":
         return model, _continuous(model, setting)
     size = 1 if name == "official" else PADDED_BATCH
-    least = setting.least
     how = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
-        min_new_tokens=least,
-        max_new_tokens=least or MOST_TOKENS,
-        eos_token_id=list(setting.line.ends),
+        min_new_tokens=setting.least,
+        max_new_tokens=setting.most,
+        eos_token_id=setting.ends,
         pad_token_id=0,
     )
 
@@ -117,8 +128,8 @@ def _continuous(model: PreTrainedModel, setting: Setting) -> Callable[[], int]:
     """transformers' scheduler, with its own paged cache."""
     how = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
-        max_new_tokens=setting.least or MOST_TOKENS,
-        eos_token_id=-1 if setting.least else list(setting.line.ends),
+        max_new_tokens=setting.most,
+        eos_token_id=-1 if setting.least else setting.ends,
         pad_token_id=0,
     )
 
@@ -133,7 +144,7 @@ def _jlm(setting: Setting) -> tuple[PreTrainedModel, Callable[[], int]]:
     run = setting.run
     engine = loading.load_engine(run.files, run.lines.vocabulary, run.compute)
     assert isinstance(engine, HFEngine)
-    judge = Judge(engine, run.lines, reason=False, new_tokens=0)
+    judge = Judge(engine, run.lines, bool(setting.reason), setting.reason)
     plan = setting.plan
 
     def judge_all() -> int:
@@ -277,6 +288,7 @@ def _result(
         "conditions": {
             "input": options.input.name,
             "rows": len(sizes),
+            "reason_tokens_at_most": setting.reason,
             "prompt_tokens_median": int(statistics.median(sizes)),
             "model": setting.run.files.name,
             "trained": not setting.run.files.untrained,
@@ -316,6 +328,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default="tiny")
+    parser.add_argument("--reason", type=int, default=0, metavar="N", help="tokens at most")
     parser.add_argument("--device")
     parser.add_argument("--dtype")
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
