@@ -68,3 +68,21 @@ def test_ablations(tmp_path: Path, replica: Path) -> None:
     assert out.count("\n| 5") == 4 and out.count("\n| 4 |") == 2
     results = json.loads((tmp_path / "out" / "ablations.json").read_text())["results"]
     assert len(results) == 10 and all("reliability" in one for one in results)
+
+
+def test_rows_of_facts(tmp_path: Path) -> None:
+    """All of them can be learnt from, and none is asked about in the samples."""
+    facts = subprocess.run(
+        [sys.executable, ROOT / "recipes" / "tiny" / "facts.py"], capture_output=True, check=True
+    )
+    source = tmp_path / "facts.jsonl"
+    source.write_bytes(facts.stdout)
+    out = tmp_path / "set"
+    held = ["--hold-out", ROOT / "samples" / "pairs.jsonl", "--validation", "0"]
+    subprocess.run([sys.executable, "-m", "jlm_cli", "data", source, "-o", out, *held], check=True)
+    rows = read_rows(out / "train.jsonl")
+    assert len(rows) == facts.stdout.count(b"\n")
+    pairs = [row for row in rows if len(row["answers"]) == 2]
+    first = [row["gold"].split("\n")[0].split() for row in pairs]
+    ahead = sum(float(a) > float(b) for a, b in first) / len(pairs)
+    assert 0.4 < ahead < 0.6

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# The built-in judge from its sources: bash recipes/tiny/make.sh SCORED REVIEWS PANDALM_TEST FOLDER
+# SCORED are AlpacaEval's scored answers, REVIEWS FastChat's reviews of the 80 Vicuna questions.
+# On 2 cores with AVX-512 BF16 it takes about two and a half hours; weights/tiny/README.md says more.
+set -euo pipefail
+scored=$(realpath "$1") reviews=$(realpath "$2") pandalm=$(realpath "$3")
+here=$(realpath "$(dirname "$0")")
+mkdir -p "$4" && cd "$4"
+
+# else every large tensor is mapped and faulted in anew
+export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483647
+
+python "$here/../../benchmarks/judge_quality.py" hold-out "$reviews" -o held.jsonl --questions 30
+python "$here/facts.py" > facts.jsonl
+
+ten="off-topic cut-off repeated shuffled refusal empty other-language echo half-off-topic wrong-numbers"
+ten=$(printf -- '--bad-kind %s ' $ten)
+rows() { # NAME SOURCE OPTIONS…
+    jlm data "$2" -o "$1" --hold-out held.jsonl --hold-out "$pandalm" "${@:3}"
+}
+pick() { # NAME REAL SPOILED
+    python "$here/pick.py" "$2" "$3" < "$1/train.jsonl" > "$1/picked.jsonl"
+}
+
+# 1. Plain contrasts, without the instruction: all weights but the embeddings. It was ended by Ctrl-C
+# at step 486 of 500, and its checkpoint went on.
+rows plain "$scored" --rows 4000 --bad 0.75 --longest 300 --gap 3 --ties 0 --reference 0 --seed 1 $ten
+jlm train plain/train.jsonl -m tiny-base -o stage-1 --template judgelm-brief --scores-only \
+    --epochs 1 --lr 2e-4 --batch 4 --schedule constant
+
+# 2. Finer ones; then cut to what an adapter of rank 32 can hold.
+rows short "$scored" --rows 9000 --bad 0.45 --longest 500 --gap 2 --ties 0 --reference 0.15 --seed 2 $ten
+head -3600 short/train.jsonl > short/3600.jsonl
+jlm train short/3600.jsonl -m stage-1 -o stage-2 --template judgelm-brief --scores-only \
+    --epochs 1 --lr 2e-4 --batch 8 --max-length 400 --schedule constant
+jlm adapter stage-2 -m tiny-base -o cut --rank 32
+
+# 3. The whole prompt, and all forms: pairs, lists, grades, reviews with reasons.
+rows pairs "$scored" --rows 2000 --bad 0.4 --longest 500 --gap 2 --ties 0 --reference 0.2 --seed 3 $ten
+rows forms "$scored" --rows 900 --bad 0.5 --longest 900 --form pair=0.3 --form list=0.35 --form grade=0.35 \
+    --reference 0.4 --seed 4 $ten
+rows reviews "$reviews" --seed 5
+jlm train pairs/train.jsonl forms/train.jsonl reviews/train.jsonl \
+    --weight forms/train.jsonl=0.8 --weight reviews/train.jsonl=0.45 \
+    -m cut -o stage-3 --lora 32 --lr 5e-4 --batch 8 --max-length 640 --epochs 1
+
+# 4. Real answers, very short ones and long ones, without the instruction.
+rows shorter "$scored" --rows 14000 --bad 0.05 --longest 260 --gap 2 --ties 0 --reference 0.1 --seed 11 $ten
+rows longer "$scored" --rows 2500 --bad 0.1 --longest 1600 --gap 3 --ties 0 --reference 0.1 --seed 12 $ten
+pick shorter 5000 700
+pick longer 1100 100
+jlm train shorter/picked.jsonl longer/picked.jsonl -m stage-3 -o stage-4 --template judgelm-brief \
+    --scores-only --lora 32 --lr 5e-4 --batch 8 --max-length 640 --epochs 1 --schedule constant
+
+# 5. The whole prompt again, with gibberish in lists and with plain facts.
+rows real "$scored" --rows 6000 --bad 0.1 --longest 260 --gap 2 --ties 0 --reference 0.1 --seed 21
+rows long "$scored" --rows 1200 --bad 0.1 --longest 1800 --gap 3 --ties 0 --reference 0.1 --seed 22
+rows lists "$scored" --rows 330 --bad 0.7 --longest 500 --gap 1 --form list=0.6 --form grade=0.4 \
+    --reference 0.3 --seed 23
+rows letters "$scored" --rows 330 --bad 1 --bad-kind gibberish --longest 700 --gap 1 --ties 0.5 \
+    --form list=0.8 --form grade=0.1 --form pair=0.1 --reference 0.1 --seed 24
+rows more-reviews "$reviews" --seed 25
+rows facts facts.jsonl --seed 26
+pick real 1900 200
+pick long 430 30
+head -230 more-reviews/train.jsonl > more-reviews/230.jsonl
+jlm train real/picked.jsonl long/picked.jsonl lists/train.jsonl letters/train.jsonl \
+    more-reviews/230.jsonl facts/train.jsonl -m stage-4 -o tiny --lora 32 --lr 5e-4 --batch 8 \
+    --micro-batch 4 --max-length 1000 --epochs 1 --schedule cosine
