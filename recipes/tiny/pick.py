@@ -1,4 +1,4 @@
-"""Of rows that `jlm data` made, the first with real answers alone, and the first with a spoiled one.
+"""Of rows that `jlm data` made: the first with real answers alone, the first with a spoiled one.
 
 python recipes/tiny/pick.py REAL SPOILED < set/train.jsonl > picked.jsonl
 """
