@@ -19,7 +19,7 @@ _CHUNK = 128  # queries at a time: what a causal mask hides behind them is not c
 
 
 # query [B, heads, T, size], key and value [B, groups, S, size], `sees`, scale → like the query;
-# `sees` is additive, [T, S] or [B, 1, T, S]; None means causal, from place 0 on
+# `sees` is additive, [T, S] or [B, 1, T, S]; None means causal, the queries being the last places
 Kernel = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float | None], torch.Tensor
 ]
@@ -32,6 +32,10 @@ def fused(
     sees: torch.Tensor | None,
     scale: float | None,
 ) -> torch.Tensor:
+    tokens, places = query.shape[2], key.shape[2]
+    if sees is None and places > tokens:
+        ahead = query.new_full((tokens, places), float("-inf"))
+        sees = ahead.triu(1 + places - tokens)
     return functional.scaled_dot_product_attention(
         query,
         key,
@@ -53,26 +57,28 @@ def by_products(
     query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
     if sees is not None:
         return _products(query, key, value, sees)
-    tokens = query.shape[2]
+    tokens, before = query.shape[2], key.shape[2] - query.shape[2]
     ahead = query.new_full((_CHUNK, _CHUNK), float("-inf")).triu(1)
     parts = []
     for start in range(0, tokens, _CHUNK):
         end = min(start + _CHUNK, tokens)
-        hides = functional.pad(ahead[: end - start, : end - start], (start, 0))
-        seen = key[:, :, :end], value[:, :, :end]
-        parts.append(_products(query[:, :, start:end], *seen, hides))
+        seen = key[:, :, : before + end], value[:, :, : before + end]
+        new = end - start
+        parts.append(_products(query[:, :, start:end], *seen, ahead[:new, :new]))
     return torch.cat(parts, dim=2)
 
 
 def _products(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sees: torch.Tensor
 ) -> torch.Tensor:
-    """Heads that share their keys become one product."""
+    """Heads that share their keys become one product. `sees` may be of the last places alone."""
     batch, heads, new, size = query.shape
     groups, seen = key.shape[1:3]
     rows = heads // groups * new
     scores = torch.matmul(query.reshape(batch, groups, rows, size), key.transpose(2, 3))
-    shares = torch.softmax(scores.view(batch, heads, new, seen) + sees, dim=-1)
+    scores = scores.view(batch, heads, new, seen)
+    scores[..., seen - sees.shape[-1] :] += sees
+    shares = torch.softmax(scores, dim=-1)
     out = torch.matmul(shares.view(batch, groups, rows, seen).to(value.dtype), value)
     return out.view(batch, heads, new, size)
 

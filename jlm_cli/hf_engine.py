@@ -45,8 +45,8 @@ R = TypeVar("R")
 class Segment:
     """One row's share of a pack: its new tokens stand at places `start` to `end` of its block.
 
-    `sees` [new, end] is additive, None for causal from place 0. The places before `start` are
-    copied from row `source` first, where there is one.
+    `sees` [new, end] is additive, None for causal. The places before `start` are copied from row
+    `source` first, where there is one.
     """
 
     row: int
@@ -377,9 +377,8 @@ class PackedEngine(HFEngine):
             if pack and used + new + len(drafts[row]) > self.pack_tokens:
                 yield pack
                 pack, used = [], 0
-            sees = self._additive(np.tri(new, shared + new, shared, bool)) if shared else None
             source = previous if shared else None
-            pack.append(Segment(row, shared, len(prompts[row]), sees, source))
+            pack.append(Segment(row, shared, len(prompts[row]), source=source))
             used += new + len(drafts[row])
             previous = row
         yield pack

@@ -252,7 +252,7 @@ class Walk:
 
     def first_draft(self) -> list[DraftToken]:
         """The first scores with a whole number, to be fed together with the prompt."""
-        self._feed_whole(_ROOT)
+        self._feed_children(_ROOT, self._whole(self._nodes[_ROOT]))
         return [self._draft_token(place) for place in self._waiting[1:]]
 
     def read(self, rows: Floats) -> None:
@@ -349,12 +349,14 @@ class Walk:
         node.slot = self._fed
         self._fed += 1
         self._waiting.append(place)
-        if len(self._whole(node)) <= 2:  # the space before the next score, and the 0 of a 10
-            self._feed_whole(place)
+        begun = node.branch.value is None  # a score that is not complete yet, as 5. is
+        likely = self._whole(node) or (list(self._follow(node)) if begun else [])
+        if len(likely) <= 2:  # the space before the next score, the 0 of a 10, the 5 of a half
+            self._feed_children(place, likely)
 
-    def _feed_whole(self, place: int) -> None:
+    def _feed_children(self, place: int, tokens: Sequence[int]) -> None:
         node = self._nodes[place]
-        for token in self._whole(node):
+        for token in tokens:
             self._add(place, token)
             self._feed(node.children[token])
 
