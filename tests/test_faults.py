@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,11 +184,19 @@ def kill_workers(folder: Path, runs: Runs, work: Work, workers: int, draw: rando
     begin(folder, work)
     for _ in range(2 if draw.random() < 0.25 else 1):
         process = start(folder, "--workers", str(workers), JLM_FAKE_DELAY="0.3")
-        wait_for(folder / "out.jsonl.partial", draw.choice(["run.json", "plan.npz", "part-0"]))
+        # any part: under load the others may be done before worker 0 is up
+        awaited = draw.choice(["run.json", "plan.npz", "part-*"])
+        wait_until(partial(there_or_ended, folder / "out.jsonl.partial", awaited, process))
         time.sleep(draw.uniform(0, 0.5))
-        os.killpg(process.pid, signal.SIGKILL)
+        assert process.poll() in (None, 3), process.communicate()  # 3: done, with its error records
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     check_resumes(folder, work, runs, *draw.choice([[], ["--workers", "1"]]))
+
+
+def there_or_ended(folder: Path, pattern: str, process: subprocess.Popen[bytes]) -> bool:
+    return any(folder.glob(pattern)) or process.poll() is not None
 
 
 def wait_for(folder: Path, name: str) -> None:

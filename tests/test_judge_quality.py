@@ -78,8 +78,9 @@ def test_rows_of_facts(tmp_path: Path) -> None:
     source = tmp_path / "facts.jsonl"
     source.write_bytes(facts.stdout)
     out = tmp_path / "set"
-    held = ["--hold-out", ROOT / "samples" / "pairs.jsonl", "--validation", "0"]
-    subprocess.run([sys.executable, "-m", "jlm_cli", "data", source, "-o", out, *held], check=True)
+    words = ["data", str(source), "-o", str(out), "--validation", "0", "--hold-out"]
+    command = [sys.executable, "-m", "jlm_cli", *words, str(ROOT / "samples" / "pairs.jsonl")]
+    subprocess.run(command, check=True)
     rows = read_rows(out / "train.jsonl")
     assert len(rows) == facts.stdout.count(b"\n")
     pairs = [row for row in rows if len(row["answers"]) == 2]
