@@ -160,13 +160,17 @@ def cells_of(shape: tuple[int, ...], codes: Sequence[Codes], clusters: Codes | N
     names, members = np.unique(clusters, return_inverse=True)
     if len(names) == len(flat):
         return cells_of_counts(counts.reshape(shape))
-    each = np.bincount(members * size + flat, minlength=len(names) * size)
-    each = each.reshape(len(names), size)
-    sums = np.random.default_rng(1).integers(1, 2**62, size, np.uint64)  # tell kinds apart
-    _, first, how_many = np.unique(
-        each.astype(np.uint64) @ sums, return_index=True, return_counts=True
-    )
-    draws = _draws(len(names), how_many.astype(np.float64), each[first].astype(np.float64))
+    marks = np.random.default_rng(1).integers(1, 2**62, size, np.uint64)
+    sums = np.zeros(len(names), np.uint64)  # tell kinds apart, without a table of all clusters
+    np.add.at(sums, members, marks[flat])
+    _, first, how_many = np.unique(sums, return_index=True, return_counts=True)
+    kind = np.full(len(names), -1)
+    kind[first] = np.arange(len(first))
+    kind = kind[members]
+    shown = kind >= 0  # rows of the first cluster of each kind
+    kinds = np.bincount(kind[shown] * size + flat[shown], minlength=len(first) * size)
+    weights = how_many.astype(np.float64)
+    draws = _draws(len(names), weights, kinds.reshape(-1, size).astype(np.float64))
     return Cells(counts.reshape(shape), draws.reshape(-1, *shape))
 
 
