@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 _RIGHT, _WRONG = (8, 9, 10), (1, 2, 3)
 _SAME = 0.06  # share of pairs whose answers are equally right or wrong
+_TWINS = 0.05  # share of pairs that are one answer twice
+_REPEATED = 0.15  # share of wrong answers that say a word of the right one again and again
 _ROUNDS = 3  # times that each fact is asked about
 
 
@@ -297,17 +299,33 @@ def row(fact: Fact, draw: random.Random) -> dict[str, object]:
     if count == 2 and draw.random() < _SAME:
         rights = [draw.random() < 0.5] * 2
     draw.shuffle(rights)
-    same = draw.choice(fact.sentences) if draw.random() < 0.6 else None
-    wrong = iter(draw.sample(fact.wrong, len(fact.wrong)))
-    values = [fact.right if right else next(wrong, fact.wrong[0]) for right in rights]
-    answers = [(same or draw.choice(fact.sentences)).replace("{b}", v) for v in values]
-    answers = [answer[:1].upper() + answer[1:] for answer in answers]
+    answers = stated(fact, rights, draw)
+    if count == 2 and draw.random() < _TWINS:
+        rights, answers = rights[:1] * 2, answers[:1] * 2
     good, bad = draw.choice(_RIGHT), draw.choice(_WRONG)
     scores = " ".join(str(good if right else bad) for right in rights)
     out: dict[str, object] = {"question": fact.question, "answers": answers}
     if count == 1 or draw.random() < 0.2:  # one answer is graded by its reference
         out["reference"] = fact.right
     return {**out, "gold": f"{scores}\n{reason(rights, fact)}"}
+
+
+def stated(fact: Fact, rights: Sequence[bool], draw: random.Random) -> list[str]:
+    """An answer for each: sentences that state a value, or a word over and over."""
+    same = draw.choice(fact.sentences) if draw.random() < 0.6 else None
+    wrong = iter(draw.sample(fact.wrong, len(fact.wrong)))
+    answers = []
+    for right in rights:
+        value = fact.right if right else next(wrong, fact.wrong[0])
+        answer = (same or draw.choice(fact.sentences)).replace("{b}", value)
+        if not right and draw.random() < _REPEATED:
+            answer = repeated(draw.choice((fact.right, value, answer.split()[0])), draw)
+        answers.append(answer[:1].upper() + answer[1:])
+    return answers
+
+
+def repeated(word: str, draw: random.Random) -> str:
+    return draw.choice((" ", ", ", " ", "\n")).join([word] * draw.randint(3, 12))
 
 
 def reason(rights: Sequence[bool], fact: Fact) -> str:

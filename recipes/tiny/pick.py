@@ -1,23 +1,56 @@
-"""Of rows that `jlm data` made: the first with real answers alone, the first with a spoiled one.
+"""Of pairs that `jlm data` made: some with real answers alone, some with a spoiled one, and some
+whose one answer stands there twice, with equal scores.
 
-python recipes/tiny/pick.py REAL SPOILED < set/train.jsonl > picked.jsonl
+python recipes/tiny/pick.py REAL SPOILED TWINS < set/train.jsonl > picked.jsonl
+
+Of the real pairs, the longer answer is the better one in LONGER of them at most: it is more often
+so in the source, and length is what a small judge learns first.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 from jlm_cli.bad_answers import KINDS
 
+LONGER = 0.62
+
 
 def main() -> None:
-    left = {False: int(sys.argv[1]), True: int(sys.argv[2])}
+    real, spoiled, twins = map(int, sys.argv[1:])
+    taken, longer = 0, 0
     for line in sys.stdin:
-        spoiled = any(model in KINDS for model in json.loads(line)["models"])
-        if left[spoiled]:
-            left[spoiled] -= 1
-            sys.stdout.write(line)
+        row = json.loads(line)
+        if any(model in KINDS for model in row["models"]):
+            if spoiled:
+                spoiled -= 1
+                sys.stdout.write(line)
+        elif taken < real:
+            more = longer_is_better(row)
+            if not more or longer < LONGER * (taken + 1):
+                taken, longer = taken + 1, longer + more
+                sys.stdout.write(line)
+        elif twins:
+            twins -= 1
+            print(json.dumps(twin(row), ensure_ascii=False))
+
+
+def longer_is_better(row: dict[str, Any]) -> bool:
+    first, second = map(len, row["answers"])
+    a, b = map(float, row["gold"].split("\n")[0].split())
+    return (first - second) * (a - b) > 0
+
+
+def twin(row: dict[str, Any]) -> dict[str, Any]:
+    score = row["gold"].split()[0]
+    return {
+        "id": f"{row['id']}-twin",
+        "question": row["question"],
+        "answers": row["answers"][:1] * 2,
+        "gold": f"{score} {score}\nBoth answers are the same.",
+    }
 
 
 if __name__ == "__main__":
