@@ -85,6 +85,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
         inputs=(str(options.input),),
         output=None,
         model=options.model,
+        template="judgelm",  # the paper's, whatever the judge was taught with
         limit=options.rows,
         device=options.device,
         dtype=options.dtype,

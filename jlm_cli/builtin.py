@@ -40,8 +40,12 @@ def builtin_base(say: Say) -> Path:
 def builtin_judge(adapter: Path, say: Say) -> Path:
     """The folder of the base with an adapter merged into it, made once. Raises ModelError."""
     base = builtin_base(say)
-    digest = hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()
-    return _made_once(f"tiny-{digest[:8]}", lambda work: _merge(base, adapter, work, say))
+    digest = hashlib.sha256()
+    for path in sorted(adapter.iterdir()):
+        if path.suffix in (".json", ".safetensors"):
+            digest.update(path.read_bytes())
+    name = f"tiny-{digest.hexdigest()[:8]}"
+    return _made_once(name, lambda work: _merge(base, adapter, work, say))
 
 
 def _made_once(name: str, make: Callable[[Path], Path]) -> Path:
@@ -76,13 +80,15 @@ def _make_base(work: Path, say: Say) -> Path:
 
 def _merge(base: Path, adapter: Path, work: Path, say: Say) -> Path:
     from jlm_cli.loading import load_model
-    from jlm_cli.models import TINY, ModelFiles
+    from jlm_cli.models import TINY, ModelFiles, keep_template
     from jlm_cli.vocabularies import copy_tokenizer
 
     say("merging its adapter, once")
     files = ModelFiles(TINY, base, adapter=adapter)
     load_model(files, "bfloat16", "cpu").save_pretrained(work / "judge")
     copy_tokenizer(files, work / "judge")
+    if (taught := files.template) is not None:
+        keep_template(taught, work / "judge")
     return work / "judge"
 
 

@@ -17,7 +17,7 @@ from jlm_cli.encoding import Encoder, Lines
 from jlm_cli.engine import Judge
 from jlm_cli.errors import EXIT_OK, JlmError, RowError, UsageError
 from jlm_cli.journal import write_whole
-from jlm_cli.modes import arranged, flags_of, mode_of
+from jlm_cli.modes import Mode, arranged, flags_of, mode_of
 from jlm_cli.records import Sample, judged_record
 from jlm_cli.report import Report, escaped
 from jlm_cli.screen import Screen
@@ -32,12 +32,12 @@ class Quit(Exception):
 class Chat:
     """A conversation: what it is about, what was said, and the judge that speaks."""
 
-    def __init__(self, judge: Judge, config: Config, layout: Layout) -> None:
+    def __init__(self, judge: Judge, mode: Mode, config: Config, layout: Layout) -> None:
         self.judge = judge
+        self.mode = mode
         self.config = config
         self.layout = layout
         self.vocabulary = judge.lines.vocabulary
-        self.mode = mode_of(config)
         self.screen = Screen(tuple(COMMANDS))
         self.turns: list[Turn] = []
         self._dropped = 0  # of the oldest turns, that the model no longer sees
@@ -242,9 +242,10 @@ def talk(config: Config, choice: Choice | None) -> int:
         record = choice.find()
         config = replace(config, command=record["mode"])
         case = case_of(record, config)
-    mode = mode_of(config)
+    mode_of(config)  # as runner.open_run does
     report = Report()
     files = models.find(config.model, report.note)
+    mode = mode_of(config, files.template)
     compute = devices.choose_compute(files, config)
     vocabulary = vocabularies.load_vocabulary(files)
     layout = Layout(
@@ -257,7 +258,7 @@ def talk(config: Config, choice: Choice | None) -> int:
             report.note(other)
     engine = loading.load_engine(files, vocabulary, compute)
     judge = Judge(engine, Lines(vocabulary), reason=False, new_tokens=config.max_new_tokens)
-    chat = Chat(judge, config, layout)
+    chat = Chat(judge, mode, config, layout)
     if files.untrained and chat.screen.interactive:
         report.untrained(files.name)
     if case is None:

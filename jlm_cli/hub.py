@@ -68,7 +68,7 @@ def wanted_files(files: list[str]) -> list[str]:
     """Of a hub folder's files those that are loaded: safetensors before .bin, and no code."""
     safe = any(file.endswith(".safetensors") for file in files)
     weights = (".safetensors", ".safetensors.index.json") if safe else (".bin", ".bin.index.json")
-    texts = (".json", ".model", ".txt", ".jinja")
+    texts = (".json", ".model", ".txt", ".jinja", ".toml")
     indexes = (".safetensors.index.json", ".bin.index.json")
     return [
         file

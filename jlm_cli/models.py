@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from jlm_cli.builtin import builtin_base, builtin_judge
 from jlm_cli.config import file_sha256
 from jlm_cli.errors import ModelError
 from jlm_cli.hub import Say, from_hub
+from jlm_cli.records import dump
 
 HUB_DEFAULT = "BAAI/JudgeLM-7B-v1.0"
 FAKE = "fake"
 TINY, TINY_BASE = "tiny", "tiny-base"
 ADAPTER = Path(__file__).resolve().parent / "weights" / "tiny"
+
+_TAUGHT = "judge.json"  # in a judge's folder: {"template": NAME}
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,29 @@ class ModelFiles:
         return {"name": self.name, **{path.name: _identity_of(path) for path in files}}
 
     @property
+    def template(self) -> str | None:
+        """What a judge was taught with, where its folder says so: the name of a template, or the
+        path of the copy that lies there. Raises ModelError."""
+        told = (self.adapter or self.folder) / _TAUGHT
+        if self.name == FAKE or not told.is_file():
+            return None
+        try:
+            name = str(orjson.loads(told.read_bytes())["template"])
+        except (orjson.JSONDecodeError, LookupError, TypeError) as error:
+            raise ModelError(f"{told}: names no template") from error
+        return str(told.with_name(Path(name).name)) if name.endswith(".toml") else name
+
+    @property
     def untrained(self) -> bool:
         """The built-in base has never learnt to judge."""
         return self.name == TINY_BASE
+
+
+def keep_template(name: str, folder: Path) -> None:
+    """Have a judge's folder say what it was taught with; a template of the user's own is copied."""
+    if name.endswith(".toml"):
+        shutil.copyfile(name, folder / Path(name).name)
+    (folder / _TAUGHT).write_bytes(dump({"template": Path(name).name}) + b"\n")
 
 
 def _identity_of(path: Path) -> list[Any]:

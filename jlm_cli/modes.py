@@ -310,11 +310,15 @@ _DEFAULTS = {
 }
 
 
-def mode_of(config: Config) -> Mode:
-    """The mode of a run. Raises UsageError and ModelError where its options do not fit."""
+def mode_of(config: Config, taught: str | None = None) -> Mode:
+    """The mode of a run; `taught` is the template that its judge learnt with, taken where it is
+    one for the command and nothing else is asked for.
+
+    Raises UsageError and ModelError where the options do not fit.
+    """
     from jlm_cli.ranking import RankMode
 
-    main, aspects = _templates(config)
+    main, aspects = _templates(config, taught)
     asked = read_aspects(config.aspects, config.aspects_together)
     if config.command == "grade":
         return GradeMode(main, aspects, asked, config.pass_mark)
@@ -323,7 +327,7 @@ def mode_of(config: Config) -> Mode:
     return PairMode(main, aspects, asked, config.swap)
 
 
-def _templates(config: Config) -> tuple[Templates, Templates | None]:
+def _templates(config: Config, taught: str | None) -> tuple[Templates, Templates | None]:
     plain, with_reference = _DEFAULTS[config.command]
     if config.command == "grade" and config.use_reference:
         plain = with_reference  # a row without a reference is then an error that says so
@@ -331,25 +335,28 @@ def _templates(config: Config) -> tuple[Templates, Templates | None]:
     aspects = Templates.pair(f"{plain}-aspects", f"{with_reference}-aspects")
     if config.explain_first:
         main = Templates.pair(f"{plain}-explain-first", f"{with_reference}-explain-first")
+    elif taught is not None and _misfit(load(taught), config) is None:
+        main = Templates.named(taught)
     if config.template is not None and (own := Templates.named(config.template)):
         if config.aspects and own.plain.uses("aspects"):
             aspects = own
         else:
             main = own
     for template in main.all:
-        _check(template, config)
+        if misfit := _misfit(template, config):
+            raise UsageError(f"--template {template.name}: {misfit}")
     return main, aspects if config.aspects else None
 
 
-def _check(template: Template, config: Config) -> None:
-    """Raises UsageError where a template is not one for the command."""
-    name, shows = f"--template {template.name}", template.answers_shown
-    wanted = {"judge": 2, "grade": 1}.get(config.command)
+def _misfit(template: Template, config: Config) -> str | None:
+    """Why a template is not one for the command, if it is not."""
+    shows = template.answers_shown
     if template.uses("aspects"):
-        raise UsageError(f"{name}: its {{aspects}} need --aspect")
-    if shows is not None and shows != wanted:
-        raise UsageError(f"{name}: shows {shows} answers; it is not for {config.command}")
+        return "its {aspects} need --aspect"
+    if shows is not None and shows != {"judge": 2, "grade": 1}.get(config.command):
+        return f"shows {shows} answers; it is not for {config.command}"
     if config.command == "grade" and shows is None:
-        raise UsageError(f"{name}: compares answers; grade takes one that shows {{answer_1}} alone")
+        return "compares answers; grade takes one that shows {answer_1} alone"
     if template.verdicts is not None and config.command != "judge":
-        raise UsageError(f"{name}: says which of two is better; it is for judge")
+        return "says which of two is better; it is for judge"
+    return None

@@ -137,9 +137,10 @@ def _kept(config: Config) -> Iterator[None]:
 
 def open_run(config: Config, report: Report) -> Run:
     """Input, schema, tokenizer and templates of a run. Raises JlmError."""
-    mode = mode_of(config)
+    mode_of(config)  # what is asked for wrongly is told before a model is fetched
     rows = open_rows(config)
     files = models.find(config.model, report.note)
+    mode = mode_of(config, files.template)
     compute = devices.choose_compute(files, config)
     report.note(f"model {files.name} on {compute.device} in {compute.dtype}")
     lines = Lines(vocabularies.load_vocabulary(files))

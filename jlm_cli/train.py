@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,8 @@ def prepare(config: TrainConfig, report: Report) -> Course:
     files = models.find(config.base, report.note)
     if files.name == models.FAKE:
         raise UsageError("-m fake: the fake engine learns nothing; give a model")
+    if not config.form.explain_first:
+        config = replace(config, template=config.template or files.template)
     templates = TaughtTemplates.of(config.template, config.form.explain_first)
     material = read_material(config)
     lines = Lines(vocabularies.load_vocabulary(files))
@@ -361,6 +363,8 @@ def _finish(course: Course, trained: Trained, report: Report) -> None:
         orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     )
     (draft / "README.md").write_text(model_card(config.output.name, summary), "utf-8")
+    if config.template is not None:
+        models.keep_template(config.template, draft)
     put_in_place(draft, config.output)
     shutil.rmtree(config.partial)
     report.note(f"the model is in {config.output}; judge with: jlm judge -m {config.output} …")

@@ -164,6 +164,22 @@ def test_one_fetch_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(made) == 1
 
 
+def test_a_folder_says_what_its_judge_was_taught_with(tmp_path: Path) -> None:
+    files = models.ModelFiles("m", tmp_path)
+    assert files.template is None
+    models.keep_template("judgelm-brief", tmp_path)
+    assert files.template == "judgelm-brief"
+    (tmp_path / "mine").mkdir()
+    models.keep_template(str(ROOT / "prompts" / "pandalm.toml"), tmp_path / "mine")
+    own = models.ModelFiles("m", Path("base"), adapter=tmp_path / "mine").template
+    assert own == str(tmp_path / "mine" / "pandalm.toml") and Path(own).is_file()
+    (tmp_path / "judge.json").write_text('{"template": "../../x.toml"}')
+    assert files.template == str(tmp_path / "x.toml")  # never outside of the folder
+    (tmp_path / "judge.json").write_text("[]")
+    with pytest.raises(ModelError, match="names no template"):
+        _ = files.template
+
+
 def test_the_adapter_is_merged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builtin: Loaded
 ) -> None:
@@ -174,6 +190,7 @@ def test_the_adapter_is_merged_once(
     first, second = (models.find("tiny", said.append) for _ in range(2))
     assert said == ["merging its adapter, once"] and first == second
     assert first.folder.parent == tmp_path and not first.untrained
+    assert first.template == "judgelm-brief" and builtin.files.template is None
     apart = models.ModelFiles("apart", builtin.files.folder, adapter=models.ADAPTER)
     merged, wanted = (loading.load_model(one, "bfloat16", "cpu") for one in (first, apart))
     assert merged.state_dict().keys() == wanted.state_dict().keys()

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from conftest import ROOT, Jlm, Loaded, pair, read_rows, write_rows
 
+from jlm_cli.config import Config
 from jlm_cli.engine import _up_to_line
+from jlm_cli.modes import mode_of
 from jlm_cli.ranking import kendall_tau, n_moved, places, ranking_of
 from jlm_cli.scoreline import SCORES, Grammar
 
@@ -228,6 +230,28 @@ def test_one_question_from_the_command_line(
 )
 def test_line_behind_an_explanation(text: str, marker: str, before: str) -> None:
     assert _up_to_line(text, marker, Grammar()) == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "taught", "template"),
+    [
+        ({}, "judgelm-brief", "judgelm-brief | judgelm-brief-reference"),
+        ({"command": "rank"}, "judgelm-brief", "judgelm-brief | judgelm-brief-reference"),
+        ({"command": "rank"}, "pandalm", "judgelm | judgelm-reference"),
+        ({"command": "grade"}, "judgelm-brief", "grade"),
+        ({"command": "grade"}, "prometheus-absolute", "prometheus-absolute-reference"),
+        ({"template": "judgelm"}, "judgelm-brief", "judgelm"),
+        ({"explain_first": True}, "judgelm-brief", "judgelm-explain-first"),
+    ],
+)
+def test_a_judge_is_asked_as_it_was_taught(
+    settings: dict[str, Any], taught: str, template: str
+) -> None:
+    """Where that is a template for the command, and no other way was asked for."""
+    config = Config(inputs=(), output=None, model="", **settings)
+    names = [one.name for one in mode_of(config, taught).templates]
+    assert set(template.split(" | ")) <= set(names), names
+    assert taught in names or taught not in template
 
 
 @pytest.mark.parametrize(

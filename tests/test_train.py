@@ -25,6 +25,7 @@ from jlm_cli.recipes import PAPER, fitting
 from jlm_cli.train import last_checkpoint
 
 QUICK = ["--epochs", "1", "--batch", "8", "--max-length", "400", "--checkpoints", "5"]
+BRIEF = ["--template", "judgelm-brief"]
 EXACT = ["--dtype", "float32"]  # whose rounding is the same on every processor
 
 
@@ -204,9 +205,11 @@ def test_an_adapter_folder_judges(tmp_path: Path, jlm: Jlm, data: Path, replica:
     assert jlm(*command(replica, "b"), "--weight", "no.jsonl=1").code == 2
     done = jlm("train", "t.jsonl", "-m", "a", "-o", "c", "--lora", "3")
     assert done.code == 2 and "itself an adapter: --lora 2 trains it on" in done.err
-    done = jlm(*command(tmp_path / "a", "c", "--lora", "2", "--lr", "1e-3", *half))
+    assert found.files.template is None
+    done = jlm(*command(tmp_path / "a", "c", "--lora", "2", "--lr", "1e-3", *half, *BRIEF))
     assert done.code == 0, done.err
     further = load(str(tmp_path / "c"))
+    assert further.files.template == "judgelm-brief"
     assert further.files.adapter == tmp_path / "c" and further.files.folder == replica
     losses = [e["loss"] for e in run_of(tmp_path / "c")["history"] if "loss" in e]
     assert losses[0] < run_of(tmp_path / "a")["history"][0]["loss"]
