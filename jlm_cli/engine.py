@@ -221,6 +221,12 @@ def _result(walk: Walk) -> LineDistribution | RowError:
         return error
 
 
+def with_ends(ends: Sequence[Floats], behind: Sequence[Floats]) -> list[Floats]:
+    """What `prefill` gives, of an engine that reads drafts apart: [columns] and [drafted, columns]
+    for each row."""
+    return [np.vstack([end, rows]) for end, rows in zip(ends, behind, strict=True)]
+
+
 FAKE_ECHO = 60  # bytes of a prompt that a fake reply repeats
 
 
@@ -245,8 +251,7 @@ class FakeEngine:
         self._seeds = [_digest(bytes(prompt)) for prompt in prompts]
         self._fed = [[] for _ in prompts]
         ends = [self._behind(row, b"") for row in range(len(prompts))]
-        behind = self.extend(drafts)
-        return [np.stack([end, *rows]) for end, rows in zip(ends, behind, strict=True)]
+        return with_ends(ends, self.extend(drafts))
 
     def extend(self, drafts: Sequence[LineDraft]) -> list[Floats]:
         return [self._extend_row(row, draft) for row, draft in enumerate(drafts)]
