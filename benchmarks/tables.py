@@ -55,6 +55,21 @@ def throughput() -> str:
     return rows(("way", "format", "pairs/s", "jlm is faster by"), body)
 
 
+def share() -> str:
+    found = result("throughput-cpu")
+    body = [
+        (
+            "share of the machine's bfloat16 matmul rate, drafts of score lines included",
+            f"{found['share_of_bf16_matmul_rate']:.2f}",
+        ),
+        (
+            "tokens fed for each of the prompts', which share their beginnings",
+            f"{found['tokens_fed_over_prompt_tokens']:.2f}",
+        ),
+    ]
+    return rows(("what `jlm` does there", "measured"), body)
+
+
 def quality() -> str:
     found = result("quality-tiny")
     body = []
@@ -117,6 +132,7 @@ def costs() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "throughput": throughput,
+    "share": share,
     "quality": quality,
     "checks": checks,
     "probe": probe,

@@ -1,10 +1,10 @@
 """Of pairs that `jlm data` made: some with real answers alone, some with a spoiled one, and some
 whose one answer stands there twice, with equal scores.
 
-python recipes/tiny/pick.py REAL SPOILED TWINS < set/train.jsonl > picked.jsonl
+python recipes/tiny/pick.py REAL SPOILED TWINS LONGER < set/train.jsonl > picked.jsonl
 
-Of the real pairs, the longer answer is the better one in LONGER of them at most: it is more often
-so in the source, and length is what a small judge learns first.
+Of the real pairs, the longer answer is the better one in a share of LONGER at most: it is more
+often so in the source, and length is what a small judge learns first.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import Any
 
 from jlm_cli.bad_answers import KINDS
 
-LONGER = 0.62
-
 
 def main() -> None:
-    real, spoiled, twins = map(int, sys.argv[1:])
+    real, spoiled, twins = map(int, sys.argv[1:4])
+    most = float(sys.argv[4])
     taken, longer = 0, 0
     for line in sys.stdin:
         row = json.loads(line)
@@ -29,7 +28,7 @@ def main() -> None:
                 sys.stdout.write(line)
         elif taken < real:
             more = longer_is_better(row)
-            if not more or longer < LONGER * (taken + 1):
+            if not more or longer < most * (taken + 1):
                 taken, longer = taken + 1, longer + more
                 sys.stdout.write(line)
         elif twins:
