@@ -290,14 +290,14 @@ def csv_of(grids: Iterable[Grid]) -> str:
             for column, cell in zip(grid.columns, cells, strict=True):
                 value = [cell["value"], *cell["ci95"]] if _is_figure(cell) else [cell, None, None]
                 if cell is not None:
-                    names = [_no_formula(text) for text in (grid.title, name, column)]
-                    writer.writerow([*names, *value])
+                    writer.writerow(map(_no_formula, (grid.title, name, column, *value)))
     return file.getvalue()
 
 
-def _no_formula(text: str) -> str:
+def _no_formula(cell: Cell) -> Cell:
     """A spreadsheet takes such a text for a formula unless it is quoted."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    text = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{cell}" if text else cell
 
 
 def markdown_of(grids: Iterable[Grid]) -> str:

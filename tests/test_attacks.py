@@ -239,17 +239,27 @@ def test_a_broken_adapter_is_one_line(tmp_path: Path, jlm: Jlm, about: bytes) ->
     assert done.code == 2 and done.err.startswith("jlm: model/adapter_config.json: "), done.err
 
 
-NO_NETWORK = """
+def guarded(condition: str) -> str:
+    """A script that is `jlm`, but ends with 99 at the first audited event of a kind."""
+    return f"""
 import os, sys
 def deny(event, args):
-    if event.startswith(("socket.connect", "socket.getaddrinfo", "socket.gethost", "socket.send")):
-        os.write(2, f"NETWORK {event} {args}\\n".encode())
+    if {condition}:
+        os.write(2, f"DENIED {{event}} {{args}}\\n".encode())
         os._exit(99)
 sys.addaudithook(deny)
 sys.argv = ["jlm", *sys.argv[1:]]
 from jlm_cli.cli import main
 main()
 """
+
+
+NO_NETWORK = guarded(
+    'event.startswith(("socket.connect", "socket.getaddrinfo", "socket.gethost", "socket.send"))'
+)
+NO_EVIL = guarded(
+    'event in ("open", "os.mkdir", "os.rename", "os.remove") and "evil" in repr(args)'
+)
 
 
 def test_a_local_model_needs_no_network(tmp_path: Path, replica: Path) -> None:
@@ -259,6 +269,22 @@ def test_a_local_model_needs_no_network(tmp_path: Path, replica: Path) -> None:
     command = [sys.executable, "-c", NO_NETWORK, *words]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b""), done.stderr.decode()
+
+
+@pytest.mark.parametrize("path", ["../evil", "/tmp/evil", "evil.toml", "file:///tmp/evil", "@evil"])
+def test_no_path_is_taken_from_a_record(tmp_path: Path, path: str) -> None:
+    row = pair(path, question=path, answers=[path, path], gold="1", models=[path, "b"])
+    write_rows(tmp_path / "in.jsonl", [row | {"category": path, "reference": path, "image": path}])
+    for words in (
+        ["judge", "in.jsonl", "-m", "fake", "--swap", "-q"],
+        ["metrics", "in.judge.jsonl", "--html", "r.html", "--csv", "t.csv", "-q"],
+    ):
+        command = [sys.executable, "-c", NO_EVIL, *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+    made = {found.name for found in tmp_path.iterdir()}
+    outputs = {"in.judge.jsonl", "in.judge.metrics.json", "r.html", "t.csv"}
+    assert made == {"in.jsonl", *outputs}
 
 
 ESCAPES = "\x1b[31mred\x1b]0;title\x07\x9b31m \u202eback\u2066 [bold]no[/bold] [link=x]y[/link]"

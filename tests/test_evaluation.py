@@ -94,6 +94,26 @@ def test_tables_and_exports(tmp_path: Path, jlm: Jlm) -> None:
     assert before == {name: (tmp_path / name).read_bytes() for name in before}
 
 
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+@pytest.mark.parametrize("field", ["models", "category", "file"])
+def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path, jlm: Jlm, start: str, field: str) -> None:
+    hostile = f"{start}cmd"
+    more = {"models": {"models": [hostile, "b"]}, "category": {"category": hostile}}
+    write_rows(tmp_path / "p.jsonl", judge_lines(40, 1))
+    write_rows(tmp_path / "gold.jsonl", [row | more.get(field, {}) for row in golden(40)])
+    if field == "file":
+        (tmp_path / "p.jsonl").rename(tmp_path / f"{hostile}.jsonl")
+    given = f"./{hostile}.jsonl" if field == "file" else "p.jsonl"
+    done = jlm("metrics", given, "--gold", "gold.jsonl", "--csv", "t.csv")
+    assert done.code == 0, done.err
+    with (tmp_path / "t.csv").open(newline="") as table:
+        cells = [cell for row in csv.reader(table) for cell in row]
+    assert any("cmd" in cell for cell in cells)
+    for cell in cells:
+        assert not cell.startswith(("=", "+", "@", "\t", "\r")), cell
+        assert not cell.startswith("-") or float(cell) < 0, cell
+
+
 def test_two_judges(tmp_path: Path, jlm: Jlm) -> None:
     """The second judge is always right, the first by chance."""
     gold = golden(60)
