@@ -98,7 +98,10 @@ def test_tables_and_exports(tmp_path: Path, jlm: Jlm) -> None:
 @pytest.mark.parametrize("field", ["models", "category", "file"])
 def test_no_cell_of_a_csv_is_a_formula(tmp_path: Path, jlm: Jlm, start: str, field: str) -> None:
     hostile = f"{start}cmd"
-    more = {"models": {"models": [hostile, "b"]}, "category": {"category": hostile}}
+    more: dict[str, Any] = {
+        "models": {"models": [hostile, "b"]},
+        "category": {"category": hostile},
+    }
     write_rows(tmp_path / "p.jsonl", judge_lines(40, 1))
     write_rows(tmp_path / "gold.jsonl", [row | more.get(field, {}) for row in golden(40)])
     if field == "file":
