@@ -87,8 +87,7 @@ def _merge(base: Path, adapter: Path, work: Path, say: Say) -> Path:
     files = ModelFiles(TINY, base, adapter=adapter)
     load_model(files, "bfloat16", "cpu").save_pretrained(work / "judge")
     copy_tokenizer(files, work / "judge")
-    if (taught := files.template) is not None:
-        keep_template(taught, work / "judge")
+    keep_template(files.template, work / "judge")
     return work / "judge"
 
 

@@ -54,8 +54,7 @@ def run(config: AdapterConfig) -> int:
         summary = _summary(config, whole, kept)
         packed = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
         (draft / "train.json").write_bytes(packed)
-        if (taught := whole.template) is not None:
-            models.keep_template(taught, draft)
+        models.keep_template(whole.template, draft)
         if "recipe" in summary:
             (draft / "README.md").write_text(model_card(config.output.name, summary), "utf-8")
         put_in_place(draft, config.output)

@@ -61,8 +61,11 @@ class ModelFiles:
         return self.name == TINY_BASE
 
 
-def keep_template(name: str, folder: Path) -> None:
-    """Have a judge's folder say what it was taught with; a template of the user's own is copied."""
+def keep_template(name: str | None, folder: Path) -> None:
+    """Have a judge's folder say what it was taught with, where a template was named; one of the
+    user's own is copied."""
+    if name is None:
+        return
     if name.endswith(".toml"):
         shutil.copyfile(name, folder / Path(name).name)
     (folder / _TAUGHT).write_bytes(dump({"template": Path(name).name}) + b"\n")

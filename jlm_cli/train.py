@@ -363,8 +363,7 @@ def _finish(course: Course, trained: Trained, report: Report) -> None:
         orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     )
     (draft / "README.md").write_text(model_card(config.output.name, summary), "utf-8")
-    if config.template is not None:
-        models.keep_template(config.template, draft)
+    models.keep_template(config.template, draft)
     put_in_place(draft, config.output)
     shutil.rmtree(config.partial)
     report.note(f"the model is in {config.output}; judge with: jlm judge -m {config.output} …")
