@@ -36,7 +36,7 @@ from jlm_cli import loading, runner
 from jlm_cli.batching import Plan
 from jlm_cli.config import Config
 from jlm_cli.engine import Judge
-from jlm_cli.hf_engine import HFEngine
+from jlm_cli.hf_engine import PackedEngine
 from jlm_cli.report import Report
 from jlm_cli.scoreline import LineTokens
 from jlm_cli.survey import take_survey
@@ -97,8 +97,11 @@ def setting_of(options: argparse.Namespace) -> Setting:
     return Setting(run, prompts, options.reason)
 
 
-def work_of(name: str, setting: Setting) -> tuple[PreTrainedModel, Callable[[], int]]:
-    """The model of a way, and one round of it, which returns the tokens it fed."""
+Work = Callable[[], Json]
+
+
+def work_of(name: str, setting: Setting) -> tuple[PreTrainedModel, Work]:
+    """The model of a way, and one round of it, which tells how many tokens it `fed`."""
     compute = setting.run.compute
     official = "float16" if compute.device == "cuda" else "float32"
     dtype = official if name == "official" else compute.dtype
@@ -116,16 +119,15 @@ def work_of(name: str, setting: Setting) -> tuple[PreTrainedModel, Callable[[], 
         pad_token_id=0,
     )
 
-    def generate_all() -> int:
-        return sum(
-            _generate(model, setting.prompts[start : start + size], how)
-            for start in range(0, len(setting.prompts), size)
-        )
+    def generate_all() -> Json:
+        starts = range(0, len(setting.prompts), size)
+        parts = [setting.prompts[start : start + size] for start in starts]
+        return {"fed": sum(_generate(model, part, how) for part in parts)}
 
     return model, generate_all
 
 
-def _continuous(model: PreTrainedModel, setting: Setting) -> Callable[[], int]:
+def _continuous(model: PreTrainedModel, setting: Setting) -> Work:
     """transformers' scheduler, with its own paged cache."""
     how = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
@@ -134,25 +136,37 @@ def _continuous(model: PreTrainedModel, setting: Setting) -> Callable[[], int]:
         pad_token_id=0,
     )
 
-    def generate_all() -> int:
+    def generate_all() -> Json:
         model.generate_batch(setting.prompts, generation_config=how, progress_bar=False)  # type: ignore[operator]
-        return sum(map(len, setting.prompts))
+        return {"fed": sum(map(len, setting.prompts))}
 
     return generate_all
 
 
-def _jlm(setting: Setting) -> tuple[PreTrainedModel, Callable[[], int]]:
+def _jlm(setting: Setting) -> tuple[PreTrainedModel, Work]:
+    """Tells of its prefills as well, which are most of its time and nearly all of its products."""
     run = setting.run
     engine = loading.load_engine(run.files, run.lines.vocabulary, run.compute)
-    assert isinstance(engine, HFEngine)
+    assert isinstance(engine, PackedEngine)
     judge = Judge(engine, run.lines, bool(setting.reason), setting.reason)
     plan = setting.plan
+    prefill, spent = engine.prefill, {"prefill_seconds": 0.0, "prefill_fed": 0}
 
-    def judge_all() -> int:
-        before = getattr(engine, "tokens_fed", 0)
+    def timed(*batch: Any) -> Any:
+        start, before = _now(run.compute.device), engine.tokens_fed
+        known = prefill(*batch)
+        spent["prefill_seconds"] += _now(run.compute.device) - start
+        spent["prefill_fed"] += engine.tokens_fed - before
+        return known
+
+    engine.prefill = timed  # type: ignore[method-assign, assignment]
+
+    def judge_all() -> Json:
+        before = engine.tokens_fed
+        spent.update(prefill_seconds=0.0, prefill_fed=0)
         for batch in plan:
             runner.judge_batch(run, batch, judge)
-        return getattr(engine, "tokens_fed", 0) - before
+        return {"fed": engine.tokens_fed - before, **spent}
 
     return engine.model, judge_all
 
@@ -177,10 +191,10 @@ def child(options: argparse.Namespace) -> None:
     print(orjson.dumps(facts).decode(), flush=True)
     for _ in sys.stdin:
         start = _now(setting.run.compute.device)
-        fed = work()
+        done = work()
         seconds = _now(setting.run.compute.device) - start
         rates = {kind: _matmul_rate(kind, setting.run.compute.device, model) for kind in _RATES}
-        print(orjson.dumps({"seconds": seconds, "fed": fed, "gflops": rates}).decode(), flush=True)
+        print(orjson.dumps({"seconds": seconds, **done, "gflops": rates}).decode(), flush=True)
 
 
 _RATES = ("bfloat16", "float32")
@@ -266,11 +280,11 @@ def _result(
     def median(value: Callable[[Json], float]) -> float:
         return round(statistics.median(value(one) for one in rounds), 3)
 
-    def share(one: Json, kind: str) -> float:
+    def share(one: Json, kind: str, part: str = "") -> float:
         """Of the matmul rate: the layers' products for the tokens that were really fed."""
-        done = 2 * facts["jlm"]["parameters_per_token"] * one["jlm"]["fed"]
+        done = 2 * facts["jlm"]["parameters_per_token"] * one["jlm"][f"{part}fed"]
         best = max(one[way]["gflops"][kind] for way in WAYS)
-        return float(done / one["jlm"]["seconds"] / 1e9 / best)
+        return float(done / one["jlm"][f"{part}seconds"] / 1e9 / best)
 
     def ratio(one: Json, way: str) -> float:
         return float(one[way]["seconds"] / one["jlm"]["seconds"])
@@ -284,6 +298,9 @@ def _result(
             for way in WAYS
         },
         "share_of_bf16_matmul_rate": median(lambda one: share(one, "bfloat16")),
+        "share_of_bf16_matmul_rate_in_prefill": median(
+            lambda one: share(one, "bfloat16", "prefill_")
+        ),
         "share_of_used_matmul_rate": median(lambda one: share(one, setting.run.compute.dtype)),
         "tokens_fed_over_prompt_tokens": median(lambda one: one["jlm"]["fed"] / sum(sizes)),
         "conditions": {

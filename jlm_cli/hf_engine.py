@@ -11,7 +11,7 @@ import ctypes
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Ids, LineDraft, Written, Wrote, with_ends
-from jlm_cli.packing import ATTENTION, Blocks, Pack, Segment, Tokens
+from jlm_cli.packing import ATTENTION, Blocks, Fan, Fans, Pack, Segment, Tokens
 from jlm_cli.scoreline import DraftToken, Floats
 
 DRAFT_ROOM = 128  # places kept free behind the prompts; a larger draft makes the blocks grow
@@ -188,6 +188,7 @@ class PackedEngine(HFEngine):
         self.pack_tokens = CPU_PACK_BYTES // model.dtype.itemsize if on_cpu else GPU_PACK
         self.tokens_fed = 0  # of all batches so far
         self._blocks = Blocks()
+        self._order: list[int] = []  # the rows as they lie in the blocks
         self._lengths: list[int] = []
         self._fed: list[int] = []
 
@@ -195,32 +196,38 @@ class PackedEngine(HFEngine):
     def prefill(
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> list[Floats]:
-        """Rows are packed in the order of their tokens, and each copies what it shares with the
-        one before: both orders of a sample, and samples with the same question, begin alike."""
+        """Rows lie in the order of their tokens, and each copies what it shares with the one
+        before: both orders of a sample, and samples with the same question, begin alike."""
         self.columns = columns
-        self._lengths = [len(prompt) for prompt in prompts]
+        self._order = sorted(range(len(prompts)), key=lambda row: tuple(prompts[row]))
+        self._lengths = [len(prompts[row]) for row in self._order]
         self._fed = [0] * len(prompts)
         self._blocks.begin(len(prompts), max(self._lengths) + DRAFT_ROOM)
+        inside = [prompts[row] for row in self._order]
+        behind = [drafts[row] for row in self._order]
         parts = []  # fetched from the device once, so that passes queue up there
-        order = sorted(range(len(prompts)), key=lambda row: tuple(prompts[row]))
-        for beginnings in self._packs(prompts, drafts, order):
+        for pack in self._packs(inside, behind):
             tokens = Tokens()
-            for segment in beginnings:
-                tokens.add_prompt(segment, prompts[segment.row])
-                self._add_draft(tokens, segment.row, drafts[segment.row])
+            for segment in pack:
+                tokens.add_prompt(segment, inside[segment.row])
+            for segment in pack:
+                self._add_draft(tokens, segment.row, behind[segment.row])
             parts.append(self._pass(tokens))
-        sizes = [1 + len(drafts[row]) for row in order]
-        known = np.split(_fetched(torch.cat(parts)), np.cumsum(sizes)[:-1])
-        place = {row: n for n, row in enumerate(order)}
-        return [known[place[row]] for row in range(len(prompts))]
+        return self._in_given_order(torch.cat(parts), [1 + len(draft) for draft in behind])
 
     @_within_memory
     def extend(self, drafts: Sequence[LineDraft]) -> list[Floats]:
         tokens = Tokens()
-        for row, draft in enumerate(drafts):
+        behind = [drafts[row] for row in self._order]
+        for row, draft in enumerate(behind):
             self._add_draft(tokens, row, draft)
-        cuts = np.cumsum([len(draft) for draft in drafts])[:-1]
-        return np.split(_fetched(self._pass(tokens)), cuts)
+        return self._in_given_order(self._pass(tokens), [len(draft) for draft in behind])
+
+    def _in_given_order(self, known: torch.Tensor, sizes: Sequence[int]) -> list[Floats]:
+        """[all kept, columns], as the rows lie, to [size, columns] for each as they were given."""
+        parts = np.split(_fetched(known), np.cumsum(sizes)[:-1])
+        place = {row: n for n, row in enumerate(self._order)}
+        return [parts[place[row]] for row in range(len(parts))]
 
     def forget(self) -> None:
         self._blocks = Blocks()
@@ -231,21 +238,19 @@ class PackedEngine(HFEngine):
         return self._blocks.n_layers == int(self.model.config.get_text_config().num_hidden_layers)
 
     def _packs(
-        self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], order: Sequence[int]
+        self, prompts: Sequence[Ids], drafts: Sequence[LineDraft]
     ) -> Iterator[list[Segment]]:
         """The prompts' segments, with room for what is drafted behind them."""
         pack: list[Segment] = []
-        used, previous = 0, None
-        for row in order:
-            shared = 0 if previous is None else _shared(prompts[previous], prompts[row])
-            new = len(prompts[row]) - shared
-            if pack and used + new + len(drafts[row]) > self.pack_tokens:
+        used = 0
+        for row, prompt in enumerate(prompts):
+            shared = _shared(prompts[row - 1], prompt) if row else 0
+            new = len(prompt) - shared + len(drafts[row])
+            if pack and used + new > self.pack_tokens:
                 yield pack
                 pack, used = [], 0
-            source = previous if shared else None
-            pack.append(Segment(row, shared, len(prompts[row]), source=source))
-            used += new + len(drafts[row])
-            previous = row
+            pack.append(Segment(row, shared, len(prompt), source=row - 1 if shared else None))
+            used += new
         yield pack
 
     def _add_draft(self, tokens: Tokens, row: int, draft: LineDraft) -> None:
@@ -259,25 +264,19 @@ class PackedEngine(HFEngine):
             sees[n, [prompt + slot for slot in token.path]] = True
             sees[n, start + n] = True
         self._fed[row] += len(draft)
-        segment = Segment(row, start, start + len(draft), self._additive(sees))
-        tokens.add_draft(segment, prompt, draft)
-
-    def _additive(self, sees: np.ndarray[Any, Any]) -> torch.Tensor:
-        """Made once for all layers: attention kernels would turn a boolean mask in each."""
-        seen = torch.from_numpy(sees).to(self.device)
-        none = torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device)
-        return none.masked_fill_(~seen, float("-inf"))
+        tokens.add_draft(Fan(row, start, sees), prompt, draft)
 
     def _pass(self, tokens: Tokens) -> torch.Tensor:
         """One pass over packed tokens: [kept, columns]."""
         self.tokens_fed += len(tokens.ids)
+        fans = Fans.of(tokens.fans, self.device, self.model.dtype) if tokens.fans else None
         with torch.inference_mode(), attention(self.model, ATTENTION):
             logits = self.model(
                 input_ids=torch.tensor([tokens.ids], device=self.device),
                 position_ids=torch.tensor([tokens.positions], device=self.device),
                 use_cache=False,
                 logits_to_keep=torch.tensor(tokens.kept, device=self.device),
-                pack=Pack(self._blocks, tokens.segments),
+                pack=Pack(self._blocks, tokens.segments, fans),
             ).logits
             return self.log_p(logits[0])
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
-from jlm_cli.attention import kernel_for
+from jlm_cli.attention import Kernel, kernel_for
 from jlm_cli.engine import Ids, LineDraft
 
 ATTENTION = "jlm_packed"
@@ -22,17 +22,81 @@ ATTENTION = "jlm_packed"
 
 @dataclass(frozen=True)
 class Segment:
-    """One row's share of a pack: its new tokens stand at places `start` to `end` of its block.
-
-    `sees` [new, end] is additive, None for causal. The places before `start` are copied from row
-    `source` first, where there is one.
+    """A prompt's share of a pack: its new tokens stand at places `start` to `end` of its row's
+    block. The places before `start` are copied from row `source` first, where there is one.
     """
 
     row: int
     start: int
     end: int
-    sees: torch.Tensor | None = None
     source: int | None = None
+
+
+@dataclass(frozen=True)
+class Fan:
+    """What is drafted behind one row's prompt: places `start` onwards of its block, and what each
+    of these tokens sees, [drafted, end]."""
+
+    row: int
+    start: int
+    sees: np.ndarray[Any, np.dtype[np.bool_]]
+
+    @property
+    def end(self) -> int:
+        return int(self.sees.shape[1])
+
+
+@dataclass(frozen=True)
+class Fans:
+    """The drafts of one pass, whose attention is one padded product for all their rows.
+
+    `row` (from the `first` row on), `turn` (among its row's tokens) and `place` (in its block) of
+    each token [T]; `sees` is additive, [rows, 1, most tokens of a row, places].
+    """
+
+    first: int
+    row: torch.Tensor
+    turn: torch.Tensor
+    place: torch.Tensor
+    sees: torch.Tensor
+
+    @classmethod
+    def of(cls, fans: Sequence[Fan], device: torch.device, dtype: torch.dtype) -> Fans:
+        """Made once for all layers."""
+        first, last = min(fan.row for fan in fans), max(fan.row for fan in fans)
+        most, end = max(len(fan.sees) for fan in fans), max(fan.end for fan in fans)
+        sees = np.zeros((1 + last - first, 1, most, end), bool)
+        sees[..., 0] = True  # of no token's turn; a softmax over nothing is not a number
+        row: list[int] = []
+        turn: list[int] = []
+        place: list[int] = []
+        for fan in fans:
+            new = len(fan.sees)
+            sees[fan.row - first, 0, :new, : fan.end] = fan.sees
+            row += [fan.row - first] * new
+            turn += range(new)
+            place += range(fan.start, fan.end)
+        additive = torch.zeros(sees.shape, dtype=dtype)
+        additive.masked_fill_(torch.from_numpy(~sees), float("-inf"))
+        row_, turn_, place_ = torch.tensor([row, turn, place], device=device)
+        return cls(first, row_, turn_, place_, additive.to(device))
+
+    def attend(
+        self,
+        kernel: Kernel,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        scale: float | None,
+    ) -> torch.Tensor:
+        """query [T, heads, size], keys and values of all rows → [T, heads, size]."""
+        rows, _, most, places = self.sees.shape
+        padded = query.new_zeros(rows, query.shape[1], most, query.shape[2])
+        padded[self.row, :, self.turn] = query
+        mine = slice(self.first, self.first + rows)
+        sees = self.sees.to(query.dtype)  # under autocast
+        out = kernel(padded, keys[mine, :, :places], values[mine, :, :places], sees, scale)
+        return out[self.row, :, self.turn]
 
 
 class Blocks:
@@ -58,7 +122,7 @@ class Blocks:
     def write(
         self, segment: Segment, layer: int, states: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
-        """Put a segment's new keys and values [heads, new, size] in place; all up to its end."""
+        """Put a prompt's new keys and values [heads, new, size] in place; all up to its end."""
         found = []
         for kind, new in enumerate(states):
             block = self._block(layer, kind, new, segment.end)
@@ -68,13 +132,24 @@ class Blocks:
             found.append(block[segment.row : segment.row + 1, :, : segment.end])
         return found
 
+    def write_fans(
+        self, fans: Fans, layer: int, states: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Put the keys and values of drafted tokens [heads, T, size] in place; all rows'."""
+        found = []
+        for kind, new in enumerate(states):
+            block = self._block(layer, kind, new, fans.sees.shape[-1])
+            block[fans.first + fans.row, :, fans.place] = new.transpose(0, 1)
+            found.append(block)
+        return found
+
     def _block(self, layer: int, kind: int, like: torch.Tensor, end: int) -> torch.Tensor:
         block = self._blocks.get((layer, kind))
         if block is None:
             shape = (self.rows, like.shape[0], max(self.places, end), like.shape[2])
             block = self._kept(layer, kind, like, shape)
         elif block.shape[2] < end:
-            more = block.new_empty(*block.shape[:2], end - block.shape[2], block.shape[3])
+            more = block.new_zeros(*block.shape[:2], end - block.shape[2], block.shape[3])
             block = torch.cat([block, more], dim=2)
         self._blocks[layer, kind] = block
         return block
@@ -85,39 +160,48 @@ class Blocks:
         size = int(np.prod(shape))
         memory = self._memory.get((layer, kind))
         if memory is None or memory.numel() < size:
-            memory = self._memory[layer, kind] = like.new_empty(size)
+            memory = self._memory[layer, kind] = like.new_zeros(size)  # any bits may be NaN
         return memory[:size].view(shape)
 
 
 @dataclass
 class Tokens:
-    """What goes through the model in one pass: ids with their positions in their rows, and the
-    places among them behind which the model's word is wanted."""
+    """What goes through the model in one pass: ids with their positions in their rows, prompts
+    first, and for each row the places among them behind which the model's word is wanted."""
 
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
-    kept: list[int] = field(default_factory=list)
+    fans: list[Fan] = field(default_factory=list)
+    wanted: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> list[int]:
+        """Row by row."""
+        return [place for places in self.wanted.values() for place in places]
 
     def add_prompt(self, segment: Segment, prompt: Ids) -> None:
         self.segments.append(segment)
         self.ids += prompt[segment.start :]
         self.positions += range(segment.start, segment.end)
-        self.kept.append(len(self.ids) - 1)
+        self.wanted[segment.row] = [len(self.ids) - 1]
 
-    def add_draft(self, segment: Segment, prompt_length: int, draft: LineDraft) -> None:
-        self.segments.append(segment)
-        self.kept += range(len(self.ids), len(self.ids) + len(draft))
+    def add_draft(self, fan: Fan, prompt_length: int, draft: LineDraft) -> None:
+        self.fans.append(fan)
+        drafted = range(len(self.ids), len(self.ids) + len(draft))
+        self.wanted.setdefault(fan.row, []).extend(drafted)
         self.ids += (token.token for token in draft)
         self.positions += (prompt_length + token.depth - 1 for token in draft)
 
 
 @dataclass(frozen=True)
 class Pack:
-    """What the attention of one pass needs: the blocks, and whose tokens follow each other."""
+    """What the attention of one pass needs: the blocks, whose tokens follow each other, and what
+    is drafted behind all of them."""
 
     blocks: Blocks
     segments: Sequence[Segment]
+    fans: Fans | None
 
 
 def _packed_attention(
@@ -130,7 +214,7 @@ def _packed_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """[1, heads, tokens, size] → [1, tokens, heads, size], each segment with its own row."""
+    """[1, heads, tokens, size] → [1, tokens, heads, size], each token with its own row."""
     if any(kwargs.get(name) is not None for name in ("softcap", "sliding_window", "s_aux")):
         raise NotImplementedError("this kind of attention is not packed")
     layer = int(module.layer_idx)  # type: ignore[arg-type]
@@ -140,10 +224,12 @@ def _packed_attention(
     for segment in pack.segments:
         to = at + segment.end - segment.start
         keys, values = pack.blocks.write(segment, layer, (key[0, :, at:to], value[0, :, at:to]))
-        sees = None if segment.sees is None else segment.sees.to(query.dtype)  # under autocast
-        seen = kernel(query[:, :, at:to], keys, values, sees, scaling)
-        out[:, at:to] = seen.transpose(1, 2)
+        out[:, at:to] = kernel(query[:, :, at:to], keys, values, None, scaling).transpose(1, 2)
         at = to
+    if pack.fans is not None:
+        keys, values = pack.blocks.write_fans(pack.fans, layer, (key[0, :, at:], value[0, :, at:]))
+        drafted = query[0, :, at:].transpose(0, 1)
+        out[0, at:] = pack.fans.attend(kernel, drafted, keys, values, scaling)
     return out, None
 
 

@@ -21,6 +21,7 @@ from jlm_cli.records import VERDICTS, Verdict, verdict_of
 Floats = NDArray[np.float64]
 
 PRUNE = 1e-4  # prefixes with a smaller share of the valid mass are left out
+READ_END = 1e-2  # lines with a smaller share are taken to end as surely as the others do
 LOW_MASS = 0.5  # below this, free decoding would rather write something else than a score line
 LOW_MASS_WIDTH = 6  # such a row is flagged, and its flat tree followed along so many prefixes
 LONG_LINE_WIDTH = (
@@ -247,6 +248,7 @@ class Walk:
         self._waiting = [_ROOT]
         self._fed = 0
         self._lines: dict[tuple[str, ...], list[float]] = {}
+        self._unread: list[int] = []
         self._failed: RowError | None = None
         self._fresh: list[int] = []
 
@@ -274,14 +276,26 @@ class Walk:
         """Raises RowError where the model's probabilities give no line."""
         if self._failed is not None:
             raise self._failed
-        log_p = np.array([np.logaddexp.reduce(parts) for parts in self._lines.values()])
+        lines = self._all_lines()
+        log_p = np.array([np.logaddexp.reduce(parts) for parts in lines.values()])
         total = np.logaddexp.reduce(log_p)
         if not np.isfinite(total):
             raise RowError("no-score", "the model gives every score line probability 0")
         greedy = self._nodes[self._greedy_end()].line
         mass = float(np.exp(total))
         p = np.exp(log_p - total)
-        return LineDistribution(self.tokens.grammar, tuple(self._lines), p, mass, greedy)
+        return LineDistribution(self.tokens.grammar, tuple(lines), p, mass, greedy)
+
+    def _all_lines(self) -> dict[tuple[str, ...], list[float]]:
+        """Log-probabilities of the ways to end each line; of the unread ones by the mean of those
+        read, which in a trained judge differ by less than the unread ones weigh."""
+        unread = [self._nodes[place] for place in self._unread]
+        read = [node for node in self._nodes if node.known is not None and self._only_ends(node)]
+        share = 0.0
+        if read:
+            ended = np.logaddexp.reduce([part for node in read for part in self._lines[node.line]])
+            share = ended - np.logaddexp.reduce([node.log_p for node in read])
+        return {**self._lines, **{node.line: [node.log_p + share] for node in unread}}
 
     def _worth_following(self) -> list[int]:
         """Of the prefixes whose probability was learnt last, those that are followed.
@@ -292,17 +306,28 @@ class Walk:
         if self._exact or not fresh:
             return fresh
         log_p = {place: self._nodes[place].log_p for place in fresh}
-        parts = [part for line in self._lines.values() for part in line]
+        parts = [part for line in self._all_lines().values() for part in line]
         most = float(np.logaddexp.reduce([*parts, *log_p.values()]))
         if most >= math.log(LOW_MASS):
-            kept = [place for place in fresh if log_p[place] >= most + math.log(PRUNE)]
+            kept = [place for place in fresh if log_p[place] >= most + self._least(place)]
             if self.tokens.grammar.count > 2:
                 kept = sorted(kept, key=log_p.__getitem__, reverse=True)[:LONG_LINE_WIDTH]
         else:
             whole = [place for place in fresh if self._is_whole(self._nodes[place])]
             kept = sorted(whole, key=log_p.__getitem__, reverse=True)[:LOW_MASS_WIDTH]
-        greedy = self._greedy_end()
-        return [place for place in fresh if place in kept or place == greedy]
+        kept.append(self._greedy_end())
+        if most >= math.log(LOW_MASS):
+            left = [place for place in fresh if place not in kept]
+            self._unread += [place for place in left if self._only_ends(self._nodes[place])]
+        return [place for place in fresh if place in kept]
+
+    def _least(self, place: int) -> float:
+        return math.log(READ_END if self._only_ends(self._nodes[place]) else PRUNE)
+
+    def _only_ends(self, node: Node) -> bool:
+        """Whether a line is complete and no other score without a half begins with it, as 10 does
+        with 1."""
+        return self._ends_here(node) and not self._whole(node)
 
     def _is_whole(self, node: Node) -> bool:
         return node.branch.whole and not any("." in value for value in node.line)
