@@ -134,6 +134,23 @@ def costs() -> str:
     return rows(("what", "measured"), body)
 
 
+def exactness() -> str:
+    found = result("exactness-tiny")
+    body = [
+        ("tokens drafted for a row", found["drafted_tokens_a_row"]),
+        ("the same, for all lines", found["drafted_tokens_a_row_for_all_lines"]),
+    ]
+    for name, label in (("p_off_by", "probabilities"), ("expected_off_by", "expected scores")):
+        off = found[name]
+        body.append((f"{label} are off by, mean and most", f"{off['mean']:.5f}, {off['most']:.5f}"))
+    body.append(("greedy lines that differ", f"{found['lines_that_differ']} of {_rows(found)}"))
+    return rows(("what", "measured"), body)
+
+
+def _rows(found: Json) -> int:
+    return int(found["conditions"]["rows"])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "throughput": throughput,
     "share": share,
@@ -141,6 +158,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "checks": checks,
     "probe": probe,
     "costs": costs,
+    "exactness": exactness,
 }
 
 

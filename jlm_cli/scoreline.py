@@ -246,7 +246,7 @@ class Walk:
         self._exact = exact
         self._nodes = [Node(END, -1, 0, tokens.first, (), 0.0)]
         self._waiting = [_ROOT]
-        self._fed = 0
+        self.drafted = 0  # tokens so far
         self._lines: dict[tuple[str, ...], list[float]] = {}
         self._unread: list[int] = []
         self._failed: RowError | None = None
@@ -371,8 +371,8 @@ class Walk:
     def _feed(self, place: int) -> None:
         """Take a node into the draft, with what is all but sure to follow it."""
         node = self._nodes[place]
-        node.slot = self._fed
-        self._fed += 1
+        node.slot = self.drafted
+        self.drafted += 1
         self._waiting.append(place)
         begun = node.branch.value is None  # a score that is not complete yet, as 5. is
         likely = self._whole(node) or (list(self._follow(node)) if begun else [])

@@ -57,7 +57,7 @@ class Writer:
             chosen = order[start : start + _BATCH]
             fed = self.tokenizer([prompts[n] for n in chosen], return_tensors="pt", padding=True)
             with torch.inference_mode():
-                out = self.model.generate(
+                out = self.model.generate(  # type: ignore[misc]
                     **fed, max_new_tokens=length, do_sample=True, temperature=warmth, top_p=0.95
                 )
             new = out[:, fed["input_ids"].shape[1] :]
