@@ -63,10 +63,6 @@ def share() -> str:
             f"{found['share_of_bf16_matmul_rate']:.2f}",
         ),
         (
-            "the same of the prefills, where the prompts are read",
-            f"{found['share_of_bf16_matmul_rate_in_prefill']:.2f}",
-        ),
-        (
             "tokens fed for each of the prompts', which share their beginnings",
             f"{found['tokens_fed_over_prompt_tokens']:.2f}",
         ),
