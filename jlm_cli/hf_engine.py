@@ -341,7 +341,7 @@ def make_engine(model: PreTrainedModel, vocabulary: Vocabulary) -> PackedEngine 
     return packed if _agree(packed, plain) else plain
 
 
-_TRIAL_TOLERANCE = 0.05  # relative, in log-probability; a mask that is ignored is off by far more
+_TRIAL_TOLERANCE = 0.15  # relative, in log-probability; bfloat16 alone is off by 0.05
 
 
 def _agree(packed: PackedEngine, plain: PlainEngine) -> bool:
