@@ -312,13 +312,12 @@ class Walk:
             kept = [place for place in fresh if log_p[place] >= most + self._least(place)]
             if self.tokens.grammar.count > 2:
                 kept = sorted(kept, key=log_p.__getitem__, reverse=True)[:LONG_LINE_WIDTH]
+            left = set(fresh) - {*kept, self._greedy_end()}
+            self._unread += [p for p in fresh if p in left and self._only_ends(self._nodes[p])]
         else:
             whole = [place for place in fresh if self._is_whole(self._nodes[place])]
             kept = sorted(whole, key=log_p.__getitem__, reverse=True)[:LOW_MASS_WIDTH]
         kept.append(self._greedy_end())
-        if most >= math.log(LOW_MASS):
-            left = [place for place in fresh if place not in kept]
-            self._unread += [place for place in left if self._only_ends(self._nodes[place])]
         return [place for place in fresh if place in kept]
 
     def _least(self, place: int) -> float:
