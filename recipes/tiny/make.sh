@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The built-in judge from its sources: bash recipes/tiny/make.sh SCORED REVIEWS PANDALM_TEST FOLDER
 # SCORED are AlpacaEval's scored answers, REVIEWS FastChat's reviews of the 80 Vicuna questions.
-# On 2 cores with AVX-512 BF16 it takes about two and a half hours; weights/tiny/README.md says more.
+# On 2 cores with AVX-512 BF16 it takes about four hours; weights/tiny/README.md says more.
 set -euo pipefail
 scored=$(realpath "$1") reviews=$(realpath "$2") pandalm=$(realpath "$3")
 here=$(realpath "$(dirname "$0")")
@@ -18,7 +18,7 @@ ten=$(printf -- '--bad-kind %s ' $ten)
 rows() { # NAME SOURCE OPTIONS…
     jlm data "$2" -o "$1" --hold-out held.jsonl --hold-out "$pandalm" "${@:3}"
 }
-pick() { # NAME REAL SPOILED TWINS LONGER
+pick() { # NAME REAL SPOILED OWN
     python "$here/pick.py" "${@:2}" < "$1/train.jsonl" > "$1/picked.jsonl"
 }
 
@@ -47,30 +47,55 @@ jlm train pairs/train.jsonl forms/train.jsonl reviews/train.jsonl \
 # 4. Real answers, very short ones and long ones, without the instruction, which stays left out.
 rows shorter "$scored" --rows 14000 --bad 0.05 --longest 260 --gap 2 --ties 0 --reference 0.1 --seed 11 $ten
 rows longer "$scored" --rows 2500 --bad 0.1 --longest 1600 --gap 3 --ties 0 --reference 0.1 --seed 12 $ten
-pick shorter 5000 700 0 1
-pick longer 1100 100 0 1
+pick shorter 5000 700 0
+pick longer 1100 100 0
 jlm train shorter/picked.jsonl longer/picked.jsonl -m stage-3 -o stage-4 --template judgelm-brief \
     --scores-only --lora 32 --lr 5e-4 --batch 8 --max-length 640 --epochs 1 --schedule constant
 
-# 5. All forms, with pairs whose longer answer is not so often the better one, gibberish in lists,
-# one answer twice, and plain facts.
-rows short "$scored" --rows 30000 --bad 0.05 --longest 260 --gap 2 --ties 0 --reference 0.1 --seed 31
-rows near "$scored" --rows 20000 --bad 0 --longest 260 --gap 1 --ties 0 --reference 0.1 --seed 42
-rows mid "$scored" --rows 20000 --bad 0.05 --longest 400 --gap 2 --ties 0 --reference 0.1 --seed 41
-rows middle "$scored" --rows 5000 --bad 0.1 --longest 600 --gap 2 --ties 0 --reference 0.1 --seed 32
-rows long "$scored" --rows 1500 --bad 0.05 --longest 1800 --gap 3 --ties 0 --reference 0.1 --seed 33
-rows letters "$scored" --rows 700 --bad 1 --bad-kind gibberish --longest 800 --gap 1 --ties 0.3 \
+# 5. A second judge, by the whole prompt, with gibberish in lists and with plain facts: on pairs it
+# errs elsewhere than the one of stage 4.
+rows real "$scored" --rows 6000 --bad 0.1 --longest 260 --gap 2 --ties 0 --reference 0.1 --seed 21 $ten
+rows long "$scored" --rows 1200 --bad 0.1 --longest 1800 --gap 3 --ties 0 --reference 0.1 --seed 22 $ten
+rows lists "$scored" --rows 330 --bad 0.7 --longest 500 --gap 1 --form list=0.6 --form grade=0.4 \
+    --reference 0.3 --seed 23
+rows letters "$scored" --rows 330 --bad 1 --bad-kind gibberish --longest 700 --gap 1 --ties 0.5 \
+    --form list=0.8 --form grade=0.1 --form pair=0.1 --reference 0.1 --seed 24
+rows more-reviews "$reviews" --seed 25
+rows facts facts.jsonl --seed 26
+pick real 1900 200 0
+pick long 430 30 0
+head -230 more-reviews/train.jsonl > more-reviews/230.jsonl
+jlm train real/picked.jsonl long/picked.jsonl lists/train.jsonl letters/train.jsonl \
+    more-reviews/230.jsonl facts/train.jsonl -m stage-4 -o stage-5 --template judgelm --lora 32 \
+    --lr 5e-4 --batch 8 --micro-batch 4 --max-length 1000 --epochs 1 --schedule cosine
+
+# 6. On from stage 4. The base writes questions and pairs of answers; what the judges of stages 4 and
+# 5 say of them together, in both orders, is learnt by one judge in each. Beside it all forms.
+python "$here/answers.py" "$scored" own 1
+head -2000 own/pairs.jsonl > own/2000.jsonl
+for judge in 4 5; do
+    jlm judge own/2000.jsonl --swap -m stage-$judge -o own/judged-$judge.jsonl
+done
+python "$here/teach.py" own/judged-4.jsonl own/judged-5.jsonl > taught.jsonl
+rows own-pairs own/scored.jsonl --rows 5000 --bad 0.03 --longest 300 --gap 3 --ties 0 --reference 0.1 --seed 51
+rows short-6 "$scored" --rows 30000 --bad 0.05 --longest 260 --gap 2 --ties 0 --reference 0.1 --seed 31
+rows mid-6 "$scored" --rows 20000 --bad 0.05 --longest 400 --gap 2 --ties 0 --reference 0.1 --seed 41
+rows middle-6 "$scored" --rows 5000 --bad 0.1 --longest 600 --gap 2 --ties 0 --reference 0.1 --seed 32
+rows long-6 "$scored" --rows 1500 --bad 0.05 --longest 1800 --gap 3 --ties 0 --reference 0.1 --seed 33
+rows letters-6 "$scored" --rows 700 --bad 1 --bad-kind gibberish --longest 800 --gap 1 --ties 0.3 \
     --form list=0.85 --form grade=0.08 --form pair=0.07 --reference 0.1 --seed 34
-rows lists "$scored" --rows 250 --bad 0.6 --longest 500 --gap 1 --form list=1 --reference 0.3 --seed 35
-rows grades "$scored" --rows 400 --bad 0.6 --longest 600 --form grade=1 --seed 36
-rows more-reviews "$reviews" --seed 37
-rows facts facts.jsonl --seed 38
-pick short 3600 500 250 0.62
-pick near 1000 0 0 0.62
-pick mid 3400 300 60 0.62
-pick middle 1400 120 20 0.62
-pick long 420 20 0 0.62
-jlm train short/picked.jsonl mid/picked.jsonl near/picked.jsonl middle/picked.jsonl \
-    long/picked.jsonl letters/train.jsonl lists/train.jsonl grades/train.jsonl facts/train.jsonl \
-    more-reviews/train.jsonl --weight more-reviews/train.jsonl=0.4 -m stage-4 -o tiny --lora 32 \
-    --lr 5e-4 --batch 8 --micro-batch 4 --max-length 900 --epochs 1 --schedule cosine
+rows lists-6 "$scored" --rows 250 --bad 0.6 --longest 500 --gap 1 --form list=1 --reference 0.3 --seed 35
+rows grades-6 "$scored" --rows 400 --bad 0.6 --longest 600 --form grade=1 --seed 36
+rows reviews-6 "$reviews" --seed 37
+rows facts-6 facts.jsonl --seed 38
+pick own-pairs 200 400 1500
+pick short-6 1200 0 0
+pick mid-6 500 0 0
+pick middle-6 300 0 0
+pick long-6 280 0 0
+head -620 letters-6/train.jsonl > letters-6/620.jsonl
+jlm train taught.jsonl own-pairs/picked.jsonl short-6/picked.jsonl mid-6/picked.jsonl \
+    middle-6/picked.jsonl long-6/picked.jsonl letters-6/620.jsonl lists-6/train.jsonl \
+    grades-6/train.jsonl facts-6/train.jsonl reviews-6/train.jsonl \
+    --weight reviews-6/train.jsonl=0.4 -m stage-4 -o tiny --template judgelm-brief --lora 32 \
+    --lr 4e-4 --batch 8 --micro-batch 4 --max-length 900 --epochs 1 --schedule cosine
