@@ -7,6 +7,7 @@ so batched products beat it two- to threefold, forward and backward.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,56 +17,83 @@ from transformers.masking_utils import eager_mask
 
 PRODUCTS = "jlm_products"
 _CHUNK = 128  # queries at a time: what a causal mask hides behind them is not computed
+_VECTOR = 32  # numbers of 16 bits in a vector register: softmax is slow on what is left over
 
 
-# query [B, heads, T, size], key and value [B, groups, S, size], `sees`, scale → like the query;
-# `sees` is additive, [T, S] or [B, 1, T, S]; None means causal, the queries being the last places
-Kernel = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float | None], torch.Tensor
-]
+@dataclass(frozen=True)
+class Kernel:
+    """Attention of query [B, heads, T, size] to key and value [B, groups, S, size]: → [B, heads,
+    T, size]; heads share groups.
+
+    `causal(query, key, value, start, scale)`: the queries are the places `start` onwards; places
+    behind the last one are there and finite, and not seen. `masked(query, key, value, sees,
+    scale)`: `sees` is additive, [T, S] or [B, 1, T, S].
+    """
+
+    causal: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, float | None], torch.Tensor]
+    masked: Callable[
+        [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor
+    ]
 
 
-def fused(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    sees: torch.Tensor | None,
-    scale: float | None,
+def _fused_causal(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, scale: float | None
 ) -> torch.Tensor:
-    tokens, places = query.shape[2], key.shape[2]
-    if sees is None and places > tokens:
-        ahead = query.new_full((tokens, places), float("-inf"))
-        sees = ahead.triu(1 + places - tokens)
+    tokens = query.shape[2]
+    key, value = key[:, :, : start + tokens], value[:, :, : start + tokens]
+    if start:
+        ahead = query.new_full((tokens, start + tokens), float("-inf"))
+        return _fused_masked(query, key, value, ahead.triu(1 + start), scale)
     return functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=sees,
-        scale=scale,
-        is_causal=sees is None,
-        enable_gqa=True,
+        query, key, value, scale=scale, is_causal=True, enable_gqa=True
     )
 
 
-def by_products(
+def _fused_masked(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    sees: torch.Tensor | None,
+    sees: torch.Tensor,
     scale: float | None,
 ) -> torch.Tensor:
-    query = query * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if sees is not None:
-        return _products(query, key, value, sees)
-    tokens, before = query.shape[2], key.shape[2] - query.shape[2]
-    ahead = query.new_full((_CHUNK, _CHUNK), float("-inf")).triu(1)
+    return functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=sees, scale=scale, enable_gqa=True
+    )
+
+
+def _causal_products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, scale: float | None
+) -> torch.Tensor:
+    query = _scaled(query, scale)
+    ahead = query.new_full((_CHUNK + _VECTOR, _CHUNK + 2 * _VECTOR), float("-inf")).triu(1)
     parts = []
-    for start in range(0, tokens, _CHUNK):
-        end = min(start + _CHUNK, tokens)
-        seen = key[:, :, : before + end], value[:, :, : before + end]
-        new = end - start
-        parts.append(_products(query[:, :, start:end], *seen, ahead[:new, :new]))
+    at, last = start, start + query.shape[2]
+    while at < last:
+        end = min(_whole_vectors(at + _CHUNK), last)
+        seen = min(_whole_vectors(end), key.shape[2])
+        mine = query[:, :, at - start : end - start]
+        sees = ahead[: end - at, : seen - at]
+        parts.append(_products(mine, key[:, :, :seen], value[:, :, :seen], sees))
+        at = end
     return torch.cat(parts, dim=2)
+
+
+def _whole_vectors(places: int) -> int:
+    return -(-places // _VECTOR) * _VECTOR
+
+
+def _masked_products(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sees: torch.Tensor,
+    scale: float | None,
+) -> torch.Tensor:
+    return _products(_scaled(query, scale), key, value, sees)
+
+
+def _scaled(query: torch.Tensor, scale: float | None) -> torch.Tensor:
+    return query * (query.shape[-1] ** -0.5 if scale is None else scale)
 
 
 def _products(
@@ -83,6 +111,10 @@ def _products(
     return out.view(batch, heads, new, size)
 
 
+fused = Kernel(_fused_causal, _fused_masked)
+by_products = Kernel(_causal_products, _masked_products)
+
+
 def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel:
     """The faster one."""
     return by_products if device.type == "cpu" and dtype == torch.bfloat16 else fused
@@ -98,7 +130,10 @@ def _for_transformers(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """[B, heads, T, size] → [B, T, heads, size], over a padded batch."""
-    return by_products(query, key, value, attention_mask, scaling).transpose(1, 2), None
+    if attention_mask is None:
+        start = key.shape[2] - query.shape[2]
+        return by_products.causal(query, key, value, start, scaling).transpose(1, 2), None
+    return by_products.masked(query, key, value, attention_mask, scaling).transpose(1, 2), None
 
 
 AttentionInterface.register(PRODUCTS, _for_transformers)

@@ -225,7 +225,10 @@ class PackedEngine(HFEngine):
 
     def _in_given_order(self, known: torch.Tensor, sizes: Sequence[int]) -> list[Floats]:
         """[all kept, columns], as the rows lie, to [size, columns] for each as they were given."""
-        parts = np.split(_fetched(known), np.cumsum(sizes)[:-1])
+        fetched = _fetched(known)
+        if not np.isfinite(fetched).all():
+            self._blocks.drop_memory()  # what is no number would reach the next batch's rows
+        parts = np.split(fetched, np.cumsum(sizes)[:-1])
         place = {row: n for n, row in enumerate(self._order)}
         return [parts[place[row]] for row in range(len(parts))]
 

@@ -95,7 +95,8 @@ class Fans:
         padded[self.row, :, self.turn] = query
         mine = slice(self.first, self.first + rows)
         sees = self.sees.to(query.dtype)  # under autocast
-        out = kernel(padded, keys[mine, :, :places], values[mine, :, :places], sees, scale)
+        seen = keys[mine, :, :places], values[mine, :, :places]
+        out = kernel.masked(padded, *seen, sees, scale)
         return out[self.row, :, self.turn]
 
 
@@ -119,17 +120,21 @@ class Blocks:
         self.rows, self.places = rows, places
         self._blocks.clear()
 
+    def drop_memory(self) -> None:
+        """Let the next batch begin with new memory."""
+        self._memory.clear()
+
     def write(
         self, segment: Segment, layer: int, states: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
-        """Put a prompt's new keys and values [heads, new, size] in place; all up to its end."""
+        """Put a prompt's new keys and values [heads, new, size] in place; its row's block."""
         found = []
         for kind, new in enumerate(states):
             block = self._block(layer, kind, new, segment.end)
             if segment.source is not None:
                 block[segment.row, :, : segment.start] = block[segment.source, :, : segment.start]
             block[segment.row, :, segment.start : segment.end] = new
-            found.append(block[segment.row : segment.row + 1, :, : segment.end])
+            found.append(block[segment.row : segment.row + 1])
         return found
 
     def write_fans(
@@ -224,7 +229,9 @@ def _packed_attention(
     for segment in pack.segments:
         to = at + segment.end - segment.start
         keys, values = pack.blocks.write(segment, layer, (key[0, :, at:to], value[0, :, at:to]))
-        out[:, at:to] = kernel(query[:, :, at:to], keys, values, None, scaling).transpose(1, 2)
+        mine = query[:, :, at:to]
+        seen = kernel.causal(mine, keys, values, segment.start, scaling)
+        out[:, at:to] = seen.transpose(1, 2)
         at = to
     if pack.fans is not None:
         keys, values = pack.blocks.write_fans(pack.fans, layer, (key[0, :, at:], value[0, :, at:]))

@@ -16,27 +16,29 @@ def tensors(tokens: int, seen: int) -> tuple[torch.Tensor, torch.Tensor, torch.T
     return query, key, value
 
 
+@pytest.mark.parametrize("start", [0, 5, 32, 100])
 @pytest.mark.parametrize("tokens", [1, 7, 127, 128, 129, 300])
-def test_causal_products_equal_the_fused_kernel(tokens: int) -> None:
-    query, key, value = tensors(tokens, tokens)
-    for scale in (None, 0.3):
-        ours = by_products(query, key, value, None, scale)
-        difference = ours - fused(query, key, value, None, scale)
-        assert difference.abs().max() < 1e-5
+def test_causal_products_equal_the_fused_kernel(tokens: int, start: int) -> None:
+    for spare in (0, 9, 70):  # places behind the last query
+        query, key, value = tensors(tokens, start + tokens + spare)
+        for scale in (None, 0.3):
+            ours = by_products.causal(query, key, value, start, scale)
+            difference = ours - fused.causal(query, key, value, start, scale)
+            assert difference.abs().max() < 1e-5
 
 
 def test_masked_products_equal_the_fused_kernel() -> None:
     query, key, value = tensors(20, 90)
     sees = torch.zeros(20, 90).masked_fill(torch.ones(20, 90).triu(71).bool(), float("-inf"))
-    ours = by_products(query, key, value, sees, None)
-    assert (ours - fused(query, key, value, sees, None)).abs().max() < 1e-5
+    ours = by_products.masked(query, key, value, sees, None)
+    assert (ours - fused.masked(query, key, value, sees, None)).abs().max() < 1e-5
 
 
 def test_their_gradients_are_equal() -> None:
     found = []
     for kernel in (by_products, fused):
         query, key, value = (one.requires_grad_() for one in tensors(150, 150))
-        loss = kernel(query, key, value, None, None).square().sum()
+        loss = kernel.causal(query, key, value, 0, None).square().sum()
         found.append(torch.autograd.grad(loss, (query, key, value)))
     for ours, theirs in zip(*found, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4)
@@ -44,6 +46,6 @@ def test_their_gradients_are_equal() -> None:
 
 def test_bfloat16_stays_near_float32() -> None:
     query, key, value = (one.to(torch.bfloat16) for one in tensors(200, 200))
-    found = by_products(query, key, value, None, None).float()
-    wanted = fused(query.float(), key.float(), value.float(), None, None)
+    found = by_products.causal(query, key, value, 0, None).float()
+    wanted = fused.causal(query.float(), key.float(), value.float(), 0, None)
     assert (found - wanted).norm() < 0.01 * wanted.norm()

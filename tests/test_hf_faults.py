@@ -52,7 +52,8 @@ def test_a_row_without_numbers_is_an_error_and_its_neighbours_stay(
     given = prompts_of(released)
     assert [letter in prompt.ids for prompt in given] == [n == POISONED for n in range(6)]
     whole = judge_of(released, released.model, kind).judge(given)
-    found = judge_of(released, poisoned, kind).judge(given)
+    judge = judge_of(released, poisoned, kind)
+    found = judge.judge(given)
     bad = found[POISONED]
     assert isinstance(bad, RowError) and bad.code in ("nan", "no-score")
     for row in set(range(6)) - {POISONED}:
@@ -61,6 +62,9 @@ def test_a_row_without_numbers_is_an_error_and_its_neighbours_stay(
             assert (text, p, mass) == wanted
         # packed, the pass is shorter without the row's draft, and float32 sums end otherwise
         assert text == wanted[0] and p == pytest.approx(wanted[1], abs=1e-6)
+    # of the next batch, a shorter row lies where the poisoned one did: none of it must be left
+    for again in judge.judge([given[1]] * 3 + [given[5]])[:3]:
+        assert said(again)[0] == said(whole[1])[0]
 
 
 def test_what_running_out_of_memory_looks_like() -> None:
