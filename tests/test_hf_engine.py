@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,6 +148,28 @@ def test_models_without_a_mask_take_the_plain_path(released: Loaded) -> None:
         assert isinstance(engine, PlainEngine)
         (result,) = lines_of(engine, prompts_of(released)[:1], released.tokens)
         assert isinstance(result, LineDistribution) and 0 < result.mass <= 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "off", "kept"),
+    [
+        (torch.float32, 0.0, True),
+        (torch.float32, 0.1, False),
+        (torch.bfloat16, 0.08, True),  # a merged judge is off by 0.054 from rounding alone
+        (torch.bfloat16, 0.3, False),
+    ],
+)
+def test_rounding_alone_does_not_cost_the_packed_path(
+    released: Loaded, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, off: float, kept: bool
+) -> None:
+    read = PackedEngine.prefill
+
+    def prefill(*batch: Any) -> list[Any]:
+        return [known * (1 + off) for known in read(*batch)]
+
+    monkeypatch.setattr(PackedEngine, "prefill", prefill)
+    model = copy.deepcopy(released.model).to(dtype)
+    assert isinstance(make_engine(model, released.vocabulary), PackedEngine) == kept
 
 
 @pytest.fixture(scope="module")
