@@ -31,10 +31,12 @@ def load_engine(files: ModelFiles, vocabulary: Vocabulary, compute: Compute) -> 
     if files.name == FAKE:
         return FakeEngine(float(os.environ.get("JLM_FAKE_DELAY", "0")))
     from jlm_cli.hf_engine import keep_memory, make_engine
+    from jlm_cli.onednn import lay_out
 
+    model = load_model(files, compute.dtype, _place(compute), compute.quantize)
     if compute.device == "cpu":
         keep_memory()
-    model = load_model(files, compute.dtype, _place(compute), compute.quantize)
+        lay_out(model)
     try:
         return make_engine(model, vocabulary)
     except AssertionError as error:  # how bitsandbytes refuses sizes that it cannot pack

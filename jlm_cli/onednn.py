@@ -1,0 +1,102 @@
+"""Linear layers in bfloat16 on CPUs that multiply it natively, as oneDNN takes them: weights laid
+out once in its own order, and the gate of a gated layer applied within the products.
+
+torch's compiler writes these calls, which have no public name yet. Where they are not there, or
+give anything but what the layers gave, the layers stay.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import Linear, Module, SiLU
+from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
+
+_TOKENS = 2048  # in a pass, about: the order is chosen for it
+_ROUNDING = 0.01  # of the norm; bfloat16 alone is off by a third of it
+
+
+class LaidOut(Module):
+    """A linear layer; its input [1, tokens, size] must be bfloat16."""
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__()
+        self.laid = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TOKENS)
+        self.bias = linear.bias
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self._product(states, "none")
+
+    def swished(self, states: torch.Tensor) -> torch.Tensor:
+        return self._product(states, "swish")
+
+    def times(self, states: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
+            states, factor, self.laid, self.bias, "mul"
+        )
+        return out
+
+    def _product(self, states: torch.Tensor, then: str) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            states, self.laid, self.bias, then, [], ""
+        )
+        return out
+
+
+class Gated(Module):
+    """down(silu(gate(x)) · up(x))"""
+
+    def __init__(self, mlp: Module) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = (LaidOut(getattr(mlp, name)) for name in _GATED)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up.times(states, self.gate.swished(states)))  # type: ignore[no-any-return]
+
+
+_GATED = ("gate_proj", "up_proj", "down_proj")
+
+
+def lay_out(model: PreTrainedModel) -> None:
+    """Replace the layers of a model on the CPU that oneDNN computes faster by itself."""
+    if model.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        with torch.inference_mode():
+            _lay_out_below(model, head)
+
+
+def _lay_out_below(parent: Module, head: Module) -> None:
+    """All but the head, which sees few tokens and often has the weights of the input."""
+    for name, child in list(parent.named_children()):
+        if child is head:
+            continue
+        faster = _faster(child)
+        if faster is None:
+            _lay_out_below(child, head)
+        else:
+            setattr(parent, name, faster)
+
+
+def _faster(module: Module) -> Module | None:
+    """A layer that computes the same, or None."""
+    try:
+        if type(module) is Linear and module.weight.dtype == torch.bfloat16:
+            return _if_equal(LaidOut(module), module, module.in_features)
+        if _is_gated(module):
+            return _if_equal(Gated(module), module, module.gate_proj.in_features)  # type: ignore[union-attr, arg-type]
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # another torch
+        return None
+    return None
+
+
+def _is_gated(module: Module) -> bool:
+    parts = [getattr(module, name, None) for name in _GATED]
+    plain = all(type(part) is Linear and part.weight.dtype == torch.bfloat16 for part in parts)
+    return plain and isinstance(getattr(module, "act_fn", None), (SiLU, SiLUActivation))
+
+
+def _if_equal(faster: Module, module: Module, size: int) -> Module | None:
+    seed = torch.Generator().manual_seed(0)
+    states = torch.randn(1, 32, size, generator=seed).to(torch.bfloat16)
+    wanted, found = module(states).float(), faster(states).float()
+    return faster if (found - wanted).norm() <= _ROUNDING * wanted.norm() else None

@@ -1,0 +1,81 @@
+"""Linear layers laid out for oneDNN: the same numbers, and only where they are the same."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from conftest import Loaded
+from torch.nn import GELU, Linear, Module, SiLU
+
+from jlm_cli.hf_engine import PackedEngine, make_engine
+from jlm_cli.onednn import Gated, LaidOut, lay_out
+
+SUPPORTED = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def count(model: Module, kind: type[Module]) -> int:
+    return sum(isinstance(module, kind) for module in model.modules())
+
+
+def test_a_judge_says_the_same_and_is_no_further_from_float32(builtin: Loaded) -> None:
+    exact = builtin.model
+    plain = copy.deepcopy(exact).to(torch.bfloat16)
+    laid = copy.deepcopy(plain)
+    lay_out(laid)
+    layers = exact.config.num_hidden_layers if SUPPORTED else 0
+    assert (count(laid, Gated), count(laid, LaidOut)) == (layers, 7 * layers)
+    assert isinstance(laid.get_output_embeddings(), Linear)
+    ids = torch.tensor(builtin.vocabulary.encode(["Which answer is better? " * 9])[0].ids)[None]
+    with torch.inference_mode():
+        wanted, before, after = (
+            model(ids).logits.float().log_softmax(-1) for model in (exact, plain, laid)
+        )
+    assert (after - wanted).norm() <= 1.2 * (before - wanted).norm()
+    assert isinstance(make_engine(laid, builtin.vocabulary), PackedEngine)
+
+
+def test_float32_stays(released: Loaded) -> None:
+    model = copy.deepcopy(released.model).float()
+    lay_out(model)
+    assert count(model, LaidOut) == 0
+
+
+class Mlp(Module):
+    """A gated layer as models write it, with another activation or a factor in some."""
+
+    def __init__(self, act: Module, factor: float = 1.0) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = Linear(64, 96), Linear(64, 96, bias=False)
+        self.down_proj, self.act_fn, self.factor = Linear(96, 64, bias=False), act, factor
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        gate: torch.Tensor = self.act_fn(self.gate_proj(states) * self.factor)
+        out: torch.Tensor = self.down_proj(gate * self.up_proj(states))
+        return out
+
+
+class Model(Module):
+    """The little that is asked of a model."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self, mlp: Mlp) -> None:
+        super().__init__()
+        self.mlp, self.head = mlp.to(torch.bfloat16), Linear(64, 64).to(torch.bfloat16)
+
+    def get_output_embeddings(self) -> Module:
+        return self.head
+
+
+def test_only_a_layer_that_is_nothing_more_is_gated() -> None:
+    for mlp, same in ((Mlp(SiLU()), True), (Mlp(GELU()), False), (Mlp(SiLU(), 1.5), False)):
+        model = Model(mlp)
+        states = torch.randn(1, 40, 64).to(torch.bfloat16)
+        with torch.inference_mode():
+            before = model.mlp(states).float()
+            lay_out(model)  # type: ignore[arg-type]
+            after = model.mlp(states).float()
+        assert isinstance(model.mlp, Gated) == (same and SUPPORTED)
+        assert count(model, LaidOut) == 3 * SUPPORTED
+        assert (after - before).norm() <= 0.01 * before.norm()
