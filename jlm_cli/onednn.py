@@ -59,10 +59,18 @@ _GATED = ("gate_proj", "up_proj", "down_proj")
 
 def lay_out(model: PreTrainedModel) -> None:
     """Replace the layers of a model on the CPU that oneDNN computes faster by itself."""
-    if model.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if model.dtype == torch.bfloat16 and is_supported():
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         with torch.inference_mode():
             _lay_out_below(model, head)
+
+
+def is_supported() -> bool:
+    """Whether torch was built with oneDNN, and it multiplies bfloat16 on this processor."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        return False
 
 
 def _lay_out_below(parent: Module, head: Module) -> None:

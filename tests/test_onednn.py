@@ -9,9 +9,9 @@ from conftest import Loaded
 from torch.nn import GELU, Linear, Module, SiLU
 
 from jlm_cli.hf_engine import PackedEngine, make_engine
-from jlm_cli.onednn import Gated, LaidOut, lay_out
+from jlm_cli.onednn import Gated, LaidOut, is_supported, lay_out
 
-SUPPORTED = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+SUPPORTED = is_supported()
 
 
 def count(model: Module, kind: type[Module]) -> int:
