@@ -97,5 +97,37 @@ head -620 letters-6/train.jsonl > letters-6/620.jsonl
 jlm train taught.jsonl own-pairs/picked.jsonl short-6/picked.jsonl mid-6/picked.jsonl \
     middle-6/picked.jsonl long-6/picked.jsonl letters-6/620.jsonl lists-6/train.jsonl \
     grades-6/train.jsonl facts-6/train.jsonl reviews-6/train.jsonl \
-    --weight reviews-6/train.jsonl=0.4 -m stage-4 -o tiny --template judgelm-brief --lora 32 \
+    --weight reviews-6/train.jsonl=0.4 -m stage-4 -o stage-6 --template judgelm-brief --lora 32 \
     --lr 4e-4 --batch 8 --micro-batch 4 --max-length 900 --epochs 1 --schedule cosine
+
+# 7. On from there: other pairs of the base's, judged by the judges of stages 5 and 6, sums, and facts
+# that only a reference tells, so that references are always shown; less of all the rest.
+python "$here/answers.py" "$scored" more 2
+head -1900 more/pairs.jsonl > more/1900.jsonl
+for judge in 5 6; do
+    jlm judge more/1900.jsonl --swap -m stage-$judge -o more/judged-$judge.jsonl
+done
+python "$here/teach.py" more/judged-5.jsonl more/judged-6.jsonl > taught-more.jsonl
+python "$here/drills.py" > drills.jsonl
+rows short-7 "$scored" --rows 30000 --bad 0.03 --longest 260 --gap 2 --ties 0 --reference 0.1 --seed 61 $ten
+rows mid-7 "$scored" --rows 20000 --bad 0.05 --longest 420 --gap 2 --ties 0 --reference 0.1 --seed 62 $ten
+rows long-7 "$scored" --rows 1500 --bad 0.05 --longest 1800 --gap 3 --ties 0 --reference 0.1 --seed 63 $ten
+rows letters-7 "$scored" --rows 700 --bad 1 --bad-kind gibberish --longest 800 --gap 1 --ties 0.3 \
+    --form list=0.9 --form grade=0.05 --form pair=0.05 --reference 0.1 --seed 64
+rows lists-7 "$scored" --rows 250 --bad 0.6 --longest 500 --gap 1 --form list=1 --reference 0.3 --seed 65
+rows grades-7 "$scored" --rows 300 --bad 0.6 --longest 600 --form grade=1 --seed 66
+rows reviews-7 "$reviews" --seed 67
+rows facts-7 facts.jsonl --seed 68
+rows drills-7 drills.jsonl --seed 69
+pick short-7 900 0 0
+pick mid-7 400 0 0
+pick long-7 160 0 0
+head -480 letters-7/train.jsonl > letters-7/480.jsonl
+head -200 lists-7/train.jsonl > lists-7/200.jsonl
+head -250 grades-7/train.jsonl > grades-7/250.jsonl
+head -800 facts-7/train.jsonl > facts-7/800.jsonl
+jlm train taught-more.jsonl short-7/picked.jsonl mid-7/picked.jsonl long-7/picked.jsonl \
+    letters-7/480.jsonl lists-7/200.jsonl grades-7/250.jsonl facts-7/800.jsonl drills-7/train.jsonl \
+    reviews-7/train.jsonl --weight reviews-7/train.jsonl=0.3 -m stage-6 -o tiny \
+    --template judgelm-brief --lora 32 --lr 3e-4 --batch 8 --micro-batch 4 --max-length 900 \
+    --epochs 1 --schedule cosine --reference-drop 0
