@@ -282,7 +282,7 @@ def _result(
 
     def share(one: Json, kind: str, part: str = "") -> float:
         """Of the matmul rate: the layers' products for the tokens that were really fed."""
-        done = 2 * facts["jlm"]["parameters_per_token"] * one["jlm"][f"{part}fed"]
+        done = 2 * facts["official"]["parameters_per_token"] * one["jlm"][f"{part}fed"]
         best = max(one[way]["gflops"][kind] for way in WAYS)
         return float(done / one["jlm"][f"{part}seconds"] / 1e9 / best)
 

@@ -17,12 +17,13 @@ _ROUNDING = 0.01  # of the norm; bfloat16 alone is off by a third of it
 
 
 class LaidOut(Module):
-    """A linear layer; its input [1, tokens, size] must be bfloat16."""
+    """A linear layer of bfloat16 states [..., size]."""
 
     def __init__(self, linear: Linear) -> None:
         super().__init__()
         self.laid = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TOKENS)
         self.bias = linear.bias
+        self.weight = linear.weight.detach().to("meta")  # some models look at its dtype
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return self._product(states, "none")
