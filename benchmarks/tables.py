@@ -10,6 +10,7 @@ in TABLES.
 from __future__ import annotations
 
 import re
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,9 +58,16 @@ def throughput() -> str:
 
 def share() -> str:
     found = result("throughput-cpu")
+    rates = [one["jlm"]["gflops"] for one in found["rounds"]]
+    faster = statistics.median(rate["bfloat16"] / rate["float32"] for rate in rates)
     body = [
+        ("rate of bfloat16 products beside float32's", f"{faster:.1f} ×"),
         (
-            "share of the machine's bfloat16 matmul rate, drafts of score lines included",
+            "share of the machine's bfloat16 matmul rate in the prefills, where prompts are read",
+            f"{found['share_of_bf16_matmul_rate_in_prefill']:.2f}",
+        ),
+        (
+            "the same of the whole run, drafts of score lines included",
             f"{found['share_of_bf16_matmul_rate']:.2f}",
         ),
         (
@@ -67,7 +75,7 @@ def share() -> str:
             f"{found['tokens_fed_over_prompt_tokens']:.2f}",
         ),
     ]
-    return rows(("what `jlm` does there", "measured"), body)
+    return rows(("the machine, and what `jlm` makes of it", "measured"), body)
 
 
 def quality() -> str:
@@ -119,15 +127,34 @@ def probe() -> str:
 
 
 def costs() -> str:
-    found = result("costs-stages")
-    speed = found["rows_a_second"]
+    found, workers = result("costs-stages"), result("costs-workers")
+    speed, seconds = found["rows_a_second"], result("costs-startup")["seconds"]
     many = f"{found['rows']:,} rows"
     body = [
+        ("`jlm --version`, `jlm judge --help`", f"{seconds['version']} s, {seconds['help']} s"),
+        ("from the command to the first verdict of `tiny`", f"{seconds['first_verdict']} s"),
+        (
+            "two workers of one thread against one, loading taken off",
+            f"{workers['two_over_one_without_loading']:.2f} ×",
+        ),
         ("survey: parse, render, tokenise", f"{speed['survey']:,} rows/s"),
         (f"plan, journal and merge of {many}", f"{speed['plan_journal_and_merge']:,} rows/s"),
         (f"scan of {many} on resuming", f"{found['resume_scan_seconds']:.1f} s"),
     ]
     return rows(("what", "measured"), body)
+
+
+def simulated() -> str:
+    found = result("simulate")
+    body = [
+        (
+            f"{rows.removesuffix('_rows')} rows, {kind.replace('_', ' ')}",
+            *(f"{100 * runs[f'{n}_workers'][kind]['idle']:.1f} %" for n in (8, 64)),
+        )
+        for rows, runs in found["simulated"].items()
+        for kind in ("all_alike", "stragglers", "one_lost")
+    ]
+    return rows(("idle time of", "8 workers", "64 workers"), body)
 
 
 def exactness() -> str:
@@ -154,6 +181,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "checks": checks,
     "probe": probe,
     "costs": costs,
+    "simulated": simulated,
     "exactness": exactness,
 }
 
