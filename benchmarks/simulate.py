@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from throughput import machine, tell
 
@@ -106,6 +107,7 @@ def measured(options: argparse.Namespace) -> tuple[Costs, NDArray[np.int64], int
     engine = loading.load_engine(run.files, run.lines.vocabulary, run.compute)
     judge = Judge(engine, run.lines, reason=False, new_tokens=0)
     full = runner.plan_of(run, survey)
+    torch.set_num_threads(1)  # as each of the workers has
     runner.judge_batch(run, full.batch(0), judge)  # warms up
     facts, seconds = [], []
     for budget in (run.compute.batch_tokens, run.compute.batch_tokens // 4):

@@ -148,10 +148,10 @@ def simulated() -> str:
     found = result("simulate")
     body = [
         (
-            f"{rows.removesuffix('_rows')} rows, {kind.replace('_', ' ')}",
+            f"{int(name.removesuffix('_rows')):,} rows, {kind.replace('_', ' ')}",
             *(f"{100 * runs[f'{n}_workers'][kind]['idle']:.1f} %" for n in (8, 64)),
         )
-        for rows, runs in found["simulated"].items()
+        for name, runs in found["simulated"].items()
         for kind in ("all_alike", "stragglers", "one_lost")
     ]
     return rows(("idle time of", "8 workers", "64 workers"), body)

@@ -89,8 +89,8 @@ def _lay_out_below(parent: Module, head: Module) -> None:
 def _faster(module: Module) -> Module | None:
     """A layer that computes the same, or None."""
     try:
-        if type(module) is Linear and module.weight.dtype == torch.bfloat16:
-            return _if_equal(LaidOut(module), module, module.in_features)
+        if _is_plain(module):
+            return _if_equal(LaidOut(module), module, module.in_features)  # type: ignore[arg-type]
         if _is_gated(module):
             return _if_equal(Gated(module), module, module.gate_proj.in_features)  # type: ignore[union-attr, arg-type]
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # another torch
@@ -98,9 +98,12 @@ def _faster(module: Module) -> Module | None:
     return None
 
 
+def _is_plain(module: object) -> bool:
+    return type(module) is Linear and module.weight.dtype == torch.bfloat16
+
+
 def _is_gated(module: Module) -> bool:
-    parts = [getattr(module, name, None) for name in _GATED]
-    plain = all(type(part) is Linear and part.weight.dtype == torch.bfloat16 for part in parts)
+    plain = all(_is_plain(getattr(module, name, None)) for name in _GATED)
     return plain and isinstance(getattr(module, "act_fn", None), (SiLU, SiLUActivation))
 
 

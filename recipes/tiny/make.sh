@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The built-in judge from its sources: bash recipes/tiny/make.sh SCORED REVIEWS PANDALM_TEST FOLDER
 # SCORED are AlpacaEval's scored answers, REVIEWS FastChat's reviews of the 80 Vicuna questions.
-# On 2 cores with AVX-512 BF16 it takes about four hours; weights/tiny/README.md says more.
+# On 2 cores with AVX-512 BF16 it takes about five and a half hours; weights/tiny/README.md says more.
 set -euo pipefail
 scored=$(realpath "$1") reviews=$(realpath "$2") pandalm=$(realpath "$3")
 here=$(realpath "$(dirname "$0")")
