@@ -90,24 +90,15 @@ def test_rows_of_facts(tmp_path: Path) -> None:
 
 
 def test_picked_rows() -> None:
-    """Real pairs, of which few have their longer answer ahead; spoiled ones; one answer twice."""
-    rows = [
-        {"id": n, "question": "Q?", "answers": ["Yes. " * (n % 5 + 2), "No."], "gold": gold}
-        for n, gold in enumerate(["8 3", "3 8"] * 40)
-    ]
-    for n, row in enumerate(rows):
-        row["models"] = ["a", "refusal" if n % 10 == 9 else "b"]
+    """So many of each kind, the first of them: real pairs, spoiled ones, ones the base wrote."""
+    second = ("b", "b", "refusal", "base")
+    rows = [{"id": n, "models": ["a", second[n % 4]]} for n in range(40)]
     picked = subprocess.run(
-        [sys.executable, ROOT / "recipes" / "tiny" / "pick.py", "20", "2", "3", "0.3"],
+        [sys.executable, ROOT / "recipes" / "tiny" / "pick.py", "12", "2", "3"],
         input="".join(json.dumps(row) + "\n" for row in rows).encode(),
         capture_output=True,
         check=True,
     )
-    found = [json.loads(line) for line in picked.stdout.splitlines()]
-    twins = [row for row in found if "models" not in row]
-    spoiled = [row for row in found if "refusal" in row.get("models", ())]
-    real = [row for row in found if row not in twins and row not in spoiled]
-    assert (len(real), len(spoiled), len(twins)) == (20, 2, 3)
-    assert sum(row["gold"] == "8 3" for row in real) == 6
-    for row in twins:
-        assert len(set(row["answers"])) == 1 and len(set(row["gold"].split()[:2])) == 1
+    found = [json.loads(line)["id"] for line in picked.stdout.splitlines()]
+    real = [n for n in range(40) if n % 4 < 2][:12]
+    assert found == sorted([*real, 2, 6, 3, 7, 11])
