@@ -6,7 +6,8 @@ Judges real batches on one thread and fits what a batch costs to its tokens and 
 8 and 64 workers take the batches of a planned run from one counter, as real ones do: all alike;
 with stragglers (one worker in eight takes twice as long); with a worker that is lost half-way,
 which ends the run, whose batches under way are judged again when it is resumed. `idle` is the
-share of the workers' time in which they have nothing to do. The simulation of one worker, and of
+share of the workers' time in which they have nothing to do, `lost` the share spent on what is
+judged again. The simulation of one worker, and of
 two, is set beside real runs of the same rows.
 """
 
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,12 @@ class Costs:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`seconds` until the last worker is done, and the share of all workers' time left idle."""
+    """`seconds` until the last worker is done; of all workers' time, the share that is left idle,
+    and the share that was lost to batches begun in vain."""
 
     seconds: float
     idle: float
+    lost: float = 0.0
 
 
 def share(costs: Sequence[float], speeds: Sequence[float]) -> tuple[Floats, Floats]:
@@ -87,12 +90,14 @@ def run_of(costs: Sequence[float], workers: int, straggling: bool = False) -> Ou
 
 def lost_half_way(costs: Sequence[float], workers: int) -> Outcome:
     """The run ends when a worker is lost; what was under way is judged again on resuming."""
+    each = np.asarray(costs)
     ends, done = share(costs, [1.0] * workers)
     half = float(done.max()) / 2
-    left = [cost for cost, end in zip(costs, ends, strict=True) if end > half]
-    resumed = share(left, [1.0] * workers)[1]
+    begun = (half - (ends - each)[ends > half]).clip(0)
+    resumed = share(each[ends > half].tolist(), [1.0] * workers)[1]
     seconds = half + float(resumed.max())
-    return Outcome(seconds, 1 - sum(costs) / (seconds * workers))
+    lost = float(begun.sum()) / (seconds * workers)
+    return Outcome(seconds, 1 - lost - sum(costs) / (seconds * workers), lost)
 
 
 def measured(options: argparse.Namespace) -> tuple[Costs, NDArray[np.int64], int, float]:
@@ -151,7 +156,7 @@ def simulated(costs: Costs, tokens: NDArray[np.int64], rows: int, budget: int) -
             "one_lost": lost_half_way(each, workers),
         }
         found[f"{workers}_workers"] = {
-            name: {"seconds": round(one.seconds, 1), "idle": round(one.idle, 4)}
+            name: {key: round(value, 4) for key, value in asdict(one).items()}
             for name, one in ways.items()
         }
     return found

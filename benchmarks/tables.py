@@ -145,16 +145,21 @@ def costs() -> str:
 
 
 def simulated() -> str:
-    found = result("simulate")
+    ways = (
+        ("all alike: idle", "all_alike", "idle"),
+        ("stragglers: idle", "stragglers", "idle"),
+        ("one lost: idle", "one_lost", "idle"),
+        ("one lost: judged in vain", "one_lost", "lost"),
+    )
     body = [
         (
-            f"{int(name.removesuffix('_rows')):,} rows, {kind.replace('_', ' ')}",
-            *(f"{100 * runs[f'{n}_workers'][kind]['idle']:.1f} %" for n in (8, 64)),
+            f"{int(name.removesuffix('_rows')):,} rows, {label}",
+            *(f"{100 * runs[f'{n}_workers'][kind][share]:.1f} %" for n in (8, 64)),
         )
-        for name, runs in found["simulated"].items()
-        for kind in ("all_alike", "stragglers", "one_lost")
+        for name, runs in result("simulate")["simulated"].items()
+        for label, kind, share in ways
     ]
-    return rows(("idle time of", "8 workers", "64 workers"), body)
+    return rows(("share of the workers' time", "8 workers", "64 workers"), body)
 
 
 def exactness() -> str:

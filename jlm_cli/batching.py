@@ -38,7 +38,7 @@ def make_plan(
 
     `rows` are row numbers, `tokens` their sizes, `groups` a number per row that is equal where
     prompts begin alike. A batch holds at most `budget` tokens, or a single row; towards the end of
-    a long plan a quarter of that, so that many workers are done at about the same time.
+    a long plan ever fewer, so that many workers, some of them slow, are done at about one time.
     """
     row, size = np.asarray(rows, np.int64), np.asarray(tokens, np.int64)
     _, group = np.unique(np.asarray(groups, np.int64), return_inverse=True)
@@ -51,7 +51,8 @@ def make_plan(
 
 
 _LONG = 4  # full batches; a plan of fewer is not tapered
-_TAPER, _TAPERED = 8, 4  # the last eighth of all tokens goes in quarters of a batch
+_TAPER = 5  # the last fifth of all tokens goes in ever smaller batches,
+_OF_LEFT, _LEAST = 64, 8  # each 1/64 of what is left, and 1/8 of a full one at least
 
 
 def _cut(sizes: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
@@ -59,7 +60,7 @@ def _cut(sizes: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
     tapered = left // _TAPER if left > _LONG * budget else 0
     cuts, used = [0], 0
     for place, size in enumerate(sizes.tolist()):
-        room = budget if left > tapered else budget // _TAPERED
+        room = budget if left > tapered else max(budget // _LEAST, min(budget, left // _OF_LEFT))
         if used and used + size > room:
             cuts.append(place)
             used = 0

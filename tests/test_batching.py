@@ -35,7 +35,8 @@ def test_rows_of_a_group_stand_side_by_side() -> None:
 def test_long_plans_end_in_smaller_batches() -> None:
     plan, tokens = plan_of(3000, 4000)
     sizes = [sum(tokens[row] for row in batch) for batch in plan]
-    late = np.cumsum(sizes) > sum(sizes) * 7 / 8 + 4000
-    assert late.any() and max(np.array(sizes)[late]) <= 1000
-    assert np.median(np.array(sizes)[~late]) > 3500
+    left = sum(sizes) - np.cumsum(sizes) + sizes
+    late = left < sum(sizes) / 5
+    assert late.any() and (np.array(sizes)[late] <= np.maximum(500, left[late] / 64)).all()
+    assert sizes[-1] <= 500 and np.median(np.array(sizes)[~late]) > 3500
     assert len(plan_of(50, 4000)[0]) == 3  # a short one is left as it is
