@@ -4,6 +4,7 @@
     python benchmarks/costs.py workers --rows 96    two workers of one thread against one
     python benchmarks/costs.py lengths              seconds a pair by prompt length, batch, rows
     python benchmarks/costs.py stages               rows a second: survey, plan, journal, merge
+    python benchmarks/costs.py metrics              seconds and memory for figures of many records
 
 Every figure comes from real commands in processes of their own, or, for `stages`, from the very
 functions that a run calls; all take turns, and medians over rounds are given.
@@ -36,19 +37,28 @@ SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 PAIRS = SAMPLES / "pairs.jsonl"
 
 
+_MEASURED = """
+import resource, subprocess, sys, time
+start = time.perf_counter()
+status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""  # from a small process: until a command starts, its memory counts as that of the one before
+
+
 def jlm(*words: str | Path, threads: int | None = None) -> tuple[float, float]:
     """A real command: its seconds, and the most memory that one of its processes took, in MB."""
     env = dict(os.environ)
     if threads is not None:
         env["OMP_NUM_THREADS"] = str(threads)
-    start = time.perf_counter()
     command = [sys.executable, "-m", "jlm_cli", *map(str, words)]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    if os.waitstatus_to_exitcode(status):
+    done = subprocess.run(
+        [sys.executable, "-c", _MEASURED, *command], env=env, stdout=subprocess.PIPE
+    )
+    if done.returncode:
         raise SystemExit(f"failed: {' '.join(command)}")
-    return seconds, usage.ru_maxrss / 1e3
+    seconds, kilobytes = done.stdout.split()
+    return float(seconds), int(kilobytes) / 1e3
 
 
 def in_turns(rounds: int, ways: Mapping[str, Callable[[], float]]) -> dict[str, float]:
@@ -193,7 +203,18 @@ def stages(options: argparse.Namespace, scratch: Path) -> Json:
     }
 
 
-COMMANDS = {one.__name__: one for one in (startup, workers, lengths, stages)}
+def metrics(options: argparse.Namespace, scratch: Path) -> Json:
+    """Of compact records with gold, which the fake engine judged."""
+    given, out = scratch / "rows.jsonl", scratch / "out.jsonl"
+    with given.open("wb") as file:
+        for place, row in enumerate(made(2, options.many)):
+            file.write(orjson.dumps({**row, "gold": str(1 + place % 2)}) + b"\n")
+    jlm("judge", given, "-m", "fake", "--compact", "-q", "-o", out)
+    seconds, memory = jlm("metrics", out)
+    return {"rows": options.many, "seconds": round(seconds, 1), "peak_mb": round(memory)}
+
+
+COMMANDS = {one.__name__: one for one in (startup, workers, lengths, stages, metrics)}
 
 
 def main() -> None:
