@@ -52,7 +52,7 @@ def make_plan(
 
 _LONG = 4  # full batches; a plan of fewer is not tapered
 _TAPER = 5  # the last fifth of all tokens goes in ever smaller batches,
-_OF_LEFT, _LEAST = 64, 8  # each 1/64 of what is left, and 1/8 of a full one at least
+_OF_LEFT, _LEAST = 128, 4  # each 1/128 of what is left, and 1/4 of a full one at least
 
 
 def _cut(sizes: NDArray[np.int64], budget: int) -> NDArray[np.int64]:

@@ -37,6 +37,6 @@ def test_long_plans_end_in_smaller_batches() -> None:
     sizes = [sum(tokens[row] for row in batch) for batch in plan]
     left = sum(sizes) - np.cumsum(sizes) + sizes
     late = left < sum(sizes) / 5
-    assert late.any() and (np.array(sizes)[late] <= np.maximum(500, left[late] / 64)).all()
-    assert sizes[-1] <= 500 and np.median(np.array(sizes)[~late]) > 3500
+    assert late.any() and (np.array(sizes)[late] <= np.maximum(1000, left[late] / 128)).all()
+    assert sizes[-1] <= 1000 and np.median(np.array(sizes)[~late]) > 3500
     assert len(plan_of(50, 4000)[0]) == 3  # a short one is left as it is
