@@ -1,14 +1,15 @@
-"""Linear layers in bfloat16 on CPUs that multiply it natively, as oneDNN takes them: weights laid
-out once in its own order, and the gate of a gated layer applied within the products.
+"""Layers in bfloat16 on CPUs that multiply it natively. Linear ones go as oneDNN takes them: their
+weights laid out once in its own order, the gate of a gated layer applied within the products. Norms
+are torch's own, which pass over their states once where those of transformers do so six times.
 
-torch's compiler writes these calls, which have no public name yet. Where they are not there, or
-give anything but what the layers gave, the layers stay.
+torch's compiler writes these calls of oneDNN, which have no public name yet. Where they are not
+there, or a layer gives anything but what it gave before, it stays.
 """
 
 from __future__ import annotations
 
 import torch
-from torch.nn import Linear, Module, SiLU
+from torch.nn import Linear, Module, RMSNorm, SiLU
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
@@ -59,7 +60,7 @@ _GATED = ("gate_proj", "up_proj", "down_proj")
 
 
 def lay_out(model: PreTrainedModel) -> None:
-    """Replace the layers of a model on the CPU that oneDNN computes faster by itself."""
+    """Replace the layers of a model on the CPU that there is a faster way for."""
     if model.dtype == torch.bfloat16 and is_supported():
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         with torch.inference_mode():
@@ -93,6 +94,8 @@ def _faster(module: Module) -> Module | None:
             return _if_equal(LaidOut(module), module, module.in_features)  # type: ignore[arg-type]
         if _is_gated(module):
             return _if_equal(Gated(module), module, module.gate_proj.in_features)  # type: ignore[union-attr, arg-type]
+        if _is_norm(module):
+            return _if_equal(_norm(module), module, len(module.weight))  # type: ignore[arg-type]
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # another torch
         return None
     return None
@@ -105,6 +108,23 @@ def _is_plain(module: object) -> bool:
 def _is_gated(module: Module) -> bool:
     plain = all(_is_plain(getattr(module, name, None)) for name in _GATED)
     return plain and isinstance(getattr(module, "act_fn", None), (SiLU, SiLUActivation))
+
+
+def _is_norm(module: Module) -> bool:
+    weight, kind = getattr(module, "weight", None), type(module)
+    plain = isinstance(weight, torch.Tensor) and weight.dtype == torch.bfloat16 and weight.ndim == 1
+    named = kind.__name__.endswith("RMSNorm") and kind is not RMSNorm
+    return plain and named and isinstance(_epsilon(module), float)
+
+
+def _epsilon(module: Module) -> object:
+    return getattr(module, "variance_epsilon", getattr(module, "eps", None))
+
+
+def _norm(module: Module) -> RMSNorm:
+    norm = RMSNorm(len(module.weight), _epsilon(module))  # type: ignore[arg-type]
+    norm.weight = module.weight  # type: ignore[assignment]
+    return norm
 
 
 def _if_equal(faster: Module, module: Module, size: int) -> Module | None:

@@ -1,4 +1,4 @@
-"""Linear layers laid out for oneDNN: the same numbers, and only where they are the same."""
+"""Faster layers: the same numbers, and only where they are the same."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import copy
 
 import torch
 from conftest import Loaded
-from torch.nn import GELU, Linear, Module, SiLU
+from torch.nn import GELU, Linear, Module, RMSNorm, SiLU
 
+from jlm_cli.cpu_layers import Gated, LaidOut, is_supported, lay_out
 from jlm_cli.hf_engine import PackedEngine, make_engine
-from jlm_cli.onednn import Gated, LaidOut, is_supported, lay_out
 
 SUPPORTED = is_supported()
 
@@ -25,6 +25,7 @@ def test_a_judge_says_the_same_and_is_no_further_from_float32(builtin: Loaded) -
     lay_out(laid)
     layers = exact.config.num_hidden_layers if SUPPORTED else 0
     assert (count(laid, Gated), count(laid, LaidOut)) == (layers, 7 * layers)
+    assert count(laid, RMSNorm) == (2 * layers + 1 if SUPPORTED else 0)
     assert isinstance(laid.get_output_embeddings(), Linear)
     ids = torch.tensor(builtin.vocabulary.encode(["Which answer is better? " * 9])[0].ids)[None]
     with torch.inference_mode():
