@@ -63,11 +63,15 @@ def share() -> str:
     body = [
         ("rate of bfloat16 products beside float32's", f"{faster:.1f} ×"),
         (
-            "share of the machine's bfloat16 matmul rate in the prefills, where prompts are read",
+            "share of the bfloat16 matmul rate in the prefills: layers, attention, vocabulary",
             f"{found['share_of_bf16_matmul_rate_in_prefill']:.2f}",
         ),
         (
-            "the same of the whole run, drafts of score lines included",
+            "the same, by the products of the layers alone",
+            f"{found['the_same_of_the_layers_alone']:.2f}",
+        ),
+        (
+            "share in the whole run, drafts of score lines included",
             f"{found['share_of_bf16_matmul_rate']:.2f}",
         ),
         (
@@ -129,6 +133,7 @@ def probe() -> str:
 def costs() -> str:
     found, workers = result("costs-stages"), result("costs-workers")
     speed, seconds = found["rows_a_second"], result("costs-startup")["seconds"]
+    figures = result("costs-metrics")
     many = f"{found['rows']:,} rows"
     body = [
         ("`jlm --version`, `jlm judge --help`", f"{seconds['version']} s, {seconds['help']} s"),
@@ -140,8 +145,27 @@ def costs() -> str:
         ("survey: parse, render, tokenise", f"{speed['survey']:,} rows/s"),
         (f"plan, journal and merge of {many}", f"{speed['plan_journal_and_merge']:,} rows/s"),
         (f"scan of {many} on resuming", f"{found['resume_scan_seconds']:.1f} s"),
+        (
+            f"`jlm metrics` of {figures['rows']:,} compact records with gold",
+            f"{figures['seconds']:.0f} s, {figures['peak_mb'] / 1e3:.1f} GB",
+        ),
     ]
     return rows(("what", "measured"), body)
+
+
+def lengths() -> str:
+    found = result("costs-lengths")
+    kinds = (
+        ("by_words_of_an_answer", "answers of {} words each"),
+        ("by_batch_tokens", "batches of {} tokens"),
+        ("by_rows", "{} rows"),
+    )
+    body = [
+        (label.format(name), f"{one['seconds_a_pair']:.3f}", f"{one['peak_mb'] / 1e3:.1f}")
+        for kind, label in kinds
+        for name, one in found[kind].items()
+    ]
+    return rows(("pairs of 80 words an answer, but", "seconds a pair", "GB at most"), body)
 
 
 def simulated() -> str:
@@ -186,6 +210,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "checks": checks,
     "probe": probe,
     "costs": costs,
+    "lengths": lengths,
     "simulated": simulated,
     "exactness": exactness,
 }

@@ -37,6 +37,7 @@ from jlm_cli.batching import Plan
 from jlm_cli.config import Config
 from jlm_cli.engine import Judge
 from jlm_cli.hf_engine import PackedEngine
+from jlm_cli.packing import Tokens
 from jlm_cli.report import Report
 from jlm_cli.scoreline import LineTokens
 from jlm_cli.survey import take_survey
@@ -150,23 +151,29 @@ def _jlm(setting: Setting) -> tuple[PreTrainedModel, Work]:
     assert isinstance(engine, PackedEngine)
     judge = Judge(engine, run.lines, bool(setting.reason), setting.reason)
     plan = setting.plan
-    prefill, spent = engine.prefill, {"prefill_seconds": 0.0, "prefill_fed": 0}
+    prefill, one_pass = engine.prefill, engine._pass
+    spent: Json = {}
 
     def timed(*batch: Any) -> Any:
-        start, before = _now(run.compute.device), engine.tokens_fed
+        start, before = _now(run.compute.device), dict(spent)
         known = prefill(*batch)
         spent["prefill_seconds"] += _now(run.compute.device) - start
-        spent["prefill_fed"] += engine.tokens_fed - before
+        for kind in ("fed", "beside"):
+            spent[f"prefill_{kind}"] += spent[kind] - before[kind]
         return known
 
-    engine.prefill = timed  # type: ignore[method-assign, assignment]
+    def counted(tokens: Tokens) -> torch.Tensor:
+        spent["fed"] += len(tokens.ids)
+        spent["beside"] += _beside_layers(tokens, engine.model)
+        return one_pass(tokens)
+
+    engine.prefill, engine._pass = timed, counted  # type: ignore[method-assign, assignment]
 
     def judge_all() -> Json:
-        before = engine.tokens_fed
-        spent.update(prefill_seconds=0.0, prefill_fed=0)
+        spent.update(fed=0, beside=0, prefill_seconds=0.0, prefill_fed=0, prefill_beside=0)
         for batch in plan:
             runner.judge_batch(run, batch, judge)
-        return {"fed": engine.tokens_fed - before, **spent}
+        return dict(spent)
 
     return engine.model, judge_all
 
@@ -213,6 +220,17 @@ def _products(model: PreTrainedModel) -> int:
         for name, layer in model.named_modules()
         if isinstance(layer, torch.nn.Linear) and "lm_head" not in name
     )
+
+
+def _beside_layers(tokens: Tokens, model: PreTrainedModel) -> int:
+    """Multiply-adds of a pass beside its layers': attention to what is seen, and the vocabulary."""
+    config = model.config.get_text_config()
+    spans = [(segment.start, segment.end) for segment in tokens.segments]
+    seen = sum((end * (end + 1) - start * (start + 1)) // 2 for start, end in spans)
+    seen += sum(int(fan.sees.sum()) for fan in tokens.fans)
+    size = int(config.hidden_size)  # of all heads together
+    attention = 2 * int(config.num_hidden_layers) * size * seen
+    return attention + size * int(config.vocab_size) * len(tokens.kept)
 
 
 def _matmul_rate(dtype: str, device: str, model: PreTrainedModel) -> float:
@@ -280,11 +298,13 @@ def _result(
     def median(value: Callable[[Json], float]) -> float:
         return round(statistics.median(value(one) for one in rounds), 3)
 
-    def share(one: Json, kind: str, part: str = "") -> float:
-        """Of the matmul rate: the layers' products for the tokens that were really fed."""
-        done = 2 * facts["official"]["parameters_per_token"] * one["jlm"][f"{part}fed"]
-        best = max(one[way]["gflops"][kind] for way in WAYS)
-        return float(done / one["jlm"][f"{part}seconds"] / 1e9 / best)
+    def share(one: Json, part: str = "", beside: bool = True) -> float:
+        """Of the bfloat16 matmul rate: all products that the tokens really fed need."""
+        took = one["jlm"]
+        products = facts["official"]["parameters_per_token"] * took[f"{part}fed"]
+        products += took[f"{part}beside"] if beside else 0
+        best = max(one[way]["gflops"]["bfloat16"] for way in WAYS)
+        return float(2 * products / took[f"{part}seconds"] / 1e9 / best)
 
     def ratio(one: Json, way: str) -> float:
         return float(one[way]["seconds"] / one["jlm"]["seconds"])
@@ -297,11 +317,9 @@ def _result(
             way: median(lambda one, way=way: len(sizes) / one[way]["seconds"])  # type: ignore[misc]
             for way in WAYS
         },
-        "share_of_bf16_matmul_rate": median(lambda one: share(one, "bfloat16")),
-        "share_of_bf16_matmul_rate_in_prefill": median(
-            lambda one: share(one, "bfloat16", "prefill_")
-        ),
-        "share_of_used_matmul_rate": median(lambda one: share(one, setting.run.compute.dtype)),
+        "share_of_bf16_matmul_rate": median(share),
+        "share_of_bf16_matmul_rate_in_prefill": median(lambda one: share(one, "prefill_")),
+        "the_same_of_the_layers_alone": median(lambda one: share(one, "prefill_", beside=False)),
         "tokens_fed_over_prompt_tokens": median(lambda one: one["jlm"]["fed"] / sum(sizes)),
         "conditions": {
             "input": options.input.name,
