@@ -32,11 +32,15 @@ def test_rows_of_a_group_stand_side_by_side() -> None:
     assert all(abs(place[row] - place[row + 1]) == 1 for row in range(0, 3000, 2))
 
 
-def test_long_plans_end_in_smaller_batches() -> None:
-    plan, tokens = plan_of(3000, 4000)
-    sizes = [sum(tokens[row] for row in batch) for batch in plan]
-    left = sum(sizes) - np.cumsum(sizes) + sizes
-    late = left < sum(sizes) / 5
-    assert late.any() and (np.array(sizes)[late] <= np.maximum(1000, left[late] / 128)).all()
-    assert sizes[-1] <= 1000 and np.median(np.array(sizes)[~late]) > 3500
-    assert len(plan_of(50, 4000)[0]) == 3  # a short one is left as it is
+@pytest.mark.parametrize("n, least", [(3000, 500), (600, 1000)])
+def test_long_plans_end_in_smaller_batches(n: int, least: int) -> None:
+    plan, tokens = plan_of(n, 4000)
+    sizes = np.array([sum(tokens[row] for row in batch) for batch in plan])
+    left = sizes.sum() - np.cumsum(sizes) + sizes
+    late = left < sizes.sum() / 4
+    assert late.any() and (sizes[late] <= np.maximum(least, left[late] / 128)).all()
+    assert np.median(sizes[~late]) > 3500 and sizes[-2] > least - 400
+
+
+def test_short_plans_are_left_as_they_are() -> None:
+    assert len(plan_of(50, 4000)[0]) == 3

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from conftest import Loaded
-from torch.nn import GELU, Linear, Module, RMSNorm, SiLU
+from torch.nn import GELU, Linear, Module, Parameter, RMSNorm, SiLU
 
 from jlm_cli.cpu_layers import Gated, LaidOut, is_supported, lay_out
 from jlm_cli.hf_engine import PackedEngine, make_engine
@@ -56,27 +57,51 @@ class Mlp(Module):
         return out
 
 
+class PlainRMSNorm(Module):
+    """As models write it; some add one to their weights."""
+
+    def __init__(self, more: float = 0.0) -> None:
+        super().__init__()
+        self.weight, self.more, self.variance_epsilon = Parameter(torch.rand(64)), more, 1e-5
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        exact = states.float()
+        exact = exact * torch.rsqrt(exact.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return (self.weight + self.more) * exact.to(states.dtype)
+
+
 class Model(Module):
     """The little that is asked of a model."""
 
     dtype = torch.bfloat16
 
-    def __init__(self, mlp: Mlp) -> None:
+    def __init__(self, part: Module) -> None:
         super().__init__()
-        self.mlp, self.head = mlp.to(torch.bfloat16), Linear(64, 64).to(torch.bfloat16)
+        self.part, self.head = part.to(torch.bfloat16), Linear(64, 64).to(torch.bfloat16)
 
     def get_output_embeddings(self) -> Module:
         return self.head
 
 
-def test_only_a_layer_that_is_nothing_more_is_gated() -> None:
-    for mlp, same in ((Mlp(SiLU()), True), (Mlp(GELU()), False), (Mlp(SiLU(), 1.5), False)):
-        model = Model(mlp)
-        states = torch.randn(1, 40, 64).to(torch.bfloat16)
-        with torch.inference_mode():
-            before = model.mlp(states).float()
-            lay_out(model)  # type: ignore[arg-type]
-            after = model.mlp(states).float()
-        assert isinstance(model.mlp, Gated) == (same and SUPPORTED)
-        assert count(model, LaidOut) == 3 * SUPPORTED
-        assert (after - before).norm() <= 0.01 * before.norm()
+@pytest.mark.parametrize(
+    "part, faster",
+    [
+        (Mlp(SiLU()), Gated),
+        (Mlp(GELU()), None),
+        (Mlp(SiLU(), 1.5), None),
+        (PlainRMSNorm(), RMSNorm),
+        (PlainRMSNorm(more=1.0), None),
+    ],
+)
+def test_only_a_layer_that_is_nothing_more_is_replaced(
+    part: Module, faster: type[Module] | None
+) -> None:
+    model = Model(copy.deepcopy(part))
+    states = torch.randn(1, 40, 64).to(torch.bfloat16)
+    with torch.inference_mode():
+        before = model.part(states).float()
+        lay_out(model)  # type: ignore[arg-type]
+        after = model.part(states).float()
+    assert type(model.part) is (faster if faster and SUPPORTED else type(part))
+    assert count(model, LaidOut) == (3 * SUPPORTED if isinstance(part, Mlp) else 0)
+    assert (after - before).norm() <= 0.01 * before.norm()
