@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
@@ -112,11 +113,16 @@ class HFEngine:
             out = self.model.generate(
                 ids.to(self.device),
                 attention_mask=seen.to(self.device),
+                past_key_values=self._read_before(prompts),
                 generation_config=greedy,
                 streamer=_Heard(wrote),
             )
         rows = out[:, longest:].tolist()
         return [self._written(row, limit) for row, limit in zip(rows, limits, strict=True)]
+
+    def _read_before(self, prompts: Sequence[Ids]) -> Cache | None:
+        """Keys and values of what left-padded prompts begin with, where they are at hand."""
+        return None
 
     def _written(self, ids: list[int], limit: int) -> Written:
         end = next((n for n, token in enumerate(ids) if token in self.vocabulary.ends), None)
@@ -186,6 +192,7 @@ class PackedEngine(HFEngine):
         self.tokens_fed = 0  # of all batches so far
         self._blocks = Blocks()
         self._order: list[int] = []  # the rows as they lie in the blocks
+        self._prompts: list[tuple[int, ...]] = []  # theirs
         self._lengths: list[int] = []
         self._fed: list[int] = []
 
@@ -200,7 +207,7 @@ class PackedEngine(HFEngine):
         self._lengths = [len(prompts[row]) for row in self._order]
         self._fed = [0] * len(prompts)
         self._blocks.begin(len(prompts), max(self._lengths) + DRAFT_ROOM)
-        inside = [prompts[row] for row in self._order]
+        inside = self._prompts = [tuple(prompts[row]) for row in self._order]
         behind = [drafts[row] for row in self._order]
         parts = []  # fetched from the device once, so that passes queue up there
         for pack in self._packs(inside, behind):
@@ -231,7 +238,30 @@ class PackedEngine(HFEngine):
 
     def forget(self) -> None:
         self._blocks = Blocks()
+        self._prompts = []
         super().forget()
+
+    def _read_before(self, prompts: Sequence[Ids]) -> Cache | None:
+        """Reasons go on behind prompts of the batch just judged."""
+        rows = [row for ids in prompts if (row := self._row_of(ids)) is not None]
+        # without them `generate` would count the padding as places
+        positioned = "position_ids" in inspect.signature(self.model.forward).parameters
+        if len(rows) < len(prompts) or not positioned:
+            return None
+        behind = max(len(ids) - self._lengths[row] for ids, row in zip(prompts, rows, strict=True))
+        ends = [len(ids) - behind for ids in prompts]
+        if min(ends) < 1:
+            return None
+        cache = DynamicCache()
+        for layer, states in self._blocks.ending_together(rows, ends):
+            cache.update(*states, layer)
+        return cache
+
+    def _row_of(self, ids: Ids) -> int | None:
+        """The row of the batch whose prompt these ids go on from."""
+        start = tuple(ids)
+        rows = (row for row, prompt in enumerate(self._prompts) if start[: len(prompt)] == prompt)
+        return next(rows, None)
 
     def went_through_every_layer(self) -> bool:
         """Whether all layers took the packed attention in the last batch, not some or none."""

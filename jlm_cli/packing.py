@@ -6,7 +6,7 @@ behind; only attention looks at rows one by one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,6 +148,16 @@ class Blocks:
             found.append(block)
         return found
 
+    def ending_together(
+        self, rows: Sequence[int], ends: Sequence[int]
+    ) -> Iterator[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
+        """For each layer, keys and values [rows, heads, most places, size] of the places of some
+        rows before their ends, which all come last."""
+        most = max(ends)
+        for layer in range(self.n_layers):
+            keys, values = (self._blocks[layer, kind] for kind in (0, 1))
+            yield layer, (_aligned(keys, rows, ends, most), _aligned(values, rows, ends, most))
+
     def _block(self, layer: int, kind: int, like: torch.Tensor, end: int) -> torch.Tensor:
         block = self._blocks.get((layer, kind))
         if block is None:
@@ -167,6 +177,15 @@ class Blocks:
         if memory is None or memory.numel() < size:
             memory = self._memory[layer, kind] = like.new_zeros(size)  # any bits may be NaN
         return memory[:size].view(shape)
+
+
+def _aligned(
+    block: torch.Tensor, rows: Sequence[int], ends: Sequence[int], most: int
+) -> torch.Tensor:
+    out = block.new_zeros(len(rows), block.shape[1], most, block.shape[3])
+    for place, (row, end) in enumerate(zip(rows, ends, strict=True)):
+        out[place, :, most - end :] = block[row, :, :end]
+    return out
 
 
 @dataclass

@@ -14,7 +14,7 @@ from conftest import Loaded
 
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines, Prompt
-from jlm_cli.engine import Engine, Judge, follow, read_lines
+from jlm_cli.engine import Engine, Judge, follow, read_lines, unheard
 from jlm_cli.errors import RowError
 from jlm_cli.hf_engine import SHARED_START, PackedEngine, PlainEngine, make_engine
 from jlm_cli.modes import Reading, View, mode_of
@@ -247,6 +247,31 @@ def test_reasons_follow_the_line(released: Loaded) -> None:
         assert ("reason-cut" in result.flags) == (2 not in out)
         words = released.vocabulary.decode(out[: out.index(2)] if 2 in out else out)
         assert result.reason == words.strip()
+
+
+def test_reasons_do_not_read_their_prompts_again(released: Loaded) -> None:
+    """Only score lines go through the model once more, and the words are those of whole prompts."""
+    engine = tree_of(released)
+    judge = Judge(engine, Lines(released.vocabulary), reason=True, new_tokens=7)
+    prompts = prompts_of(released)
+    view = View(load("judgelm"), (1, 2))
+    fed: list[int] = []
+    hook = released.model.register_forward_pre_hook(
+        lambda model, args, kwargs: fed.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    results = judge.judge([Prompt(tuple(prompt), view) for prompt in prompts])
+    starts = [
+        [*prompt, *released.tokens.spell(result.line.greedy)]
+        for prompt, result in zip(prompts, results, strict=True)
+        if isinstance(result, Reading)
+    ]
+    tails = [len(a) - len(b) for a, b in zip(starts, prompts, strict=True)]
+    assert fed[-7:] == [max(tails)] + 6 * [1]
+    engine.forget()
+    written = engine.write(starts, [7] * len(starts), unheard)
+    hook.remove()
+    assert fed[-7] == max(map(len, starts))
+    assert [words.text.strip() for words in written] == [result.reason for result in results]
 
 
 def test_reason_never_overruns_the_context(released: Loaded) -> None:

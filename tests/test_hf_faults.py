@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -86,6 +87,7 @@ def test_memory_runs_out(
     judge = judge_of(released, released.model, PackedEngine, reason)
     forward = type(released.model).forward
 
+    @functools.wraps(forward)
     def refusing(self: Any, *args: Any, **kwargs: Any) -> Any:
         assert isinstance(judge.engine, PackedEngine)
         if judge.engine._blocks.rows > most:
