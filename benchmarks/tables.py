@@ -13,6 +13,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def rows(head: Sequence[str], body: Sequence[Sequence[object]]) -> str:
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
 
 
-def throughput() -> str:
-    found = result("throughput-cpu")
+def throughput(name: str) -> str:
+    found = result(name)
     speed, dtypes = found["pairs_per_second"], found["conditions"]["dtypes"]
     ratio = {
         "official": found["jlm_over_official"],
@@ -204,7 +205,8 @@ def _rows(found: Json) -> int:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "throughput": throughput,
+    "throughput": partial(throughput, "throughput-cpu"),
+    "reasons": partial(throughput, "throughput-reason-cpu"),
     "share": share,
     "quality": quality,
     "checks": checks,
