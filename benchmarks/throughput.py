@@ -228,9 +228,10 @@ def _beside_layers(tokens: Tokens, model: PreTrainedModel) -> int:
     spans = [(segment.start, segment.end) for segment in tokens.segments]
     seen = sum((end * (end + 1) - start * (start + 1)) // 2 for start, end in spans)
     seen += sum(int(fan.sees.sum()) for fan in tokens.fans)
-    size = int(config.hidden_size)  # of all heads together
-    attention = 2 * int(config.num_hidden_layers) * size * seen
-    return attention + size * int(config.vocab_size) * len(tokens.kept)
+    wide, heads = int(config.hidden_size), int(config.num_attention_heads)
+    size = int(getattr(config, "head_dim", None) or wide // heads)
+    attention = 2 * int(config.num_hidden_layers) * heads * size * seen
+    return attention + wide * int(config.vocab_size) * len(tokens.kept)
 
 
 def _matmul_rate(dtype: str, device: str, model: PreTrainedModel) -> float:

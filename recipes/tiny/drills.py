@@ -92,9 +92,9 @@ KINDS = (
 _SYLLABLES = "ka lo ri ven dar mel to sha ner bo qui las pe tor mi gan zel ur and fen"
 
 
-def sums(draw: random.Random, count: int) -> Iterator[Fact]:
+def sums(draw: random.Random) -> Iterator[Fact]:
     """Most of two numbers below a hundred; wrong results are near ones, or a digit off."""
-    for _ in range(count):
+    for _ in range(_SUMS):
         sign = draw.choices("+-*", (0.7, 0.2, 0.1))[0]
         a, b = sorted(draw.sample(range(2, 13 if sign == "*" else 80), 2), reverse=True)
         if {a, b} == _NOT_ASKED:
@@ -122,7 +122,7 @@ def made_up(draw: random.Random) -> Iterator[Fact]:
 
 def rows(seed: int) -> Iterator[dict[str, object]]:
     draw = random.Random(seed)
-    for fact in sums(draw, _SUMS):
+    for fact in sums(draw):
         yield row(fact, draw)
     for fact in made_up(draw):
         stated = draw.choice(fact.sentences).replace("{b}", fact.right)
