@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def lengths(options: argparse.Namespace, scratch: Path) -> Json:
 
     def judge(words_each: int, rows: int, *more: str) -> tuple[float, float]:
         given = scratch / f"{words_each}-{rows}.jsonl"
-        given.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in made(words_each, rows)))
+        write_rows(given, made(words_each, rows))
         words = ("judge", given, "-m", options.model, "-q", "--overwrite", *more)
         return jlm(*words, "-o", scratch / "out.jsonl")
 
@@ -160,6 +160,11 @@ def made(words_each: int, rows: int) -> Iterator[Json]:
         yield {"id": row, "question": f"What about number {row}?", "answers": texts}
 
 
+def write_rows(path: Path, rows: Iterable[Json]) -> None:
+    with path.open("wb") as file:
+        file.writelines(orjson.dumps(row) + b"\n" for row in rows)
+
+
 def stages(options: argparse.Namespace, scratch: Path) -> Json:
     """Of many short rows, in batches of 64, as a GPU would judge them."""
     n = options.many
@@ -167,7 +172,7 @@ def stages(options: argparse.Namespace, scratch: Path) -> Json:
     out = scratch / "few.jsonl"
     few = min(n, 20_000)
     given = scratch / "rows.jsonl"
-    given.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in made(8, few)))
+    write_rows(given, made(8, few))
     survey = jlm("judge", given, "-m", "fake", "--plan", "-q")[0] - jlm("--version")[0]
     jlm("judge", given, "-m", "fake", "-q", "--limit", "1", "-o", out)
     record = out.read_bytes().rstrip(b"\n")
@@ -206,17 +211,10 @@ def stages(options: argparse.Namespace, scratch: Path) -> Json:
 def metrics(options: argparse.Namespace, scratch: Path) -> Json:
     """Of compact records with gold: those of a thousand rows over and over, by other ids."""
     given, judged, many = (scratch / name for name in ("rows.jsonl", "out.jsonl", "many.jsonl"))
-    given.write_bytes(
-        b"".join(
-            orjson.dumps({**row, "gold": str(1 + place % 2)}) + b"\n"
-            for place, row in enumerate(made(2, 1000))
-        )
-    )
+    write_rows(given, ({**row, "gold": str(1 + row["id"] % 2)} for row in made(2, 1000)))
     jlm("judge", given, "-m", "fake", "--compact", "-q", "-o", judged)
     records = [orjson.loads(line) for line in judged.read_bytes().splitlines()]
-    with many.open("wb") as file:
-        for place in range(options.many):
-            file.write(orjson.dumps({**records[place % 1000], "id": str(place)}) + b"\n")
+    write_rows(many, ({**records[n % 1000], "id": str(n)} for n in range(options.many)))
     seconds, memory = jlm("metrics", many)
     return {"rows": options.many, "seconds": round(seconds, 1), "peak_mb": round(memory)}
 
@@ -236,7 +234,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="jlm-costs-") as scratch:
         found = COMMANDS[options.what](options, Path(scratch))
-    result = {**found, "conditions": {"machine": machine("cpu"), "model": options.model}}
+    conditions = {"machine": machine("cpu"), "model": options.model}
+    conditions |= {"rows": options.rows, "rounds": options.rounds}
+    result = {**found, "conditions": conditions}
     tell(result, options.output)
 
 

@@ -7,8 +7,7 @@ Judges real batches on one thread and fits what a batch costs to its tokens and 
 with stragglers (one worker in eight takes twice as long); with a worker that is lost half-way,
 which ends the run, whose batches under way are judged again when it is resumed. `idle` is the
 share of the workers' time in which they have nothing to do, `lost` the share spent on what is
-judged again. The simulation of one worker, and of
-two, is set beside real runs of the same rows.
+judged again. The simulation of one worker, and of two, is set beside real runs of the same rows.
 """
 
 from __future__ import annotations

@@ -155,16 +155,16 @@ def _jlm(setting: Setting) -> tuple[PreTrainedModel, Work]:
     spent: Json = {}
 
     def timed(*batch: Any) -> Any:
-        start, before = _now(run.compute.device), dict(spent)
+        start = _now(run.compute.device)
         known = prefill(*batch)
         spent["prefill_seconds"] += _now(run.compute.device) - start
-        for kind in ("fed", "beside"):
-            spent[f"prefill_{kind}"] += spent[kind] - before[kind]
         return known
 
     def counted(tokens: Tokens) -> torch.Tensor:
-        spent["fed"] += len(tokens.ids)
-        spent["beside"] += _beside_layers(tokens, engine.model)
+        beside = _beside_layers(tokens, engine.model)
+        for part in ("", "prefill_") if tokens.segments else ("",):
+            spent[f"{part}fed"] += len(tokens.ids)
+            spent[f"{part}beside"] += beside
         return one_pass(tokens)
 
     engine.prefill, engine._pass = timed, counted  # type: ignore[method-assign, assignment]

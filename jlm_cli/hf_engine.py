@@ -7,6 +7,7 @@ drafted token see its prompt and its ancestors.
 
 from __future__ import annotations
 
+import bisect
 import ctypes
 import functools
 import inspect
@@ -192,8 +193,7 @@ class PackedEngine(HFEngine):
         self.tokens_fed = 0  # of all batches so far
         self._blocks = Blocks()
         self._order: list[int] = []  # the rows as they lie in the blocks
-        self._prompts: list[tuple[int, ...]] = []  # theirs
-        self._lengths: list[int] = []
+        self._prompts: list[tuple[int, ...]] = []  # theirs, sorted
         self._fed: list[int] = []
 
     @_within_memory
@@ -203,17 +203,17 @@ class PackedEngine(HFEngine):
         """Rows lie in the order of their tokens, and each copies what it shares with the one
         before: both orders of a sample, and samples with the same question, begin alike."""
         self.columns = columns
-        self._order = sorted(range(len(prompts)), key=lambda row: tuple(prompts[row]))
-        self._lengths = [len(prompts[row]) for row in self._order]
-        self._fed = [0] * len(prompts)
-        self._blocks.begin(len(prompts), max(self._lengths) + DRAFT_ROOM)
-        inside = self._prompts = [tuple(prompts[row]) for row in self._order]
+        given = [tuple(prompt) for prompt in prompts]
+        self._order = sorted(range(len(given)), key=given.__getitem__)
+        self._prompts = [given[row] for row in self._order]
+        self._fed = [0] * len(given)
+        self._blocks.begin(len(given), max(map(len, given)) + DRAFT_ROOM)
         behind = [drafts[row] for row in self._order]
         parts = []  # fetched from the device once, so that passes queue up there
-        for pack in self._packs(inside, behind):
+        for pack in self._packs(behind):
             tokens = Tokens()
             for segment in pack:
-                tokens.add_prompt(segment, inside[segment.row])
+                tokens.add_prompt(segment, self._prompts[segment.row])
             for segment in pack:
                 self._add_draft(tokens, segment.row, behind[segment.row])
             parts.append(self._pass(tokens))
@@ -248,7 +248,8 @@ class PackedEngine(HFEngine):
         positioned = "position_ids" in inspect.signature(self.model.forward).parameters
         if len(rows) < len(prompts) or not positioned:
             return None
-        behind = max(len(ids) - self._lengths[row] for ids, row in zip(prompts, rows, strict=True))
+        read = [self._prompts[row] for row in rows]
+        behind = max(len(ids) - len(start) for ids, start in zip(prompts, read, strict=True))
         ends = [len(ids) - behind for ids in prompts]
         if min(ends) < 1:
             return None
@@ -260,21 +261,21 @@ class PackedEngine(HFEngine):
     def _row_of(self, ids: Ids) -> int | None:
         """The row of the batch whose prompt these ids go on from."""
         start = tuple(ids)
-        rows = (row for row, prompt in enumerate(self._prompts) if start[: len(prompt)] == prompt)
-        return next(rows, None)
+        row = bisect.bisect_right(self._prompts, start) - 1
+        if row < 0 or start[: len(self._prompts[row])] != self._prompts[row]:
+            return None
+        return row
 
     def went_through_every_layer(self) -> bool:
         """Whether all layers took the packed attention in the last batch, not some or none."""
         return self._blocks.n_layers == int(self.model.config.get_text_config().num_hidden_layers)
 
-    def _packs(
-        self, prompts: Sequence[Ids], drafts: Sequence[LineDraft]
-    ) -> Iterator[list[Segment]]:
+    def _packs(self, drafts: Sequence[LineDraft]) -> Iterator[list[Segment]]:
         """The prompts' segments, with room for what is drafted behind them."""
         pack: list[Segment] = []
         used = 0
-        for row, prompt in enumerate(prompts):
-            shared = _shared(prompts[row - 1], prompt) if row else 0
+        for row, prompt in enumerate(self._prompts):
+            shared = _shared(self._prompts[row - 1], prompt) if row else 0
             new = len(prompt) - shared + len(drafts[row])
             if pack and used + new > self.pack_tokens:
                 yield pack
@@ -287,7 +288,8 @@ class PackedEngine(HFEngine):
         """Drafted tokens stand behind the prompt in the order of their slots."""
         if not draft:
             return
-        prompt, start = self._lengths[row], self._lengths[row] + self._fed[row]
+        prompt = len(self._prompts[row])
+        start = prompt + self._fed[row]
         sees = np.zeros((len(draft), start + len(draft)), bool)
         sees[:, :prompt] = True
         for n, token in enumerate(draft):
