@@ -104,6 +104,8 @@ def workers(options: argparse.Namespace, scratch: Path) -> Json:
     loading = [found[f"{n}_workers_2_rows"] for n in (1, 2)]
     same = (scratch / "1.jsonl").read_bytes() == (scratch / "2.jsonl").read_bytes()
     return {
+        "rows": options.rows,
+        "rounds": options.rounds,
         "two_over_one": round(one / two, 3),
         "two_over_one_without_loading": round((one - loading[0]) / (two - loading[1]), 3),
         "same_bytes": same,
@@ -129,6 +131,8 @@ def lengths(options: argparse.Namespace, scratch: Path) -> Json:
 
     n = options.rows
     return {
+        "rows": n,
+        "rounds": options.rounds,
         "by_words_of_an_answer": {str(w): cost(w, n) for w in (20, 80, 320)},
         "by_batch_tokens": {
             str(t): cost(80, n, "--batch-tokens", str(t)) for t in (2048, 8192, 16384)
@@ -234,9 +238,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="jlm-costs-") as scratch:
         found = COMMANDS[options.what](options, Path(scratch))
-    conditions = {"machine": machine("cpu"), "model": options.model}
-    conditions |= {"rows": options.rows, "rounds": options.rounds}
-    result = {**found, "conditions": conditions}
+    result = {**found, "conditions": {"machine": machine("cpu"), "model": options.model}}
     tell(result, options.output)
 
 
