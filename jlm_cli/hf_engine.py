@@ -8,179 +8,39 @@ drafted token see its prompt and its ancestors.
 from __future__ import annotations
 
 import bisect
-import ctypes
-import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
-from transformers.generation.streamers import BaseStreamer
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from jlm_cli.encoding import Vocabulary
-from jlm_cli.engine import Ids, LineDraft, Written, Wrote, with_ends
-from jlm_cli.packing import ATTENTION, Blocks, Fan, Fans, Pack, Segment, Tokens
+from jlm_cli.engine import Ids, LineDraft, with_ends
+from jlm_cli.memory import within_memory
+from jlm_cli.packing import ATTENTION, Blocks, Fan, Fans, Pack, Segment, Tokens, shared_start
 from jlm_cli.scoreline import DraftToken, Floats
+from jlm_cli.writing import Writer
 
 DRAFT_ROOM = 128  # places kept free behind the prompts; a larger draft makes the blocks grow
-SHARED_START = 24  # tokens two prompts must share before copying them pays
 # tokens in one pass, times bytes of a number: enough to amortise reading the weights, few enough
 # for the caches
 CPU_PACK_BYTES = 4800
 GPU_PACK = 16384
 _LOGITS_AT_ONCE = 64  # rows of logits turned into log-probabilities at a time, to bound memory
 
-P = ParamSpec("P")
-R = TypeVar("R")
 
+class HFEngine(Writer):
+    """What both ways of reading scores share."""
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Of a GPU, or of the CPU's allocator, which raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _within_memory(method: Callable[P, R]) -> Callable[P, R]:
-    """Let a method raise MemoryError where memory runs out, with all given back that it held."""
-
-    @functools.wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return method(*args, **kwargs)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        engine = args[0]
-        assert isinstance(engine, HFEngine)
-        engine.forget()  # only here: the error's traceback held the batch's tensors
-        raise MemoryError
-
-    return call
-
-
-class _Heard(BaseStreamer):
-    """Tells of the tokens that `generate` writes, a batch at a time; the prompts come first."""
-
-    def __init__(self, wrote: Wrote) -> None:
-        self._wrote = wrote
-        self._begun = False
-
-    def put(self, value: torch.Tensor) -> None:
-        if self._begun:
-            self._wrote(value.numel())
-        self._begun = True
-
-    def end(self) -> None:
-        pass
-
-
-class HFEngine:
-    """What both ways of reading a model share."""
-
-    def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary) -> None:
-        self.model = model.eval()  # type: ignore[no-untyped-call]
-        self.vocabulary = vocabulary
-        self.device = model.device
-        self.columns: Sequence[int] = ()
-        self._read: tuple[list[int], Cache] | None = None
-
-    def forget(self) -> None:
-        """Give back the memory kept from batch to batch."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+    columns: Sequence[int] = ()
 
     def log_p(self, logits: torch.Tensor) -> torch.Tensor:
         """[n, vocabulary] → float32 [n, columns] on the device, normalised over the vocabulary."""
         columns = torch.tensor(self.columns, device=logits.device)
         parts = logits.split(_LOGITS_AT_ONCE)  # type: ignore[no-untyped-call]
         return torch.cat([rows.log_softmax(-1, dtype=torch.float32)[:, columns] for rows in parts])
-
-    @_within_memory
-    def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
-        longest = max(map(len, prompts))
-        pad = self.vocabulary.ends[0]
-        ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts])
-        seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-        greedy = GenerationConfig(  # type: ignore[no-untyped-call]
-            do_sample=False,
-            max_new_tokens=max(limits),
-            eos_token_id=list(self.vocabulary.ends),
-            pad_token_id=pad,
-        )
-        with torch.inference_mode():
-            out = self.model.generate(
-                ids.to(self.device),
-                attention_mask=seen.to(self.device),
-                past_key_values=self._read_before(prompts),
-                generation_config=greedy,
-                streamer=_Heard(wrote),
-            )
-        rows = out[:, longest:].tolist()
-        return [self._written(row, limit) for row, limit in zip(rows, limits, strict=True)]
-
-    def _read_before(self, prompts: Sequence[Ids]) -> Cache | None:
-        """Keys and values of what left-padded prompts begin with, where they are at hand."""
-        return None
-
-    def _written(self, ids: list[int], limit: int) -> Written:
-        end = next((n for n, token in enumerate(ids) if token in self.vocabulary.ends), None)
-        length = min(len(ids) if end is None else end, limit)
-        return Written(self.vocabulary.decode(ids[:length]), cut=end is None or end > limit)
-
-    def stream(self, prompt: Ids, limit: int, draw: int = 0) -> Iterator[int]:
-        ids = list(prompt)
-        seed = torch.Generator(self.device).manual_seed(draw) if draw else None
-        for _ in range(limit):
-            token = _pick(self._behind_last(ids), seed)
-            if token in self.vocabulary.ends:
-                return
-            yield token
-            ids.append(token)
-
-    def _behind_last(self, ids: list[int]) -> torch.Tensor:
-        """Logits behind the last id, [vocabulary]; what was read before is not read again."""
-        start, cache = _known(self._read, ids)
-        self._read = None  # an interrupt must not leave half of a step's keys and values
-        with torch.inference_mode():
-            out = self.model(
-                torch.tensor([ids[start:]], device=self.device),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        if out.get("past_key_values") is not None:
-            self._read = list(ids), out.past_key_values
-        logits: torch.Tensor = out.logits[0, -1].float()
-        return logits
-
-
-def _known(read: tuple[list[int], Cache] | None, ids: list[int]) -> tuple[int, Cache | None]:
-    """How many of the ids have keys and values already, with these; other ones are cut off."""
-    if read is None:
-        return 0, None
-    before, cache = read
-    shared = _shared(before, ids)
-    if shared == len(before):
-        return shared, cache
-    if shared == 0 or any(type(layer) is not DynamicLayer for layer in cache.layers):
-        return 0, None
-    cache.crop(shared - len(before))
-    return shared, cache
-
-
-_TEMPERATURE = 0.7
-_LEAST_SHARE = 0.05  # of the likeliest token's probability; less likely ones are never sampled
-
-
-def _pick(logits: torch.Tensor, seed: torch.Generator | None) -> int:
-    """The likeliest token, or a sample."""
-    if seed is None:
-        return int(logits.argmax())
-    p = (logits / _TEMPERATURE).softmax(-1)
-    return int(torch.multinomial(p * (p >= _LEAST_SHARE * p.max()), 1, generator=seed))
 
 
 class PackedEngine(HFEngine):
@@ -196,7 +56,7 @@ class PackedEngine(HFEngine):
         self._prompts: list[tuple[int, ...]] = []  # theirs, sorted
         self._fed: list[int] = []
 
-    @_within_memory
+    @within_memory
     def prefill(
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> list[Floats]:
@@ -219,7 +79,7 @@ class PackedEngine(HFEngine):
             parts.append(self._pass(tokens))
         return self._in_given_order(torch.cat(parts), [1 + len(draft) for draft in behind])
 
-    @_within_memory
+    @within_memory
     def extend(self, drafts: Sequence[LineDraft]) -> list[Floats]:
         tokens = Tokens()
         behind = [drafts[row] for row in self._order]
@@ -275,7 +135,7 @@ class PackedEngine(HFEngine):
         pack: list[Segment] = []
         used = 0
         for row, prompt in enumerate(self._prompts):
-            shared = _shared(self._prompts[row - 1], prompt) if row else 0
+            shared = shared_start(self._prompts[row - 1], prompt) if row else 0
             new = len(prompt) - shared + len(drafts[row])
             if pack and used + new > self.pack_tokens:
                 yield pack
@@ -330,18 +190,10 @@ def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
-def _shared(before: Ids, ids: Ids) -> int:
-    """How many first tokens two prompts share, less one to be fed; 0 where it does not pay."""
-    limit = min(len(before), len(ids) - 1)
-    differs = np.flatnonzero(np.asarray(before[:limit]) != np.asarray(ids[:limit]))
-    shared = int(differs[0]) if len(differs) else limit
-    return shared if shared >= SHARED_START else 0
-
-
 class PlainEngine(HFEngine):
     """Scores by a full pass for every prefix: slow, and right for any causal model."""
 
-    @_within_memory
+    @within_memory
     def prefill(
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> list[Floats]:
@@ -351,7 +203,7 @@ class PlainEngine(HFEngine):
         ends = [self._behind(list(prompt)) for prompt in prompts]
         return with_ends(ends, self.extend(drafts))
 
-    @_within_memory
+    @within_memory
     def extend(self, drafts: Sequence[LineDraft]) -> list[Floats]:
         known = []
         for prompt, fed, draft in zip(self._prompts, self._fed, drafts, strict=True):
@@ -396,18 +248,3 @@ def _agree(packed: PackedEngine, plain: PlainEngine) -> bool:
         bool(np.all(np.abs(a - b) < allowed * (1 + np.abs(b))))
         for a, b in zip(found, wanted, strict=True)
     )
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed memory: else every large tensor is mapped and faulted in anew.
-
-    For judging, whose tensors keep their sizes; training would tear the heap to pieces. Elsewhere
-    than on glibc nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -31,7 +31,8 @@ def load_engine(files: ModelFiles, vocabulary: Vocabulary, compute: Compute) -> 
     if files.name == FAKE:
         return FakeEngine(float(os.environ.get("JLM_FAKE_DELAY", "0")))
     from jlm_cli.cpu_layers import lay_out
-    from jlm_cli.hf_engine import keep_memory, make_engine
+    from jlm_cli.hf_engine import make_engine
+    from jlm_cli.memory import keep_memory
 
     model = load_model(files, compute.dtype, _place(compute), compute.quantize)
     if compute.device == "cpu":

@@ -18,6 +18,7 @@ from jlm_cli.attention import Kernel, kernel_for
 from jlm_cli.engine import Ids, LineDraft
 
 ATTENTION = "jlm_packed"
+SHARED_START = 24  # tokens two prompts must share before copying them pays
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,14 @@ def _aligned(
     for place, (row, end) in enumerate(zip(rows, ends, strict=True)):
         out[place, :, most - end :] = block[row, :, :end]
     return out
+
+
+def shared_start(before: Ids, ids: Ids) -> int:
+    """How many first tokens two prompts share, less one to be fed; 0 where it does not pay."""
+    limit = min(len(before), len(ids) - 1)
+    differs = np.flatnonzero(np.asarray(before[:limit]) != np.asarray(ids[:limit]))
+    shared = int(differs[0]) if len(differs) else limit
+    return shared if shared >= SHARED_START else 0
 
 
 @dataclass

@@ -16,8 +16,9 @@ from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines, Prompt
 from jlm_cli.engine import Engine, Judge, follow, read_lines, unheard
 from jlm_cli.errors import RowError
-from jlm_cli.hf_engine import SHARED_START, PackedEngine, PlainEngine, make_engine
+from jlm_cli.hf_engine import PackedEngine, PlainEngine, make_engine
 from jlm_cli.modes import Reading, View, mode_of
+from jlm_cli.packing import SHARED_START
 from jlm_cli.prompts import load
 from jlm_cli.records import Sample
 from jlm_cli.scoreline import Grammar, LineDistribution, LineTokens, Walk

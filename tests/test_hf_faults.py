@@ -14,7 +14,8 @@ from jlm_cli import prompts
 from jlm_cli.encoding import Lines, Prompt
 from jlm_cli.engine import Judge
 from jlm_cli.errors import RowError
-from jlm_cli.hf_engine import HFEngine, PackedEngine, PlainEngine, is_out_of_memory
+from jlm_cli.hf_engine import HFEngine, PackedEngine, PlainEngine
+from jlm_cli.memory import is_out_of_memory
 from jlm_cli.modes import Reading, View
 
 TEXTS = [
