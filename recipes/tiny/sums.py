@@ -1,0 +1,304 @@
+"""What `tiny` is to learn next (LOG.md): sums of two numbers, and the rest as it judged before.
+
+    python recipes/tiny/sums.py ROWS.jsonl… -m stage-7 -o tiny
+
+A small model that learns to write sums knows them in its last six layers alone, where no later
+token can look them up, so it does not learn to check them. Here inner layers are taught as well:
+linear probes, thrown away at the end, read off the next digit of the right sum before each claimed
+digit, then at the claimed digit, then whether the claim holds so far. `ROWS` are scored as the
+judge of before scores them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch.nn import functional
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from jlm_cli.attention import PRODUCTS
+from jlm_cli.examples import Example
+from jlm_cli.hf_trainer import collate
+from jlm_cli.lessons import Shares
+from jlm_cli.loading import load_model
+from jlm_cli.low_rank import save_adapter
+from jlm_cli.models import find
+from jlm_cli.report import Report
+from jlm_cli.train import TrainConfig, prepare
+
+LARGEST = 80
+KEPT_OUT = 17 * 25 % 29  # of the products of two numbers: one pair in 29, that of samples/ too
+TEXTS = (
+    *["{a} + {b} = {c}"] * 2,
+    "{a} + {b} = {c}.",
+    "What is {a} + {b}? {c}",
+    "{a} + {b} is {c}.",
+    "The sum of {a} and {b} is {c}.",
+)
+QUESTIONS = (*["What is {}?"] * 2, "Calculate {}.", "How much is {}?", "{} = ?")
+ANSWERS = (*["{a} + {b} = {c}"] * 2, "{a} + {b} = {c}.", *["{c}", "{c}."], "The result is {c}.")
+SAME = 0.12  # pairs of which both answers are right, or both wrong
+ONE_FORM = 0.8  # pairs whose answers are worded alike
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a step reads, and for how many steps; the rate falls to `last_rate` of itself."""
+
+    steps: int
+    rate: float
+    last_rate: float
+    documents: int
+    pairs: int
+    rows: int
+
+
+PHASES = (
+    Phase(700, 6e-4, 1.0, documents=8, pairs=0, rows=0),
+    Phase(300, 6e-4, 1.0, documents=4, pairs=12, rows=0),
+    Phase(400, 4e-4, 0.0, documents=1, pairs=8, rows=6),
+)
+NEXT, HERE, HOLDS = 22, 24, 25  # the layers that probes read
+FIRST_TAUGHT = 12  # layers below stay as they are
+IN_DOCUMENT = 16  # sums
+
+
+@dataclass
+class Reading:
+    """Token ids, and what inner layers are to know at which places; the last `scored` ids are a
+    score line."""
+
+    ids: list[int] = field(default_factory=list)
+    digits: list[tuple[int, int]] = field(default_factory=list)  # place before a claimed digit
+    holds: list[tuple[int, bool]] = field(default_factory=list)
+    scored: int = 0
+
+
+class Sums:
+    """Texts that claim sums, as token ids. Digits are tokens of their own."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
+        self._tokenizer = tokenizer
+        self._draw = random.Random(seed)
+
+    def document(self) -> Reading:
+        """Sums, right and wrong, line by line."""
+        reading = Reading()
+        for _ in range(IN_DOCUMENT):
+            a, b = self._numbers()
+            text = self._draw.choice(TEXTS)
+            self._claim(reading, text + "\n", a, b, right=self._draw.random() < 0.5)
+        return reading
+
+    def pair(self) -> Reading:
+        """Two answers to one sum by the template `judgelm-brief`, with their scores."""
+        draw = self._draw
+        a, b = self._numbers()
+        first = draw.random() < 0.5
+        rights = (first, first if draw.random() < SAME else not first)
+        form = draw.choice(ANSWERS)
+        one_form = draw.random() < ONE_FORM
+        reading = Reading()
+        self._put(reading, f"[Question]\n{draw.choice(QUESTIONS).format(f'{a} + {b}')}\n\n")
+        for number, right in enumerate(rights, 1):
+            said = form if one_form else draw.choice(ANSWERS)
+            frame = f"Assistant {number}'s Answer]\n"
+            text = f"[The Start of {frame}{said}\n\n[The End of {frame}\n"
+            self._claim(reading, text, a, b, right)
+        self._put(reading, "### Response:")
+        line = " ".join("9" if right else "2" for right in rights)
+        reading.scored = len(self._ids(line + "\n"))
+        self._put(reading, line + "\n")
+        return reading
+
+    def _numbers(self) -> tuple[int, int]:
+        while True:
+            a, b = (self._draw.randint(2, LARGEST) for _ in range(2))
+            if a * b % 29 != KEPT_OUT:
+                return a, b
+
+    def _wrong(self, right: int) -> int:
+        draw = self._draw
+        while True:
+            kind = draw.choices(("tens", "units", "any"), (0.45, 0.35, 0.2))[0]
+            off = {"tens": draw.choice((10, 10, 10, 20)), "units": draw.choice((1, 1, 2, 3))}
+            wrong = right + draw.choice((-1, 1)) * off.get(kind, draw.randint(1, 30))
+            if wrong > 0:
+                return wrong
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        return ids
+
+    def _put(self, reading: Reading, text: str) -> None:
+        reading.ids += self._ids(text)
+
+    def _claim(self, reading: Reading, text: str, a: int, b: int, right: bool) -> None:
+        truth = str(a + b)
+        claimed = truth if right else str(self._wrong(a + b))
+        before, behind = text.replace("{a}", str(a)).replace("{b}", str(b)).split("{c}")
+        start = len(reading.ids) + len(self._ids(before + "0")) - 1
+        self._put(reading, before + claimed + behind)
+        for n in range(len(claimed)):
+            if n < len(truth):
+                reading.digits.append((start + n - 1, int(truth[n])))
+            reading.holds.append((start + n, claimed[: n + 1] == truth[: n + 1]))
+        reading.holds.append((start + len(claimed), right))
+
+
+class Probed:
+    """A model whose inner layers are taught through linear probes."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        inner = model.get_base_model()
+        self._decoder, self._head = inner.model, inner.lm_head
+        self._width = inner.config.hidden_size
+        self._known: dict[int, torch.Tensor] = {}
+        for layer in (NEXT, HERE, HOLDS):
+            self._decoder.layers[layer - 1].register_forward_hook(self._keep(layer))
+        sizes = {NEXT: 10, HERE: 10, HOLDS: 1}
+        self._probes = {layer: torch.nn.Linear(self._width, n) for layer, n in sizes.items()}
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [weight for probe in self._probes.values() for weight in probe.parameters()]
+
+    def _keep(self, layer: int) -> Any:
+        def hook(module: torch.nn.Module, given: Any, made: Any) -> None:
+            self._known[layer] = made[0] if isinstance(made, tuple) else made
+
+        return hook
+
+    def _probe(self, layer: int, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        states = self._known[layer][rows, places].float()
+        return self._probes[layer](functional.rms_norm(states, (self._width,)))  # type: ignore[no-any-return]
+
+    def loss(self, readings: Sequence[Reading]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the probes and, where there are score lines, of these; and the share of right checks
+        where a claim ends or goes wrong."""
+        longest = max(len(reading.ids) for reading in readings)
+        ids = torch.tensor([r.ids + [0] * (longest - len(r.ids)) for r in readings])
+        with torch.autocast("cpu", torch.bfloat16):
+            states = self._decoder(input_ids=ids).last_hidden_state
+        digits = [(n, place, digit) for n, r in enumerate(readings) for place, digit in r.digits]
+        rows, places, wanted = torch.tensor(digits).T
+        loss = functional.cross_entropy(self._probe(NEXT, rows, places), wanted)
+        loss += functional.cross_entropy(self._probe(HERE, rows, places + 1), wanted)
+        claims = [(n, place, holds) for n, r in enumerate(readings) for place, holds in r.holds]
+        rows, places, holds = torch.tensor(claims).T
+        found = self._probe(HOLDS, rows, places)[:, 0]
+        loss += functional.binary_cross_entropy_with_logits(found, holds.float())
+        lines = [
+            (n, len(r.ids) - k) for n, r in enumerate(readings) for k in range(1, r.scored + 1)
+        ]
+        if lines:
+            rows, places = torch.tensor(lines).T
+            logits = self._head(states[rows, places - 1]).float()
+            summed = functional.cross_entropy(logits, ids[rows, places], reduction="sum")
+            loss = loss / 2 + summed / len(readings)
+        return loss, ((found > 0) == (holds > 0)).float().mean()
+
+
+def kept(model: Any, teacher: Any, examples: Sequence[Example]) -> torch.Tensor:
+    """How far a model's distributions are from its teacher's, in nats a row; a reason's tokens
+    count a fifth."""
+    batch = collate(examples)
+    labels, line = batch.pop("labels"), batch.pop("line")
+    taught = labels[:, 1:] >= 0
+    given = {**batch, "logits_to_keep": labels.shape[1], "use_cache": False}
+    with torch.no_grad():
+        wanted = teacher(**given).logits[:, :-1][taught].float().log_softmax(-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(**given).logits[:, :-1]
+    found = logits[taught].float().log_softmax(-1)
+    apart = functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
+    return (apart * torch.where(line[:, 1:][taught], 1.0, 0.2)).sum() / len(examples)
+
+
+def taught_weights(model: Any) -> list[torch.nn.Parameter]:
+    weights = []
+    for name, weight in model.named_parameters():
+        _, _, behind = name.partition(".layers.")
+        if not weight.requires_grad or not behind or int(behind.split(".")[0]) < FIRST_TAUGHT:
+            weight.requires_grad_(False)
+            continue
+        weight.data = weight.data.float()
+        weights.append(weight)
+    return weights
+
+
+def learn(probed: Probed, teacher: Any, sums: Sums, rows: Sequence[Example]) -> None:
+    weights = taught_weights(probed.model)
+    groups = [{"params": weights, "share": 1.0}, {"params": probed.parameters(), "share": 5.0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    turn = 0
+    for phase in PHASES:
+        for step in range(phase.steps):
+            fall = 0.5 + 0.5 * math.cos(math.pi * step / phase.steps)
+            share = phase.last_rate + (1 - phase.last_rate) * fall
+            warm = min(1.0, (step + 1) / 30)
+            for group in optimizer.param_groups:
+                group["lr"] = phase.rate * share * warm * group["share"]
+            told: list[float] = [step]
+            for make, count in ((sums.document, phase.documents), (sums.pair, phase.pairs)):
+                if count:
+                    loss, right = probed.loss([make() for _ in range(count)])
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    told += [round(loss.item(), 3), round(right.item(), 3)]
+            if phase.rows:
+                some = [rows[(turn + n) % len(rows)] for n in range(phase.rows)]
+                turn += phase.rows
+                apart = kept(probed.model, teacher, some)
+                apart.backward()  # type: ignore[no-untyped-call]
+                told.append(round(apart.item(), 3))
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 20 == 19:
+                print(*told, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("rows", nargs="+")
+    parser.add_argument("-m", "--model", required=True, type=Path)
+    parser.add_argument("-o", "--output", required=True, type=Path)
+    given = parser.parse_args()
+    course = prepare(
+        TrainConfig(
+            inputs=tuple(given.rows),
+            output=given.output,
+            base=str(given.model),
+            changes=(("lora", 32), ("batch", 1), ("max_length", 900), ("epochs", 1)),
+            shares=Shares(reference_drop=0.0),
+            template="judgelm-brief",
+        ),
+        Report(quiet=True),
+    )
+    rows = [course.schedule.examples[place] for place in course.schedule.order]
+    base = find("tiny-base", print)
+    teacher: Any = load_model(course.files, "bfloat16", "cpu")
+    model: Any = load_model(base, "bfloat16", "cpu")
+    teacher.eval()
+    for one in (teacher, model):
+        one.set_attn_implementation(PRODUCTS)
+    peft = PeftModel.from_pretrained(model, str(given.model), is_trainable=True)
+    torch.manual_seed(0)  # for the probes' first weights
+    tokenizer = AutoTokenizer.from_pretrained(base.folder)
+    learn(Probed(peft), teacher, Sums(tokenizer, seed=1), rows)
+    given.output.mkdir()
+    save_adapter(peft, given.output, "tiny-base", "bfloat16")
+    shutil.copy(given.model / "judge.json", given.output)
+
+
+if __name__ == "__main__":
+    main()
