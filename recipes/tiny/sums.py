@@ -16,25 +16,27 @@ import math
 import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from jlm_cli.attention import PRODUCTS
 from jlm_cli.examples import Example
-from jlm_cli.hf_trainer import collate
+from jlm_cli.hf_trainer import collate, prepare_model
 from jlm_cli.lessons import Shares
 from jlm_cli.loading import load_model
 from jlm_cli.low_rank import save_adapter
-from jlm_cli.models import find
+from jlm_cli.prompts import load
+from jlm_cli.records import Sample
 from jlm_cli.report import Report
 from jlm_cli.train import TrainConfig, prepare
 
+TEMPLATE = load("judgelm-brief")
 LARGEST = 80
 KEPT_OUT = 17 * 25 % 29  # of the products of two numbers: one pair in 29, that of samples/ too
 TEXTS = (
@@ -77,10 +79,22 @@ class Reading:
     """Token ids, and what inner layers are to know at which places; the last `scored` ids are a
     score line."""
 
-    ids: list[int] = field(default_factory=list)
+    ids: list[int]
     digits: list[tuple[int, int]] = field(default_factory=list)  # place before a claimed digit
     holds: list[tuple[int, bool]] = field(default_factory=list)
     scored: int = 0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sum's claimed result, from a character of its text on, and the right one."""
+
+    start: int
+    claimed: str
+    truth: str
+
+    def moved(self, by: int) -> Claim:
+        return replace(self, start=self.start + by)
 
 
 class Sums:
@@ -92,33 +106,35 @@ class Sums:
 
     def document(self) -> Reading:
         """Sums, right and wrong, line by line."""
-        reading = Reading()
+        text, claims = "", []
         for _ in range(IN_DOCUMENT):
             a, b = self._numbers()
-            text = self._draw.choice(TEXTS)
-            self._claim(reading, text + "\n", a, b, right=self._draw.random() < 0.5)
-        return reading
+            line, claim = self._claim(self._draw.choice(TEXTS), a, b, self._draw.random() < 0.5)
+            claims.append(claim.moved(len(text)))
+            text += line + "\n"
+        return self._read(text, claims, len(text))
 
     def pair(self) -> Reading:
-        """Two answers to one sum by the template `judgelm-brief`, with their scores."""
+        """Two answers to one sum, with their scores."""
         draw = self._draw
         a, b = self._numbers()
         first = draw.random() < 0.5
         rights = (first, first if draw.random() < SAME else not first)
         form = draw.choice(ANSWERS)
         one_form = draw.random() < ONE_FORM
-        reading = Reading()
-        self._put(reading, f"[Question]\n{draw.choice(QUESTIONS).format(f'{a} + {b}')}\n\n")
-        for number, right in enumerate(rights, 1):
-            said = form if one_form else draw.choice(ANSWERS)
-            frame = f"Assistant {number}'s Answer]\n"
-            text = f"[The Start of {frame}{said}\n\n[The End of {frame}\n"
-            self._claim(reading, text, a, b, right)
-        self._put(reading, "### Response:")
+        said = [
+            self._claim(form if one_form else draw.choice(ANSWERS), a, b, right) for right in rights
+        ]
+        question = draw.choice(QUESTIONS).format(f"{a} + {b}")
+        sample = Sample(None, 1, question, tuple(text for text, _ in said))
+        prompt = "".join(piece.text for piece in TEMPLATE.render(sample))
+        at = prompt.index(question) + len(question)
+        claims = []
+        for text, claim in said:
+            at = prompt.index(f"\n{text}\n", at) + 1
+            claims.append(claim.moved(at))
         line = " ".join("9" if right else "2" for right in rights)
-        reading.scored = len(self._ids(line + "\n"))
-        self._put(reading, line + "\n")
-        return reading
+        return self._read(f"{prompt}{line}\n", claims, len(prompt))
 
     def _numbers(self) -> tuple[int, int]:
         while True:
@@ -135,24 +151,25 @@ class Sums:
             if wrong > 0:
                 return wrong
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
-        return ids
+    def _claim(self, form: str, a: int, b: int, right: bool) -> tuple[str, Claim]:
+        claimed = a + b if right else self._wrong(a + b)
+        before, behind = form.replace("{a}", str(a)).replace("{b}", str(b)).split("{c}")
+        return f"{before}{claimed}{behind}", Claim(len(before), str(claimed), str(a + b))
 
-    def _put(self, reading: Reading, text: str) -> None:
-        reading.ids += self._ids(text)
-
-    def _claim(self, reading: Reading, text: str, a: int, b: int, right: bool) -> None:
-        truth = str(a + b)
-        claimed = truth if right else str(self._wrong(a + b))
-        before, behind = text.replace("{a}", str(a)).replace("{b}", str(b)).split("{c}")
-        start = len(reading.ids) + len(self._ids(before + "0")) - 1
-        self._put(reading, before + claimed + behind)
-        for n in range(len(claimed)):
-            if n < len(truth):
-                reading.digits.append((start + n - 1, int(truth[n])))
-            reading.holds.append((start + n, claimed[: n + 1] == truth[: n + 1]))
-        reading.holds.append((start + len(claimed), right))
+    def _read(self, text: str, claims: Sequence[Claim], prompt: int) -> Reading:
+        """`prompt`: how many characters of the text stand before its score line."""
+        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        starts = [start for start, _ in found.offset_mapping]
+        reading = Reading(found.input_ids, scored=sum(start >= prompt for start in starts))
+        for claim in claims:
+            first = starts.index(claim.start)
+            for n in range(len(claim.claimed)):
+                if n < len(claim.truth):
+                    reading.digits.append((first + n - 1, int(claim.truth[n])))
+                holds = claim.claimed[: n + 1] == claim.truth[: n + 1]
+                reading.holds.append((first + n, holds))
+            reading.holds.append((first + len(claim.claimed), claim.claimed == claim.truth))
+        return reading
 
 
 class Probed:
@@ -202,7 +219,8 @@ class Probed:
         ]
         if lines:
             rows, places = torch.tensor(lines).T
-            logits = self._head(states[rows, places - 1]).float()
+            scored = states[rows, places - 1].to(self._head.weight.dtype)
+            logits = self._head(scored).float()
             summed = functional.cross_entropy(logits, ids[rows, places], reduction="sum")
             loss = loss / 2 + summed / len(readings)
         return loss, ((found > 0) == (holds > 0)).float().mean()
@@ -225,14 +243,14 @@ def kept(model: Any, teacher: Any, examples: Sequence[Example]) -> torch.Tensor:
 
 
 def taught_weights(model: Any) -> list[torch.nn.Parameter]:
+    """Those of the adapter's upper layers; all others stay as they are."""
     weights = []
     for name, weight in model.named_parameters():
         _, _, behind = name.partition(".layers.")
         if not weight.requires_grad or not behind or int(behind.split(".")[0]) < FIRST_TAUGHT:
             weight.requires_grad_(False)
-            continue
-        weight.data = weight.data.float()
-        weights.append(weight)
+        else:
+            weights.append(weight)
     return weights
 
 
@@ -240,7 +258,7 @@ def learn(probed: Probed, teacher: Any, sums: Sums, rows: Sequence[Example]) -> 
     weights = taught_weights(probed.model)
     groups = [{"params": weights, "share": 1.0}, {"params": probed.parameters(), "share": 5.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    turn = 0
+    turning = cycle(rows)
     for phase in PHASES:
         for step in range(phase.steps):
             fall = 0.5 + 0.5 * math.cos(math.pi * step / phase.steps)
@@ -255,9 +273,7 @@ def learn(probed: Probed, teacher: Any, sums: Sums, rows: Sequence[Example]) -> 
                     loss.backward()  # type: ignore[no-untyped-call]
                     told += [round(loss.item(), 3), round(right.item(), 3)]
             if phase.rows:
-                some = [rows[(turn + n) % len(rows)] for n in range(phase.rows)]
-                turn += phase.rows
-                apart = kept(probed.model, teacher, some)
+                apart = kept(probed.model, teacher, list(islice(turning, phase.rows)))
                 apart.backward()  # type: ignore[no-untyped-call]
                 told.append(round(apart.item(), 3))
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -280,23 +296,20 @@ def main() -> None:
             base=str(given.model),
             changes=(("lora", 32), ("batch", 1), ("max_length", 900), ("epochs", 1)),
             shares=Shares(reference_drop=0.0),
-            template="judgelm-brief",
+            template=TEMPLATE.name,
         ),
         Report(quiet=True),
     )
     rows = [course.schedule.examples[place] for place in course.schedule.order]
-    base = find("tiny-base", print)
     teacher: Any = load_model(course.files, "bfloat16", "cpu")
-    model: Any = load_model(base, "bfloat16", "cpu")
     teacher.eval()
-    for one in (teacher, model):
-        one.set_attn_implementation(PRODUCTS)
-    peft = PeftModel.from_pretrained(model, str(given.model), is_trainable=True)
+    teacher.set_attn_implementation(PRODUCTS)
+    model = prepare_model(course, "cpu")
     torch.manual_seed(0)  # for the probes' first weights
-    tokenizer = AutoTokenizer.from_pretrained(base.folder)
-    learn(Probed(peft), teacher, Sums(tokenizer, seed=1), rows)
+    tokenizer = AutoTokenizer.from_pretrained(course.files.folder)
+    learn(Probed(model), teacher, Sums(tokenizer, seed=1), rows)
     given.output.mkdir()
-    save_adapter(peft, given.output, "tiny-base", "bfloat16")
+    save_adapter(model, given.output, "tiny-base", "bfloat16")
     shutil.copy(given.model / "judge.json", given.output)
 
 
