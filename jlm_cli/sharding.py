@@ -46,6 +46,7 @@ _POLL = 0.05  # seconds between looks at the store
 _LOOK = 1  # second between looks at the other workers
 _MOST_SILENT = 40  # looks at a worker that does not beat: one that is stopped, or hangs
 _MOST_STOPPED = 10  # looks at one that is known to be stopped
+_LEAVING = 10  # seconds that a worker's own watch has to end
 _LEFT = 1 << 40  # beats of a worker that is done
 _FAILURE = "JLM_FAILURE"  # names the file in which a worker says why it ends
 _PR_SET_PDEATHSIG = 1
@@ -111,8 +112,10 @@ class Group:
         store: Any = _get_default_store()
         self._store = store
         self._finished = False
+        self._left = threading.Event()
         beats = store.clone()  # one store is for one thread
-        threading.Thread(target=self._keep_watch, args=(beats,), daemon=True).start()
+        self._watch = threading.Thread(target=self._keep_watch, args=(beats,), daemon=True)
+        self._watch.start()
 
     def take(self) -> int:
         return int(self._store.add("jlm/next", 1)) - 1
@@ -128,11 +131,16 @@ class Group:
 
     def finish(self) -> None:
         self._finished = True
-        finished = int(self._store.add("jlm/finished", 1))
         self._store.add(f"jlm/beats/{self.rank}", _LEFT)
+        finished = int(self._store.add("jlm/finished", 1))  # the store may go from here on
         while self.rank == 0 and finished < self.size:
             time.sleep(_POLL)
             finished = int(self._store.add("jlm/finished", 0))
+
+    def leave(self) -> None:
+        """End the watch: Python aborts where it ends while the thread is within the store."""
+        self._left.set()
+        self._watch.join(_LEAVING)
 
     def _keep_watch(self, store: Any) -> None:
         """Every worker beats each second and counts the beats of all others.
@@ -141,8 +149,7 @@ class Group:
         """
         others = [rank for rank in range(self.size) if rank != self.rank]
         beats, silent = dict.fromkeys(others, -1), dict.fromkeys(others, 0)
-        while True:
-            time.sleep(_LOOK)
+        while not self._left.wait(_LOOK):
             try:
                 store.add(f"jlm/beats/{self.rank}", 1)
                 now = {rank: int(store.add(f"jlm/beats/{rank}", 0)) for rank in others}
@@ -201,9 +208,17 @@ def run_workers(config: Config, work: Work) -> int:
     """Do the work in as many processes as the configuration asks for; the exit status."""
     if started_by_launcher():
         _share_cores()
-        return work(config, Group())
+        return _in_group(config, work)
     n = n_workers(config)
     return work(config, Alone()) if n == 1 else _launch(config, work, n)
+
+
+def _in_group(config: Config, work: Work) -> int:
+    group = Group()
+    try:
+        return work(config, group)
+    finally:
+        group.leave()
 
 
 def _launch(config: Config, work: Work, n: int) -> int:
@@ -318,7 +333,7 @@ def _worker(config: Config, work: Work, parent: int) -> int:
     _die_with(parent)
     _share_cores()
     try:
-        return work(config, Group())
+        return _in_group(config, work)
     except ReaderLeft:
         told: Json = {"message": None, "exit_code": EXIT_OK}
     except JlmError as error:
