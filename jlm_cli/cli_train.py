@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from jlm_cli.cli_options import Device, FieldMap, Schema, TemplateName, fields_named
 from jlm_cli.errors import UsageError
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -83,10 +84,8 @@ def train(
         str | None,
         typer.Option(help="Rows to watch progress on.  \\[default: some questions held out]"),
     ] = None,
-    template: Annotated[
-        str | None, typer.Option(help="Prompt template: a name from prompts/ or a .toml file.")
-    ] = None,
-    device: Annotated[Literal["cpu", "cuda", "mps"] | None, typer.Option()] = None,
+    template: TemplateName = None,
+    device: Device = None,
     dtype: Annotated[
         Literal["bfloat16", "float32"] | None,
         typer.Option(help="What products are computed in.  \\[default: as the device is fast]"),
@@ -98,11 +97,8 @@ def train(
     licence: Annotated[
         str | None, typer.Option(help="Licence of the data, for the model card.")
     ] = None,
-    schema: Annotated[str, typer.Option(help="Input format, told by its fields.")] = "auto",
-    field_map: Annotated[
-        list[str] | None,
-        typer.Option("--map", metavar="NATIVE=FIELD", help="Name the fields of another format."),
-    ] = None,
+    schema: Schema = "auto",
+    field_map: FieldMap = None,
     seed: Annotated[int, typer.Option()] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model that jlm trained.")
@@ -147,7 +143,7 @@ def train(
         save_dtype=save_dtype,
         licence=licence,
         schema=schema,
-        field_map=tuple(pair(text) for text in field_map or ()),
+        field_map=fields_named(field_map),
         seed=seed,
         overwrite=overwrite,
         quiet=quiet,
@@ -206,11 +202,8 @@ def data(
         int | None, typer.Option(min=1, help="Longest answer in characters.")
     ] = None,
     answers: Annotated[int, typer.Option(min=3, max=10, help="Most answers in a list.")] = 4,
-    schema: Annotated[str, typer.Option(help="Input format, told by its fields.")] = "auto",
-    field_map: Annotated[
-        list[str] | None,
-        typer.Option("--map", metavar="NATIVE=FIELD", help="Name the fields of another format."),
-    ] = None,
+    schema: Schema = "auto",
+    field_map: FieldMap = None,
     seed: Annotated[int, typer.Option()] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a set made here.")
@@ -236,7 +229,7 @@ def data(
         longest=longest,
         answers=answers,
         schema=schema,
-        field_map=tuple(pair(text) for text in field_map or ()),
+        field_map=fields_named(field_map),
         seed=seed,
         overwrite=overwrite,
         quiet=quiet,
@@ -271,11 +264,3 @@ def _weight(text: str) -> tuple[str, float]:
     if not name or not 0 <= weight < 1000:
         raise UsageError(f"--weight {text}: write it as DATA=W, like --weight grades.jsonl=0.5")
     return name, weight
-
-
-def pair(text: str) -> tuple[str, str]:
-    """NATIVE=FIELD of `--map`. Raises UsageError."""
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise UsageError(f"--map {text}: write it as NATIVE=FIELD, like --map question=prompt")
-    return name, value

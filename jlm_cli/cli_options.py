@@ -1,0 +1,44 @@
+"""Options that several commands have, by one name and one help each."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from jlm_cli.errors import UsageError
+
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        "-m",
+        "--model",
+        help="tiny, tiny-base, a folder, a .gguf file or a hub id with @REVISION.  "
+        "\\[default: $JLM_MODEL, else JudgeLM-7B on CUDA, else tiny]",
+    ),
+]
+TemplateName = Annotated[
+    str | None, typer.Option(help="Prompt template: a name from prompts/ or a .toml file.")
+]
+Device = Annotated[Literal["cpu", "cuda", "mps"] | None, typer.Option()]
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option()]
+Bits = Annotated[
+    Literal["8bit", "4bit"] | None,
+    typer.Option(help="Weights in fewer bits, by bitsandbytes (extra: quantize)."),
+]
+Schema = Annotated[str, typer.Option(help="Input format, told by its fields.")]
+FieldMap = Annotated[
+    list[str] | None,
+    typer.Option("--map", metavar="NATIVE=FIELD", help="Name the fields of another format."),
+]
+
+
+def fields_named(given: list[str] | None) -> tuple[tuple[str, str], ...]:
+    """NATIVE=FIELD of each `--map`. Raises UsageError."""
+    named = []
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise UsageError(f"--map {text}: write it as NATIVE=FIELD, like --map question=prompt")
+        named.append((name, value))
+    return tuple(named)
