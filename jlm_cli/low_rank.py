@@ -154,6 +154,8 @@ def save_adapter(
     path = Path(base)
     for adapter in model.peft_config.values():
         adapter.base_model_name_or_path = str(path.resolve()) if path.exists() else base
+        if isinstance(adapter.target_modules, set):  # whose order is chance
+            adapter.target_modules = sorted(adapter.target_modules)
     weights = model.state_dict() if state is None else state
     saved = {name: weight.to(getattr(torch, dtype)) for name, weight in weights.items()}
     model.save_pretrained(folder, state_dict=saved)

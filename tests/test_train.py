@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
@@ -211,6 +212,8 @@ def test_an_adapter_folder_judges(tmp_path: Path, jlm: Jlm, data: Path, replica:
     further = load(str(tmp_path / "c"))
     assert further.files.template == "judgelm-brief"
     assert further.files.adapter == tmp_path / "c" and further.files.folder == replica
+    adapted = json.loads((tmp_path / "c" / "adapter_config.json").read_text())["target_modules"]
+    assert adapted == sorted(adapted)
     losses = [e["loss"] for e in run_of(tmp_path / "c")["history"] if "loss" in e]
     assert losses[0] < run_of(tmp_path / "a")["history"][0]["loss"]
 

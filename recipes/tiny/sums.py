@@ -1,12 +1,12 @@
-"""What `tiny` is to learn next (LOG.md): sums of two numbers, and the rest as it judged before.
+"""Sums of two numbers for `tiny`, and the rest as it judged before:
 
-    python recipes/tiny/sums.py ROWS.jsonl… -m stage-7 -o tiny
+    python recipes/tiny/sums.py ROWS.jsonl… --new NEW.jsonl -m stage-7 -o tiny
 
 A small model that learns to write sums knows them in its last six layers alone, where no later
 token can look them up, so it does not learn to check them. Here inner layers are taught as well:
 linear probes, thrown away at the end, read off the next digit of the right sum before each claimed
 digit, then at the claimed digit, then whether the claim holds so far. `ROWS` are scored as the
-judge of before scores them.
+judge of before scores them, `NEW` as their gold says.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from jlm_cli.low_rank import save_adapter
 from jlm_cli.prompts import load
 from jlm_cli.records import Sample
 from jlm_cli.report import Report
-from jlm_cli.train import TrainConfig, prepare
+from jlm_cli.train import Course, TrainConfig, prepare
 
 TEMPLATE = load("judgelm-brief")
 LARGEST = 80
@@ -61,14 +61,21 @@ class Phase:
     last_rate: float
     documents: int
     pairs: int
-    rows: int
+    rows: int = 0
+    new: int = 0
+
+    def rate_at(self, step: int) -> float:
+        fall = 0.5 + 0.5 * math.cos(math.pi * step / self.steps)
+        share = self.last_rate + (1 - self.last_rate) * fall
+        return self.rate * share * min(1.0, (step + 1) / 30)
 
 
 PHASES = (
-    Phase(700, 6e-4, 1.0, documents=8, pairs=0, rows=0),
-    Phase(300, 6e-4, 1.0, documents=4, pairs=12, rows=0),
-    Phase(400, 4e-4, 0.0, documents=1, pairs=8, rows=6),
+    Phase(700, 6e-4, 1.0, documents=8, pairs=0),
+    Phase(300, 6e-4, 1.0, documents=4, pairs=12),
+    Phase(800, 4e-4, 0.0, documents=1, pairs=4, rows=8, new=3),
 )
+NEW_SHARE = 0.3  # what the loss of a new row counts
 NEXT, HERE, HOLDS = 22, 24, 25  # the layers that probes read
 FIRST_TAUGHT = 12  # layers below stay as they are
 IN_DOCUMENT = 16  # sums
@@ -226,20 +233,41 @@ class Probed:
         return loss, ((found > 0) == (holds > 0)).float().mean()
 
 
+@dataclass(frozen=True)
+class Rows:
+    """In the order they are learnt in."""
+
+    before: Sequence[Example]
+    new: Sequence[Example]
+
+
 def kept(model: Any, teacher: Any, examples: Sequence[Example]) -> torch.Tensor:
     """How far a model's distributions are from its teacher's, in nats a row; a reason's tokens
     count a fifth."""
+    with torch.no_grad():
+        wanted, _, _ = distributions(teacher, examples)
+    found, _, lines = distributions(model, examples)
+    apart = functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
+    return (apart * torch.where(lines, 1.0, 0.2)).sum() / len(examples)
+
+
+def learnt(model: Any, examples: Sequence[Example]) -> torch.Tensor:
+    """How surprising the right tokens are, in nats a row."""
+    found, wanted, _ = distributions(model, examples)
+    return functional.nll_loss(found, wanted, reduction="sum") / len(examples)
+
+
+def distributions(
+    model: Any, examples: Sequence[Example]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """For each token that is learnt: log probabilities of all, the right one, and whether it is
+    of a score line."""
     batch = collate(examples)
     labels, line = batch.pop("labels"), batch.pop("line")
     taught = labels[:, 1:] >= 0
-    given = {**batch, "logits_to_keep": labels.shape[1], "use_cache": False}
-    with torch.no_grad():
-        wanted = teacher(**given).logits[:, :-1][taught].float().log_softmax(-1)
     with torch.autocast("cpu", torch.bfloat16):
-        logits = model(**given).logits[:, :-1]
-    found = logits[taught].float().log_softmax(-1)
-    apart = functional.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
-    return (apart * torch.where(line[:, 1:][taught], 1.0, 0.2)).sum() / len(examples)
+        logits = model(**batch, logits_to_keep=labels.shape[1], use_cache=False).logits[:, :-1]
+    return logits[taught].float().log_softmax(-1), labels[:, 1:][taught], line[:, 1:][taught]
 
 
 def taught_weights(model: Any) -> list[torch.nn.Parameter]:
@@ -254,53 +282,61 @@ def taught_weights(model: Any) -> list[torch.nn.Parameter]:
     return weights
 
 
-def learn(probed: Probed, teacher: Any, sums: Sums, rows: Sequence[Example]) -> None:
-    weights = taught_weights(probed.model)
+def learn(probed: Probed, teacher: Any, sums: Sums, rows: Rows) -> None:
+    model, weights = probed.model, taught_weights(probed.model)
     groups = [{"params": weights, "share": 1.0}, {"params": probed.parameters(), "share": 5.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    turning = cycle(rows)
+    before, new = cycle(rows.before), cycle(rows.new)
     for phase in PHASES:
         for step in range(phase.steps):
-            fall = 0.5 + 0.5 * math.cos(math.pi * step / phase.steps)
-            share = phase.last_rate + (1 - phase.last_rate) * fall
-            warm = min(1.0, (step + 1) / 30)
             for group in optimizer.param_groups:
-                group["lr"] = phase.rate * share * warm * group["share"]
+                group["lr"] = phase.rate_at(step) * group["share"]
             told: list[float] = [step]
             for make, count in ((sums.document, phase.documents), (sums.pair, phase.pairs)):
                 if count:
                     loss, right = probed.loss([make() for _ in range(count)])
                     loss.backward()  # type: ignore[no-untyped-call]
-                    told += [round(loss.item(), 3), round(right.item(), 3)]
+                    told += [loss.item(), right.item()]
             if phase.rows:
-                apart = kept(probed.model, teacher, list(islice(turning, phase.rows)))
+                apart = kept(model, teacher, list(islice(before, phase.rows)))
                 apart.backward()  # type: ignore[no-untyped-call]
-                told.append(round(apart.item(), 3))
+                loss = NEW_SHARE * learnt(model, list(islice(new, phase.new)))
+                loss.backward()  # type: ignore[no-untyped-call]
+                told += [apart.item(), loss.item() / NEW_SHARE]
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             optimizer.zero_grad()
             if step % 20 == 19:
-                print(*told, flush=True)
+                print(*(round(figure, 3) for figure in told), flush=True)
+
+
+def in_order(course: Course) -> list[Example]:
+    return [course.schedule.examples[place] for place in course.schedule.order]
+
+
+def course_of(files: Sequence[str], batch: int, given: argparse.Namespace) -> Course:
+    changes = (("lora", 32), ("batch", batch), ("max_length", 900), ("epochs", 1))
+    config = TrainConfig(
+        inputs=tuple(files),
+        output=given.output,
+        base=str(given.model),
+        changes=changes,
+        shares=Shares(reference_drop=0.0),
+        template=TEMPLATE.name,
+    )
+    return prepare(config, Report(quiet=True))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("rows", nargs="+")
+    parser.add_argument("--new", required=True)
     parser.add_argument("-m", "--model", required=True, type=Path)
     parser.add_argument("-o", "--output", required=True, type=Path)
     given = parser.parse_args()
-    course = prepare(
-        TrainConfig(
-            inputs=tuple(given.rows),
-            output=given.output,
-            base=str(given.model),
-            changes=(("lora", 32), ("batch", 1), ("max_length", 900), ("epochs", 1)),
-            shares=Shares(reference_drop=0.0),
-            template=TEMPLATE.name,
-        ),
-        Report(quiet=True),
-    )
-    rows = [course.schedule.examples[place] for place in course.schedule.order]
+    course = course_of(given.rows, PHASES[-1].rows, given)
+    new = course_of([given.new], PHASES[-1].new, given)
+    rows = Rows(in_order(course), in_order(new))
     teacher: Any = load_model(course.files, "bfloat16", "cpu")
     teacher.eval()
     teacher.set_attn_implementation(PRODUCTS)
