@@ -70,19 +70,19 @@ def test_ablations(tmp_path: Path, replica: Path) -> None:
     assert len(results) == 10 and all("reliability" in one for one in results)
 
 
-def test_rows_of_facts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["facts", "phrases"])
+def test_rows_that_a_recipe_writes(tmp_path: Path, name: str) -> None:
     """All of them can be learnt from, and none is asked about in the samples."""
-    facts = subprocess.run(
-        [sys.executable, ROOT / "recipes" / "tiny" / "facts.py"], capture_output=True, check=True
-    )
-    source = tmp_path / "facts.jsonl"
-    source.write_bytes(facts.stdout)
+    script = ROOT / "recipes" / "tiny" / f"{name}.py"
+    written = subprocess.run([sys.executable, script], capture_output=True, check=True)
+    source = tmp_path / f"{name}.jsonl"
+    source.write_bytes(written.stdout)
     out = tmp_path / "set"
     words = ["data", str(source), "-o", str(out), "--validation", "0", "--hold-out"]
     command = [sys.executable, "-m", "jlm_cli", *words, str(ROOT / "samples" / "pairs.jsonl")]
     subprocess.run(command, check=True)
     rows = read_rows(out / "train.jsonl")
-    assert len(rows) == facts.stdout.count(b"\n")
+    assert len(rows) == written.stdout.count(b"\n")
     pairs = [row for row in rows if len(row["answers"]) == 2]
     first = [row["gold"].split("\n")[0].split() for row in pairs]
     ahead = sum(float(a) > float(b) for a, b in first) / len(pairs)

@@ -33,11 +33,12 @@ def rows(seed: int) -> Iterator[dict[str, object]]:
         right = table[n][k]
         question = draw.choice(QUESTIONS).format(language=languages[k], phrase=table[n][0])
         other = draw.choice([line[k] for line in table if line[k] != right])
-        wrong = (
-            repeated(right.split()[0].strip(",.¡¿"), draw) if draw.random() < REPEATED else other
-        )
-        scores = [draw.choice((8, 9, 10)), draw.choice((1, 2, 3))]
-        yield {"question": question, "answers": [right, wrong], "gold": "{} {}".format(*scores)}
+        word = right.split()[0].strip(",.¡¿")
+        wrong = repeated(word, draw) if draw.random() < REPEATED else other
+        scored = [(right, draw.choice((8, 9, 10))), (wrong, draw.choice((1, 2, 3)))]
+        draw.shuffle(scored)
+        answers, scores = zip(*scored, strict=True)
+        yield {"question": question, "answers": answers, "gold": "{} {}".format(*scores)}
 
 
 if __name__ == "__main__":
