@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-_RIGHT, _WRONG = (8, 9, 10), (1, 2, 3)
+RIGHT, WRONG = (8, 9, 10), (1, 2, 3)
 _SAME = 0.06  # share of pairs whose answers are equally right or wrong
 _TWINS = 0.05  # share of pairs that are one answer twice
 _REPEATED = 0.15  # share of wrong answers that say a word of the right one again and again
@@ -302,7 +302,7 @@ def row(fact: Fact, draw: random.Random) -> dict[str, object]:
     answers = stated(fact, rights, draw)
     if count == 2 and draw.random() < _TWINS:
         rights, answers = rights[:1] * 2, answers[:1] * 2
-    good, bad = draw.choice(_RIGHT), draw.choice(_WRONG)
+    good, bad = draw.choice(RIGHT), draw.choice(WRONG)
     scores = " ".join(str(good if right else bad) for right in rights)
     out: dict[str, object] = {"question": fact.question, "answers": answers}
     if count == 1 or draw.random() < 0.2:  # one answer is graded by its reference

@@ -132,9 +132,8 @@ jlm train taught-more.jsonl short-7/picked.jsonl mid-7/picked.jsonl long-7/picke
     --template judgelm-brief --lora 32 --lr 3e-4 --batch 8 --micro-batch 4 --max-length 900 \
     --epochs 1 --schedule cosine --reference-drop 0
 
-# 8. On from there: sums; translated phrases; beside them rows of before, of which the judge of stage
-# 7 says what they are worth.
-# The shipped adapter went the same way in several runs (LOG.md); this is one of them all.
+# 8. On from there: sums and translated phrases, beside rows of before, which the judge of stage 7
+# scores. The shipped adapter went the same way in several runs (LOG.md); this is one of them all.
 rows repeated-8 "$scored" --rows 300 --bad 1 --bad-kind repeated --longest 260 --gap 2 --ties 0 \
     --reference 0.1 --seed 70
 pick short-7 1500 200 0

@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from facts import repeated
+from facts import RIGHT, WRONG, repeated
 
 QUESTIONS = (
     "Translate into {language}: {phrase}",
@@ -35,7 +35,7 @@ def rows(seed: int) -> Iterator[dict[str, object]]:
         other = draw.choice([line[k] for line in table if line[k] != right])
         word = right.split()[0].strip(",.¡¿")
         wrong = repeated(word, draw) if draw.random() < REPEATED else other
-        scored = [(right, draw.choice((8, 9, 10))), (wrong, draw.choice((1, 2, 3)))]
+        scored = [(right, draw.choice(RIGHT)), (wrong, draw.choice(WRONG))]
         draw.shuffle(scored)
         answers, scores = zip(*scored, strict=True)
         yield {"question": question, "answers": answers, "gold": "{} {}".format(*scores)}
