@@ -68,37 +68,3 @@ def test_ablations(tmp_path: Path, replica: Path) -> None:
     assert out.count("\n| 5") == 4 and out.count("\n| 4 |") == 2
     results = json.loads((tmp_path / "out" / "ablations.json").read_text())["results"]
     assert len(results) == 10 and all("reliability" in one for one in results)
-
-
-@pytest.mark.parametrize("name", ["facts", "phrases"])
-def test_rows_that_a_recipe_writes(tmp_path: Path, name: str) -> None:
-    """All of them can be learnt from, and none is asked about in the samples."""
-    script = ROOT / "recipes" / "tiny" / f"{name}.py"
-    written = subprocess.run([sys.executable, script], capture_output=True, check=True)
-    source = tmp_path / f"{name}.jsonl"
-    source.write_bytes(written.stdout)
-    out = tmp_path / "set"
-    words = ["data", str(source), "-o", str(out), "--validation", "0", "--hold-out"]
-    command = [sys.executable, "-m", "jlm_cli", *words, str(ROOT / "samples" / "pairs.jsonl")]
-    subprocess.run(command, check=True)
-    rows = read_rows(out / "train.jsonl")
-    assert len(rows) == written.stdout.count(b"\n")
-    pairs = [row for row in rows if len(row["answers"]) == 2]
-    first = [row["gold"].split("\n")[0].split() for row in pairs]
-    ahead = sum(float(a) > float(b) for a, b in first) / len(pairs)
-    assert 0.4 < ahead < 0.6
-
-
-def test_picked_rows() -> None:
-    """So many of each kind, the first of them: real pairs, spoiled ones, ones the base wrote."""
-    second = ("b", "b", "refusal", "base")
-    rows = [{"id": n, "models": ["a", second[n % 4]]} for n in range(40)]
-    picked = subprocess.run(
-        [sys.executable, ROOT / "recipes" / "tiny" / "pick.py", "12", "2", "3"],
-        input="".join(json.dumps(row) + "\n" for row in rows).encode(),
-        capture_output=True,
-        check=True,
-    )
-    found = [json.loads(line)["id"] for line in picked.stdout.splitlines()]
-    real = [n for n in range(40) if n % 4 < 2][:12]
-    assert found == sorted([*real, 2, 6, 3, 7, 11])

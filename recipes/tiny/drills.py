@@ -15,7 +15,6 @@ from facts import Fact, row
 
 _SUMS = 1700
 _MADE_UP = 1000
-_NOT_ASKED = {17, 25}  # the sum in samples/
 
 
 @dataclass(frozen=True)
@@ -92,12 +91,17 @@ KINDS = (
 _SYLLABLES = "ka lo ri ven dar mel to sha ner bo qui las pe tor mi gan zel ur and fen"
 
 
+def kept_out(a: int, b: int) -> bool:
+    """One pair of numbers in 29, that of the sum in samples/ too: no judge learns from its sum."""
+    return a * b % 29 == 17 * 25 % 29
+
+
 def sums(draw: random.Random) -> Iterator[Fact]:
     """Most of two numbers below a hundred; wrong results are near ones, or a digit off."""
     for _ in range(_SUMS):
         sign = draw.choices("+-*", (0.7, 0.2, 0.1))[0]
         a, b = sorted(draw.sample(range(2, 13 if sign == "*" else 80), 2), reverse=True)
-        if {a, b} == _NOT_ASKED:
+        if kept_out(a, b):
             continue
         if sign == "+" and draw.random() < 0.5:
             a, b = b, a

@@ -145,4 +145,31 @@ python "$here/phrases.py" > phrases.jsonl
 python "$here/sums.py" short-7/picked.jsonl mid-7/picked.jsonl long-7/picked.jsonl \
     letters-7/350.jsonl lists-7/train.jsonl grades-7/train.jsonl facts-7/train.jsonl \
     drills-7/300.jsonl reviews-7/100.jsonl repeated-8/train.jsonl --new phrases.jsonl \
-    -m stage-7 -o tiny
+    -m stage-7 -o stage-8
+
+# 9. On from there: the first sentences of real answers, to more questions than have short ones,
+# with what the judges of stages 7 and 8 say of them together; and answers dressed up to please.
+python "$here/beginnings.py" "$scored" > beginnings.jsonl
+for judge in 7 8; do
+    jlm judge beginnings.jsonl --swap -m stage-$judge -o beginnings-$judge.jsonl
+done
+python "$here/teach.py" beginnings-7.jsonl beginnings-8.jsonl > taught-beginnings.jsonl
+python "$here/tricks.py" facts-7/train.jsonl short-7/picked.jsonl mid-7/picked.jsonl > tricks.jsonl
+mkdir rows-9
+part() { # SOURCE ROWS NAME
+    head -"$2" "$1" > "rows-9/$3.jsonl"
+}
+part tricks.jsonl 700 tricks
+part short-7/picked.jsonl 400 short
+part long-7/picked.jsonl 80 long
+part letters-7/train.jsonl 300 letters
+part lists-7/train.jsonl 140 lists
+part grades-7/train.jsonl 180 grades
+part facts-7/train.jsonl 250 facts
+part drills-7/train.jsonl 500 drills
+part reviews-7/train.jsonl 120 reviews
+part phrases.jsonl 80 phrases
+part repeated-8/train.jsonl 60 repeated
+jlm train taught-beginnings.jsonl rows-9/*.jsonl -m stage-8 -o tiny --template judgelm-brief \
+    --lora 32 --freeze-layers 12 --lr 3e-4 --batch 8 --micro-batch 4 --max-length 900 --epochs 1 \
+    --schedule cosine --reference-drop 0

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from drills import kept_out
 from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -38,7 +39,6 @@ from jlm_cli.train import Course, TrainConfig, prepare
 
 TEMPLATE = load("judgelm-brief")
 LARGEST = 80
-KEPT_OUT = 17 * 25 % 29  # of the products of two numbers: one pair in 29, that of samples/ too
 TEXTS = (
     *["{a} + {b} = {c}"] * 2,
     "{a} + {b} = {c}.",
@@ -146,7 +146,7 @@ class Sums:
     def _numbers(self) -> tuple[int, int]:
         while True:
             a, b = (self._draw.randint(2, LARGEST) for _ in range(2))
-            if a * b % 29 != KEPT_OUT:
+            if not kept_out(a, b):
                 return a, b
 
     def _wrong(self, right: int) -> int:
