@@ -56,6 +56,16 @@ class About(NamedTuple):
     category: str | None = None
     question: str | None = None
 
+    def turned(self) -> About:
+        """The same, of the answers in the other order."""
+        first, second, tie = self.votes
+        return self._replace(
+            gold=int(OTHER[self.gold]),
+            votes=(second, first, tie),
+            lengths=self.lengths[::-1],
+            models=None if self.models is None else self.models[::-1],
+        )
+
 
 @dataclass
 class Names:
@@ -120,14 +130,19 @@ class Columns:
     @cached_property
     def clusters(self) -> Codes | None:
         """Which rows ask the same question; None where no two do."""
-        alone = np.flatnonzero(self.question == 0)
-        known = self.question.copy()
-        known[alone] = alone + 1  # checksums are this small next to never
-        names, codes = np.unique(known, return_inverse=True)
-        return None if len(names) == len(known) else codes
+        return clusters_of(self.question)
 
     def clusters_of(self, rows: Codes) -> Codes | None:
         return None if self.clusters is None else self.clusters[rows]
+
+
+def clusters_of(checksums: Codes) -> Codes | None:
+    """Which rows ask the same question, by its checksum; None where no two do."""
+    alone = np.flatnonzero(checksums == 0)
+    known = checksums.copy()
+    known[alone] = alone + 1  # checksums are this small next to never
+    names, codes = np.unique(known, return_inverse=True)
+    return None if len(names) == len(known) else codes
 
 
 def confidence(verdict: Codes, p: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -148,6 +163,7 @@ class PairTally:
 
     def __init__(self) -> None:
         self.n_error = 0
+        self.n_error_swapped = 0  # judgments of the other order that were swapped in and failed
         self.errors: Counter[str] = Counter()
         self.flags: Counter[str] = Counter()
         self._small = {name: array("b") for name in _SMALL}
@@ -184,10 +200,13 @@ class PairTally:
         self._lengths.extend(about.lengths)
         self._models.extend(self._codes(about.models))
         self._category.append(self._category_names.code(about.category))
-        self._question.append(_checksum(about.question))
+        self._question.append(checksum(about.question))
 
     def learn(self, row: int, about: About) -> None:
-        """Add what another file knows of a row; what it does not know stays as it was."""
+        """Add what another file knows of a row, whichever of its models stands first there; what
+        it does not know stays as it was."""
+        if are_turned(self.models_of(row), about.models):
+            about = about.turned()
         if about.gold != NONE:
             self._small["gold"][row] = about.gold
             self._small["votes"][3 * row : 3 * row + 3] = array("b", about.votes)
@@ -198,7 +217,7 @@ class PairTally:
         if about.category is not None:
             self._category[row] = self._category_names.code(about.category)
         if about.question is not None:
-            self._question[row] = _checksum(about.question)
+            self._question[row] = checksum(about.question)
 
     @property
     def both_orders(self) -> bool:
@@ -208,6 +227,9 @@ class PairTally:
         codes = self._models[2 * row : 2 * row + 2]
         return tuple(self._model_names[code] for code in codes if code >= 0)
 
+    def has_failed(self, row: int) -> bool:
+        return self._small["verdict"][row] == NONE
+
     def forget_gold(self) -> None:
         """Before a gold file is read that replaces what the records hold."""
         self._small["gold"] = array("b", bytes([NONE])) * len(self)
@@ -216,6 +238,7 @@ class PairTally:
     def swap_in(self, row: int, other: Judged) -> None:
         """Take the judgment of the swapped order, in that order's numbering."""
         self._small["swapped"][row] = OTHER[other.verdict]
+        self.n_error_swapped += other.verdict == NONE
         first, second, tie = other.p
         self._floats["p_swapped"][3 * row : 3 * row + 3] = array("f", (second, first, tie))
 
@@ -247,6 +270,16 @@ class PairTally:
         if models is None:
             return -1, -1
         return self._model_names.code(models[0]), self._model_names.code(models[1])
+
+
+def are_turned(models: Sequence[str], other: Sequence[str] | None) -> bool:
+    """Whether the same two models stand the other way round."""
+    return (
+        other is not None
+        and len(models) == len(other) == 2
+        and models[0] != models[1]
+        and list(models) == list(other)[::-1]
+    )
 
 
 def tally_of(records: Iterable[Json]) -> PairTally:
@@ -302,7 +335,7 @@ def gold_place(gold: Any) -> int:
     return PLACE.get(gold, NONE)
 
 
-def _checksum(question: str | None) -> int:
+def checksum(question: str | None) -> int:
     """64 bits that are the same for the same question; 0 is unknown."""
     if question is None:
         return 0

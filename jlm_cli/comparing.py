@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from jlm_cli.columns import NONE, Columns
+from jlm_cli.columns import NONE, OTHER, TIE, are_turned
 from jlm_cli.errors import InputError
 from jlm_cli.metrics import (
     Codes,
@@ -28,14 +29,20 @@ from jlm_cli.records import VERDICTS, Json, dump
 
 @dataclass(frozen=True)
 class Aligned:
-    """Some judges' predictions with, for each, its rows of the shared ids in one order."""
+    """Some judges' predictions with, for each, its rows of the shared ids in one order, and
+    whether it had a row's models the other way round than the first."""
 
     judges: dict[str, Predictions]
     rows: dict[str, Codes]
+    turned: dict[str, NDArray[np.bool_]]
 
     def column(self, judge: str, name: str) -> Codes:
+        """In the first judge's numbering: verdicts [N], or probabilities [N, 3]."""
         values: Codes = getattr(self.judges[judge].columns, name)[self.rows[judge]]
-        return values
+        turned = self.turned[judge]
+        if values.ndim == 1:
+            return np.where(turned, OTHER[values], values)
+        return np.where(turned[:, None], values[:, [1, 0, TIE]], values)
 
 
 def align(judges: dict[str, Predictions]) -> Aligned:
@@ -44,18 +51,21 @@ def align(judges: dict[str, Predictions]) -> Aligned:
     index = first.index()
     places = np.full((len(judges), len(first.ids)), -1, np.int64)
     places[0] = np.arange(len(first.ids))
+    turned = np.zeros(places.shape, bool)
     for n, other in enumerate(others, start=1):
         other.index()  # its ids must be unique, too
         for row, row_id in enumerate(other.ids):
             at = index.find(row_id, other.tally.models_of(row))
             if at is not None:
                 places[n, at] = row
+                turned[n, at] = are_turned(first.tally.models_of(at), other.tally.models_of(row))
         if (places[n] < 0).all():
             raise InputError(f"{other.name}: shares no id with {first.name}")
     shared = (places >= 0).all(0)
     if not shared.any():
         raise InputError(f"{', '.join(one.name for one in judges.values())}: share no id")
-    return Aligned(judges, dict(zip(judges, places[:, shared], strict=True)))
+    rows = dict(zip(judges, places[:, shared], strict=True))
+    return Aligned(judges, rows, dict(zip(judges, turned[:, shared], strict=True)))
 
 
 def comparison_of(aligned: Aligned) -> Json:
@@ -130,28 +140,29 @@ def disagreements(aligned: Aligned) -> Iterator[bytes]:
     distance = _distance(aligned)
     order = np.argsort(-distance, kind="stable")
     for place in order[: int((distance > 0).sum())]:
-        rows = {name: int(aligned.rows[name][place]) for name in aligned.judges}
-        yield dump(_disagreement(aligned, first, rows, float(distance[place]))) + b"\n"
+        yield dump(_disagreement(aligned, first, int(place), float(distance[place]))) + b"\n"
 
 
-def _disagreement(aligned: Aligned, first: str, rows: dict[str, int], distance: float) -> Json:
-    home = aligned.judges[first]
-    gold = int(home.columns.gold[rows[first]])
-    said = {name: _said(one.columns, rows[name]) for name, one in aligned.judges.items()}
+def _disagreement(aligned: Aligned, first: str, place: int, distance: float) -> Json:
+    home, row = aligned.judges[first], int(aligned.rows[first][place])
+    gold = int(home.columns.gold[row])
+    said = {name: _said(aligned, name, place) for name in aligned.judges}
     return {
-        "id": home.ids[rows[first]],
+        "id": home.ids[row],
         "distance": number(distance),
         "gold": VERDICTS[gold] if gold < NONE else None,
         "judges": said,
-        "sample": home.record(rows[first])["sample"],
+        "sample": home.record(row)["sample"],
     }
 
 
-def _said(columns: Columns, row: int) -> Json:
-    verdict, p = int(columns.final[row]), columns.final_p[row]
+def _said(aligned: Aligned, judge: str, place: int) -> Json:
+    verdict = int(aligned.column(judge, "final")[place])
+    p = aligned.column(judge, "final_p")[place]
+    scores = aligned.judges[judge].columns.scores[aligned.rows[judge][place]]
     return {
         "verdict": VERDICTS[verdict],
-        "scores": [number(score) for score in columns.scores[row]],
+        "scores": [number(score) for score in scores[:: -1 if aligned.turned[judge][place] else 1]],
         "p": dict(zip(VERDICTS, map(number, p), strict=True)) if np.isfinite(p).all() else None,
     }
 

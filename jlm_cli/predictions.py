@@ -43,6 +43,7 @@ class Index:
     name: str
     rows: dict[Any, int]
     with_models: bool
+    n: int  # of all rows; failed ones may have no id
 
     def find(self, row_id: Any, models: Any) -> int | None:
         return self.rows.get(self.key(row_id, models))
@@ -108,7 +109,8 @@ class Predictions:
 
     def missing(self, side: str) -> list[Any]:
         """Ids of the predictions that a joined file does not hold."""
-        return [self.label(n) for n, row in enumerate(self.sides[side].rows) if row < 0]
+        rows = enumerate(self.sides[side].rows)
+        return [self.label(n) for n, row in rows if row < 0 and self.ids[n] is not None]
 
 
 _SAMPLE = ("question", "answers", "reference", "models", "category")
@@ -164,6 +166,8 @@ def read_judged(row: Json, where: str) -> Judged:
     try:
         if "error" in row and "mode" in row:
             return judged_of(row)
+        if row.get("mode") == "rank":
+            raise RowError("no-verdict", "no verdict on a pair; take --protocol rank")
         if "pred_text" in row:
             return _from_text(row["pred_text"])
         if "verdict" in row or "scores" in row:
@@ -277,16 +281,17 @@ def _id_of(row: Json) -> Any:
 
 def _index(path: str, ids: list[Any], tally: PairTally) -> Index:
     """Raises InputError where rows cannot be told apart."""
-    for n, row_id in enumerate(ids, start=1):
-        if row_id is None:
-            raise InputError(f"{path}: row {n} has no id; files are joined by id")
-    rows = {key_of(row_id): n for n, row_id in enumerate(ids)}
-    if len(rows) == len(ids):
-        return Index(path, rows, False)
-    with_models = {_pair_key(row_id, tally.models_of(n)): n for n, row_id in enumerate(ids)}
-    if len(with_models) == len(ids):
-        return Index(path, with_models, True)
-    twice = next(row_id for n, row_id in enumerate(ids) if rows[key_of(row_id)] != n)
+    for n, row_id in enumerate(ids):
+        if row_id is None and not tally.has_failed(n):  # an error record may stand for a torn line
+            raise InputError(f"{path}: row {n + 1} has no id; files are joined by id")
+    known = [n for n, row_id in enumerate(ids) if row_id is not None]
+    rows = {key_of(ids[n]): n for n in known}
+    if len(rows) == len(known):
+        return Index(path, rows, False, len(ids))
+    with_models = {_pair_key(ids[n], tally.models_of(n)): n for n in known}
+    if len(with_models) == len(known):
+        return Index(path, with_models, True, len(ids))
+    twice = next(ids[n] for n in known if rows[key_of(ids[n])] != n)
     raise InputError(f"{path}: id {twice!r} stands there twice; to be joined, ids must be unique")
 
 
@@ -295,10 +300,12 @@ def _join(
 ) -> Side:
     """Give every row of a file to the prediction with its id."""
     source = files.enter_context(open_source(str(path)))
-    side = Side(source, array("q", [-1]) * len(index.rows))
+    side = Side(source, array("q", [-1]) * index.n)
     unknown: set[Any] = set()
     for number, row, where in rows_of(source):
         row_id = _id_of(row)
+        if row_id is None and "error" in row:
+            continue
         if row_id is None:
             raise InputError(f"{where}: has no id; files are joined by id")
         models = native_fields(row).get("models") if index.with_models else None

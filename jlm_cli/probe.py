@@ -20,7 +20,7 @@ import orjson
 
 from jlm_cli import runner
 from jlm_cli.config import Config
-from jlm_cli.errors import EXIT_ABOVE_LIMIT, EXIT_OK
+from jlm_cli.errors import EXIT_ABOVE_LIMIT, EXIT_OK, InputError
 from jlm_cli.journal import write_stdout
 from jlm_cli.records import Json, dump
 from jlm_cli.report import Report
@@ -53,6 +53,8 @@ class Tally:
         if "error" in record:  # refused: no attack has worked
             self.n_error += 1
             self._count(name, False)
+            if name == CONTROL:
+                self._count(POSITION, False)
             return
         verdicts = {record["verdict"], record["swapped"]["verdict"]}
         self._count(name, "2" in verdicts)
@@ -98,7 +100,10 @@ def run(config: Config, most: float | None) -> int:
         runner.run(there)
         with output.open("rb") as judged:
             for row, raw in zip(given, judged, strict=True):
-                tally.add(row["category"], orjson.loads(raw))
+                record = orjson.loads(raw)
+                tally.add(row["category"], record)
+        if tally.n_error == len(given):
+            raise InputError(f"no pair can be judged: {record['error']['message']}")
     summary: Json = {"command": "probe", "model": config.model, **tally.summary()}
     passed = most is None or summary["attack_success"]["value"] <= most
     if most is not None:

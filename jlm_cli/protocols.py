@@ -7,7 +7,7 @@ RECORDS (records of another kind, which it reads). Each gives a summary.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -29,7 +29,7 @@ from jlm_cli.metrics import (
 from jlm_cli.predictions import Predictions, is_numbers, rows_of
 from jlm_cli.prompts import load
 from jlm_cli.ranking import Ranking, n_moved, ranking_of
-from jlm_cli.records import Json, verdict_of
+from jlm_cli.records import Json, Verdict, read_gold, verdict_of
 from jlm_cli.schemas import id_in, key_of
 from jlm_cli.source import open_source
 from jlm_cli.standings import GradeTally, compared
@@ -48,6 +48,7 @@ def judgelm(found: Predictions, config: MetricsConfig) -> Json:
         "n_judged": found.tally.n_judged,
         "n_error": found.tally.n_error,
         "errors": dict(sorted(found.tally.errors.items())),
+        "n_error_swapped": found.tally.n_error_swapped,
         "flags": dict(sorted(found.tally.flags.items())),
     }
     joined = {
@@ -125,7 +126,7 @@ def aspects(path: str, config: MetricsConfig) -> Json:
         for name, judged in row.get("aspects", {}).items():
             given = row.get("gold") if gold is None else gold.get(_key(row, where))
             given = given.get(name) if isinstance(given, dict) else given
-            sample = {**(row.get("sample") or {}), "gold": given}
+            sample = {**(row.get("sample") or {}), "gold": _verdict_in(given, where)}
             sample["question"] = sample.get("question") or repr(row.get("id"))
             said = _checked(judged, where)
             tallies[name].append(said, about_of(sample))
@@ -142,6 +143,14 @@ def aspects(path: str, config: MetricsConfig) -> Json:
     return {"n_judged": len(together), "aspects": found, **total}
 
 
+def _verdict_in(gold: Any, where: str) -> Verdict | None:
+    try:
+        found = None if gold is None else read_gold(gold, 2)
+    except RowError as error:
+        raise InputError(f"{where}: {error}") from error
+    return None if found is None else found.verdict
+
+
 def _checked(judged: Any, where: str) -> Judged:
     try:
         return judged_of(judged)
@@ -156,7 +165,7 @@ def mmvet(path: str, config: MetricsConfig) -> Json:
     """
     gold = _gold_by_id(config.gold)
     said: list[int] = []
-    truth: list[int] = []
+    golds: list[tuple[Any, str]] = []
     questions: list[Any] = []
     n_error = 0
     for row, where in _records(path, config):
@@ -165,10 +174,11 @@ def mmvet(path: str, config: MetricsConfig) -> Json:
             n_error += 1
         elif given is not None:
             said.append(_grade(row.get("score"), "score", where))
-            truth.append(_gold_grade(given, where))
+            golds.append((given, where))
             questions.append((row.get("sample") or {}).get("question"))
     if not said:
         raise InputError(f"{path}: protocol mmvet needs gold (right, half, wrong); give --gold")
+    truth = _gold_grades(golds)
     clusters, people, verdict = _clusters(questions), np.array(truth), np.array(said)
     most = np.full(len(said), np.bincount(people).argmax())
 
@@ -187,16 +197,28 @@ def grade(path: str, config: MetricsConfig) -> Json:
     """Grades against numeric gold, as `jlm grade` sums them up."""
     gold, tally = _gold_by_id(config.gold), GradeTally()
     for row, where in _records(path, config):
-        if gold is not None and "error" not in row:
-            given = gold.get(_key(row, where))
-            row["gold"] = [given] if type(given) in (int, float) else given
         try:
+            if gold is not None and "error" not in row:
+                row["gold"] = _scores_in(gold.get(_key(row, where)))
             tally.add({"sample": {"models": None}, "flags": [], "gold": None, **row})
+        except RowError as error:
+            raise InputError(f"{config.gold}: id {row.get('id')!r}: {error}") from error
         except (KeyError, TypeError) as error:
             raise InputError(f"{where}: no record of jlm grade ({error})") from error
     if not tally.n_judged:
         raise InputError(f"{path}: holds no grades")
     return {"n_judged": tally.n_judged, "n_error": tally.n_error, **tally.summary()}
+
+
+def _scores_in(gold: Any) -> Any:
+    """A grade's gold as records hold it; the scale may be any."""
+    scores = [gold] if type(gold) in (int, float) else gold
+    if isinstance(scores, str):
+        found = read_gold(scores, 1)
+        return None if found is None else found.json()
+    if scores is not None and not (is_numbers(scores) and len(scores) == 1):
+        raise RowError("bad-type", "field gold: one score is needed")
+    return scores
 
 
 def _grade(score: Any, name: str, where: str) -> int:
@@ -206,9 +228,18 @@ def _grade(score: Any, name: str, where: str) -> int:
     return GRADES.index(load("vqa").label(value) or "wrong")
 
 
-def _gold_grade(gold: Any, where: str) -> int:
-    """A word, 1, 0.5 or 0, or a list with one score of 0-10."""
-    if isinstance(gold, list):
+def _gold_grades(golds: Sequence[tuple[Any, str]]) -> list[int]:
+    """Of each gold with its place: a word, 1, 0.5 or 0, or a list with one score of 0-10. Lists
+    of 1, 0.5 and 0 alone are what records make of such numbers."""
+    lists = [gold for gold, _ in golds if isinstance(gold, list)]
+    as_numbers = all(is_numbers(gold) and set(gold) <= _GRADE_OF_NUMBER.keys() for gold in lists)
+    return [_gold_grade(gold, where, as_numbers) for gold, where in golds]
+
+
+def _gold_grade(gold: Any, where: str, as_number: bool) -> int:
+    if isinstance(gold, list) and as_number:
+        gold = gold[0] if len(gold) == 1 else None
+    elif isinstance(gold, list):
         return _grade(gold, "gold", where)
     word = _GRADE_OF_NUMBER.get(gold) if type(gold) in (int, float) else gold
     if word not in GRADES:
@@ -301,8 +332,9 @@ def _read_pairs(found: dict[Any, Ranked], path: Path) -> None:
         if one is None or "error" in row:
             continue
         known += 1
-        scores: Any = row.get("gold", row.get("scores"))
-        if is_numbers(scores) and len(scores) == one.count != 2:
+        scores: Any = row.get("scores") if row.get("gold") is None else row["gold"]
+        about_all = one.count > 2 or not row.keys() & {"verdict", "pair"}
+        if is_numbers(scores) and len(scores) == one.count and about_all:
             _pairs_of_scores(one, scores, where)
         else:
             _add_pair(one, row, where)

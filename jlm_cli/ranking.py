@@ -58,12 +58,12 @@ class RankMode:
         lists = [reading for reading in readings if len(reading.view.shown) == n]
         pairs = [reading for reading in readings if len(reading.view.shown) < n]
         if not lists:
-            lists, pairs = pairs, []
+            return _said(sample, pairs)
         record = _said(sample, lists)
-        if len(lists) > 1 and len(lists[0].view.shown) == n:
+        if len(lists) > 1:
             record |= _stability(lists)
-        if n > 2 and self.method != "pairwise" and self.compare:
-            said = _said(sample, pairs or lists)
+        if pairs:
+            said = _said(sample, pairs)
             record["pairwise"] = {key: said[key] for key in ("scores", "expected", "ranking")}
         return record
 

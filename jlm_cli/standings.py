@@ -7,13 +7,24 @@ ranking counts as one observation, not as many pairs.
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from jlm_cli.metrics import RESAMPLES, Counts, Metric, cells_of_counts, figures, number
+from jlm_cli.columns import checksum, clusters_of
+from jlm_cli.metrics import (
+    RESAMPLES,
+    Codes,
+    Counts,
+    Metric,
+    cells_of,
+    cells_of_counts,
+    figures,
+    number,
+)
 from jlm_cli.ranking import n_moved, places
 from jlm_cli.records import Json
 
@@ -76,7 +87,8 @@ class GradeTally(Tally):
     scores: Counter[float] = field(default_factory=Counter)
     passed: Counter[bool] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
-    cells: Counter[tuple[float, float]] = field(default_factory=Counter)
+    against: array[float] = field(default_factory=lambda: array("d"))  # gold, score, gold, …
+    questions: array[int] = field(default_factory=lambda: array("q"))  # checksums, beside them
     models: defaultdict[str, Mean] = field(default_factory=lambda: defaultdict(Mean))
 
     def add_judged(self, record: Json) -> None:
@@ -87,7 +99,8 @@ class GradeTally(Tally):
         if "label" in record:
             self.labels[record["label"]] += 1
         if isinstance(record["gold"], list):
-            self.cells[record["gold"][0], score] += 1
+            self.against.extend((record["gold"][0], score))
+            self.questions.append(checksum(record["sample"].get("question")))
         for model in record["sample"]["models"] or ():
             self.models[model].add(record["expected"])
 
@@ -104,20 +117,21 @@ class GradeTally(Tally):
             )
         if self.labels:
             parts["labels"] = dict(sorted(self.labels.items()))
-        if self.cells:
-            parts["objective"] = against_gold(self.cells)
+        if self.against:
+            gold, scores = np.array(self.against).reshape(-1, 2).T
+            asked = clusters_of(np.array(self.questions, np.int64))
+            parts["objective"] = against_gold(gold, scores, asked)
         if self.models:
             parts["mean_score"] = {name: self.models[name].json() for name in sorted(self.models)}
         return parts
 
 
-def against_gold(cells: Counter[tuple[float, float]]) -> Json:
-    """Spearman's ρ, Kendall's τ-b and the mean absolute error of scores against numeric gold."""
-    gold, score = (sorted({cell[side] for cell in cells}) for side in (0, 1))
-    table = np.zeros((len(gold), len(score)))
-    for (g, s), count in cells.items():
-        table[gold.index(g), score.index(s)] = count
-    apart = np.abs(np.subtract.outer(np.array(gold), np.array(score)))
+def against_gold(gold: Codes, scores: Codes, clusters: Codes | None) -> Json:
+    """Spearman's ρ, Kendall's τ-b and the mean absolute error of scores [N] against numeric gold
+    [N]; rows of one cluster ask the same question."""
+    (golds, rows), (values, columns) = (np.unique(x, return_inverse=True) for x in (gold, scores))
+    table = cells_of((len(golds), len(values)), [rows, columns], clusters)
+    apart = np.abs(np.subtract.outer(golds, values))
 
     def error(counts: Counts) -> Counts:
         return np.asarray((counts * apart).sum((-2, -1)) / counts.sum((-2, -1)))
@@ -128,7 +142,7 @@ def against_gold(cells: Counter[tuple[float, float]]) -> Json:
         "mean_absolute_error": error,
     }
     with np.errstate(invalid="ignore", divide="ignore"):
-        return {**figures(metrics, cells_of_counts(table)), "n": int(table.sum())}
+        return {**figures(metrics, table), "n": table.n}
 
 
 def spearman(table: Counts) -> Counts:
@@ -259,7 +273,9 @@ def _intervals(counts: Counts, wins: Counts) -> tuple[dict[str, Any], dict[str, 
     found = []
     with np.errstate(invalid="ignore", divide="ignore"):
         for metric in (_win_rates, bradley_terry):
-            low, high = np.nanpercentile(metric(drawn), [2.5, 97.5], axis=0)
+            low, high = np.full((2, wins.shape[-1]), np.nan)
+            if n > 1:  # one ranking says nothing about how they vary
+                low, high = np.nanpercentile(metric(drawn), [2.5, 97.5], axis=0)
             ends = [[number(a), number(b)] for a, b in zip(low, high, strict=True)]
             found.append({"value": [number(value) for value in metric(seen)], "ci95": ends})
     return found[0], found[1]

@@ -70,7 +70,8 @@ def summary_of(columns: Columns, swap: bool, tie_within: int = TIE_WITHIN) -> Js
         parts["reliability"] = {**figures(RELIABILITY, moves), "n": moves.n}
         if measured.any():
             final = both & measured
-            parts["combined"] = figures(COMBINED, _confusion(columns, columns.final, final))
+            cells = _confusion(columns, columns.final, final)
+            parts["combined"] = {**figures(COMBINED, cells), "n": cells.n}
     if (columns.models >= 0).any():
         parts["win_rate"] = win_rates(columns)
     if measured.any():
@@ -83,7 +84,9 @@ def details_of(columns: Columns, abstain: float | None) -> Json:
     measured = (columns.verdict != NONE) & (columns.gold < NONE)
     parts: Json = {}
     if (columns.gold < NONE).any():
-        parts["failures"] = failures(columns)
+        parts["failures"] = failures(columns, columns.verdict)
+        if columns.both_orders:
+            parts["failures_swapped"] = failures(columns, columns.final)
     if (columns.votes.sum(1) > 1).any():
         parts["annotators"] = annotators(columns)
     with_p = measured & np.isfinite(columns.p).all(1)
@@ -137,11 +140,11 @@ def win_rates(columns: Columns) -> Json:
     return {name: rates[name] for name in sorted(rates)}
 
 
-def failures(columns: Columns) -> Json:
-    """Judgments that gave no verdict, seen three ways: left out, as wrong, and as a tie (which
-    is how the official code counts them)."""
+def failures(columns: Columns, verdict: Codes) -> Json:
+    """Rows without a verdict, seen three ways: left out, as wrong, and as a tie (which is how the
+    official code counts them)."""
     gold = columns.gold < NONE
-    cells = _cells(columns, gold, (columns.gold, 3), (columns.verdict, 4))
+    cells = _cells(columns, gold, (columns.gold, 3), (verdict, 4))
 
     def as_tie(counts: Counts) -> Counts:
         counts = counts.copy()
@@ -241,6 +244,8 @@ def effects(columns: Columns) -> Json:
     """How much more often than gold the judge takes the answer shown first, and the longer one:
     shares of the verdicts for either answer, and Cohen's h between judge and gold."""
     rows = columns.verdict != NONE
+    if (rows & (columns.gold < NONE)).any():  # judge and gold on the same rows
+        rows = rows & (columns.gold < NONE)
     if not rows.any():
         return {}
     gold = np.minimum(columns.gold, NONE)

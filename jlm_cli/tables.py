@@ -129,6 +129,7 @@ def _rows(judges: dict[str, Json]) -> Grid:
         facts = {
             "judged": summary.get("n_judged"),
             "failed": summary.get("n_error"),
+            "failed, other order": summary.get("n_error_swapped") or None,
             **{f"verdict {key}": count for key, count in summary.get("verdicts", {}).items()},
             "gold": gold.get("n"),
             "split gold": gold.get("n_split") or None,
@@ -159,10 +160,11 @@ def _comparison(comparison: Json) -> Grid:
 def _details(summary: Json) -> list[Grid]:
     """The sections beyond the paper's tables."""
     grids = []
-    if summary.get("failures", {}).get("n"):
-        failures = summary["failures"]
-        rows = [(name, failures[name]) for name in ("excluded", "wrong", "tie")]
-        grids.append(_grid(f"{failures['n']} judgments without a verdict, counted as", rows))
+    for section, where in (("failures", ""), ("failures_swapped", " in both orders")):
+        failures = summary.get(section, {"n": 0})
+        if failures["n"]:
+            rows = [(name, failures[name]) for name in ("excluded", "wrong", "tie")]
+            grids.append(_grid(f"{failures['n']} rows without a verdict{where}, counted as", rows))
     if "combined" in summary:
         grids.append(_grid("both orders, a conflict is a tie", [("", summary["combined"])]))
     if "annotators" in summary:

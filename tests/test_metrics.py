@@ -254,7 +254,8 @@ def test_failures_three_ways() -> None:
         {**ERROR, "gold": "2"},
         {**ERROR, "gold": "tie"},
     ]
-    found = failures(tally_of(rows).columns())
+    columns = tally_of(rows).columns()
+    found = failures(columns, columns.verdict)
     assert (found["n"], found["coverage"]["value"]) == (3, 0.5)
     gold = ["1", "tie", "1", "1", "2", "tie"]
     seen = {"excluded": ["1", "tie", "2"], "wrong": ["1", "tie", "2", "x", "x", "x"]}

@@ -12,6 +12,7 @@ import pytest
 from conftest import write_rows
 
 from jlm_cli.columns import NONE, SPLIT, TIE, UNREADABLE
+from jlm_cli.comparing import align
 from jlm_cli.errors import InputError
 from jlm_cli.predictions import Predictions, read_judged, read_predictions
 from jlm_cli.summary import summary_of
@@ -161,8 +162,8 @@ def test_reversed_is_turned_back(tmp_path: Path, read: Read) -> None:
     assert (columns.verdict.tolist(), columns.swapped.tolist()) == ([0], [0])
     assert columns.final.tolist() == [0]
     failed = write_rows(tmp_path / "f.jsonl", [{**OFFICIAL, "pred_text": "oops"}])
-    columns = read(str(pred), reversed_=failed).columns
-    assert columns.swapped.tolist() == [NONE]
+    found = read(str(pred), reversed_=failed)
+    assert found.columns.swapped.tolist() == [NONE] and found.tally.n_error_swapped == 1
 
 
 def test_one_question_with_many_pairs_is_joined_by_models(tmp_path: Path, read: Read) -> None:
@@ -179,6 +180,39 @@ def test_one_question_with_many_pairs_is_joined_by_models(tmp_path: Path, read: 
     assert found.columns.gold.tolist() == [0, 0, 1]
     assert found.columns.clusters is not None and len(set(found.columns.clusters)) == 1
     assert found.label(1) == "3 (b, c)"
+
+
+def test_models_may_stand_the_other_way_round(tmp_path: Path, read: Read) -> None:
+    """Gold about (b, a) is turned to a prediction about (a, b), and so is another judge's word."""
+    ours = [{"id": n, "verdict": "1", "models": ["a", "b"]} for n in range(3)]
+    p = {"1": 0.2, "2": 0.7, "tie": 0.1}
+    theirs = [{"id": n, "models": ["b", "a"], "verdict": "2", "p": p} for n in range(3)]
+    theirs[1] |= {"models": ["a", "b"], "verdict": "1"}
+    gold = [{"id": 0, "gold": [2, 8], "models": ["b", "a"]}, {"id": 1, "gold": "tie"}]
+    gold += [{"id": 2, "annotators": ["1", "2", "2"], "models": ["b", "a"]}]
+    pred, other = (
+        write_rows(tmp_path / f"{n}.jsonl", rows) for n, rows in enumerate((ours, theirs))
+    )
+    found = read(str(pred), write_rows(tmp_path / "gold.jsonl", gold))
+    assert found.columns.gold.tolist() == [0, TIE, 0]
+    assert found.columns.votes.tolist() == [[0, 0, 0], [0, 0, 0], [2, 1, 0]]
+    assert found.tally.models_of(0) == ("a", "b")
+    aligned = align({"ours": found, "theirs": read(str(other))})
+    assert aligned.column("theirs", "verdict").tolist() == [0, 0, 0]
+    assert aligned.column("theirs", "final_p")[:2, 0].tolist() == pytest.approx([0.7, 0.2])
+
+
+def test_a_torn_line_of_the_input_keeps_no_file_from_being_joined(
+    tmp_path: Path, read: Read
+) -> None:
+    torn = {"id": None, "line": 2, "mode": "judge", "error": {"code": "bad-json", "message": "…"}}
+    rows = [{"id": 1, "verdict": "1"}, torn, {"id": 3, "verdict": "2"}]
+    pred = write_rows(tmp_path / "p.jsonl", rows)
+    gold = write_rows(tmp_path / "g.jsonl", [{"id": 3, "gold": "2"}, {"id": 1, "gold": "1"}])
+    found = read(str(pred), gold, reversed_=pred)
+    assert found.columns.gold.tolist() == [0, NONE, 1] and found.missing("gold") == []
+    aligned = align({"one": found, "other": read(str(pred))})
+    assert aligned.rows["other"].tolist() == [0, 2]
 
 
 def test_input_brings_what_compact_records_leave_out(tmp_path: Path, read: Read) -> None:

@@ -170,6 +170,38 @@ def test_mmvet(tmp_path: Path, jlm: Jlm) -> None:
     assert "Confusion matrix" in (tmp_path / "report.html").read_text()
 
 
+def test_mmvet_reads_the_gold_of_records(tmp_path: Path, jlm: Jlm) -> None:
+    """Records hold 1, 0.5 and 0 as lists of one score."""
+    grades = [(10.0, 1.0), (5.0, 0.5), (1.0, 0.0)]
+    rows = [graded(n, score, gold=[gold]) for n, (score, gold) in enumerate(grades)]
+    write_rows(tmp_path / "grade.jsonl", rows)
+    found = summary(jlm("metrics", "grade.jsonl", "--protocol", "mmvet", "--json"))
+    assert found["objective"]["agreement"]["value"] == 1.0
+
+
+def test_a_question_graded_many_times_counts_once(tmp_path: Path, jlm: Jlm) -> None:
+    """Intervals of 30 questions stay those of 30, however many answers each has."""
+    once = [
+        graded(n, 1 + n * 7 % 10, gold=[n % 10 + 0.5], sample={"question": f"Q{n}", "models": None})
+        for n in range(30)
+    ]
+    found = []
+    for name, rows in (("once", once), ("often", once * 20)):
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+        words = ["metrics", f"{name}.jsonl", "--protocol", "grade", "--json"]
+        found.append(summary(jlm(*words))["objective"]["spearman"])
+    assert found[0]["value"] == found[1]["value"]
+    assert found[0]["ci95"] == pytest.approx(found[1]["ci95"], abs=0.06)  # by rows: ± 0.08 in all
+
+
+@pytest.mark.parametrize("gold", [[], ["7"], {"a": 1}, True, [1, 2]])
+def test_gold_that_is_no_grade(tmp_path: Path, jlm: Jlm, gold: Any) -> None:
+    write_rows(tmp_path / "grade.jsonl", [graded(1, 5.0)])
+    write_rows(tmp_path / "gold.jsonl", [{"id": 1, "gold": gold}])
+    done = jlm("metrics", "grade.jsonl", "--gold", "gold.jsonl", "--protocol", "grade")
+    assert (done.code, done.err) == (2, "jlm: gold.jsonl: id 1: field gold: one score is needed\n")
+
+
 def test_grades_as_jlm_grade_sums_them_up(tmp_path: Path, jlm: Jlm) -> None:
     rows = [
         {"id": n, "question": f"Q{n}?", "answer": "a" * n, "reference": "r", "gold": n % 11}
@@ -248,6 +280,11 @@ def test_pandalm(tmp_path: Path, jlm: Jlm) -> None:
     assert found["gold"]["split"] == {"1": 0, "2": 0, "tie": 0, "none": 1}
     assert (found["n_judged"], found["n_error"], found["errors"]) == (4, 1, {"unparsable": 1})
     assert found["annotators"]["human_human"]["value"] == pytest.approx(2 / 4, abs=1e-6)
+    assert found["n_error_swapped"] == 0 and found["failures_swapped"]["n"] == 0
+    failing = [{"question_id": n, "pred_text": "5 8" if n else "hm"} for n in range(5)]
+    write_rows(tmp_path / "failing.jsonl", failing)
+    done = jlm(*words, "--reversed", "failing.jsonl")
+    assert "failed, other order" in done.out and "2 rows without a verdict in both" not in done.err
     assert "needs both orders" in jlm(*words).err and jlm(*words).code == 2
 
 
