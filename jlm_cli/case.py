@@ -67,7 +67,8 @@ class Choice:
         return f"no record with the id {self.row_id}; there are {ids or 'no ids: take --line'}"
 
     def _checked(self, record: Json) -> Json:
-        where = f"{self.judged}: line {record.get('line')}"
+        line = record.get("line")
+        where = f"{self.judged}" if line is None else f"{self.judged}: line {line}"
         if isinstance(error := record.get("error"), dict):
             raise InputError(f"{where}: was not judged ({error.get('code')}); choose another")
         mode = record.get("mode")

@@ -139,6 +139,8 @@ def _shared(
         raise UsageError("-Q and -A go together: -Q 'Why?' -A 'Because.' -A 'No idea.'")
     if (question is None) != bool(inputs):
         raise UsageError("give either input files or one question with -Q and -A")
+    if question is not None and (retry_errors or output not in (None, "-")):
+        raise UsageError("-Q prints what it judged; --output and --retry-errors are for files")
     target = _output(inputs or ["-"], output, command)
     if target is None and print_json and question is None:
         raise UsageError("--json and -o - both want standard output; take one")
@@ -220,6 +222,12 @@ Together = Annotated[
 ]
 
 
+def _with_aspects(config: Config, aspects: list[str] | None, together: bool) -> Config:
+    if together and not aspects:
+        raise UsageError("--aspects-together needs aspects: --aspect fluency --aspect novelty")
+    return replace(config, aspects=tuple(aspects or ()), aspects_together=together)
+
+
 @_judging
 def judge(
     config: Config,
@@ -228,8 +236,7 @@ def judge(
     aspects_together: Together = False,
 ) -> Config:
     """Compare two answers to each question: scores, verdict, probabilities."""
-    aspects = tuple(aspect or ())
-    return replace(config, swap=swap, aspects=aspects, aspects_together=aspects_together)
+    return replace(_with_aspects(config, aspect, aspects_together), swap=swap)
 
 
 @_judging
@@ -242,8 +249,7 @@ def grade(
     aspects_together: Together = False,
 ) -> Config:
     """Grade single answers from 1 to 10, against a reference that would get 10."""
-    aspects = tuple(aspect or ())
-    return replace(config, pass_mark=pass_mark, aspects=aspects, aspects_together=aspects_together)
+    return replace(_with_aspects(config, aspect, aspects_together), pass_mark=pass_mark)
 
 
 @_judging
@@ -264,6 +270,8 @@ def rank(
     ] = False,
 ) -> Config:
     """Put two or more answers to each question in order."""
+    if permute and method == "pairwise":
+        raise UsageError("--permute turns lists; --method pairwise has none")
     return replace(config, method=method, permute=permute, compare=compare)
 
 

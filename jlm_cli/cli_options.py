@@ -38,7 +38,7 @@ def fields_named(given: list[str] | None) -> tuple[tuple[str, str], ...]:
     named = []
     for text in given or ():
         name, equals, value = text.partition("=")
-        if not (name and equals and value):
+        if not (name and equals):
             raise UsageError(f"--map {text}: write it as NATIVE=FIELD, like --map question=prompt")
         named.append((name, value))
     return tuple(named)

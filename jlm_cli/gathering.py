@@ -14,7 +14,7 @@ from pathlib import Path
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.lessons import Teaching, question_key, read_lesson
 from jlm_cli.records import Json, Sample, need_text
-from jlm_cli.schemas import Schema, parse_row, read_sample, recognise
+from jlm_cli.schemas import Schema, parse_row, read_sample, recognise, reference_text
 from jlm_cli.source import Source, open_source
 
 _PREFERRED, _LEFT, _EQUAL = 8.0, 4.0, 6.0  # scores that stand for a bare verdict
@@ -139,7 +139,11 @@ def _rated(row: Json, source: str, config: DataConfig) -> Answered:
     """A question with `answers: [{text, win_prob | rating | score, model?}]`."""
     question = need_text(row.get("question"), "question")
     found = []
+    if not _is_rated(row):
+        raise RowError("bad-type", "field answers: a list of rated answers is needed")
     for n, answer in enumerate(row["answers"]):
+        if not isinstance(answer, dict):
+            raise RowError("bad-type", f"field answers[{n}]: an object with text is needed")
         quality = next((answer[name] for name in _QUALITIES if name in answer), None)
         if not isinstance(quality, int | float) or isinstance(quality, bool):
             raise RowError("no-scores", f"field answers[{n}]: has none of {', '.join(_QUALITIES)}")
@@ -148,7 +152,7 @@ def _rated(row: Json, source: str, config: DataConfig) -> Answered:
             found.append(Answer(text, float(quality), answer.get("model")))
     if not found:
         raise RowError("too-long", f"all answers are longer than {config.longest} characters")
-    reference = row.get("reference", row.get("baseline_answer"))
+    reference = reference_text(row.get("reference", row.get("baseline_answer")))
     if reference is not None and config.longest is not None and len(reference) > config.longest:
         reference = None
     return Answered(question, tuple(found), reference, source)
@@ -197,7 +201,10 @@ def questions_in(name: str) -> set[str]:
     keys = set()
     with open_source(name) as source:
         for index, raw in enumerate(source):
-            row = parse_row(raw)
+            try:
+                row = parse_row(raw)
+            except RowError as error:
+                raise InputError(f"{source.where(index)}: --hold-out: {error}") from error
             extra = row.get("input")
             text = row.get("question", row.get("question_body", row.get("instruction")))
             if not isinstance(text, str):

@@ -101,6 +101,10 @@ class Journal:
             os.truncate(part.path, part.end)
         return _rows_of(parts)
 
+    def facts(self) -> Json:
+        """What says which run it is."""
+        return self._about(self.folder / _ABOUT) or {}
+
     def _about(self, path: Path) -> Json | None:
         try:
             about: Json | None = orjson.loads(path.read_bytes()) if path.exists() else None

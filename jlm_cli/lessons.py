@@ -189,7 +189,7 @@ def _teaching(value: Any, n: int) -> Teaching | None:
     """A judgment from a text whose first line is a score line, or from a list of scores."""
     if value is None or value == "error":  # where the official teacher failed
         return None
-    if value in VERDICTS:
+    if n == 2 and value in VERDICTS:
         raise RowError("no-scores", "field gold: a verdict alone teaches no scores; see jlm data")
     if isinstance(value, str):
         scores = read_score_line(value)

@@ -52,8 +52,8 @@ def _judgelm(row: Json, line: int) -> Answer:
 
 
 def _mtbench(row: Json, line: int) -> Answer:
-    choices = row["choices"]
-    turns = choices[0].get("turns") if isinstance(choices, list) and choices else None
+    first = row["choices"][0] if isinstance(row["choices"], list) and row["choices"] else None
+    turns = first.get("turns") if isinstance(first, dict) else None
     return Answer(
         line, row["question_id"], conversation(turns, "choices[0].turns"), row["model_id"]
     )
@@ -99,7 +99,7 @@ def joined(names: Sequence[str], command: str, limit: int | None) -> Source:
         for source in [files.enter_context(open_source(name)) for name in names]:
             first = parse_first(source)
             if first is not None and first.keys() >= _MTBENCH_QUESTIONS:
-                questions |= {row["question_id"]: row for _, row in _rows(source)}
+                questions |= _asked(source)
             else:
                 answers.append(_answers(source, first))
     most = {"judge": 2, "grade": 1}.get(command, len(answers))
@@ -114,6 +114,20 @@ def joined(names: Sequence[str], command: str, limit: int | None) -> Source:
         raise InputError(f"{', '.join(names)}: MT-bench's question file is needed as well")
     rows = _rows_of([side for _, side in answers], questions)
     return _source(names[0], rows[:limit])
+
+
+def _asked(source: Source) -> dict[Any, Json]:
+    """MT-bench's questions by id, each with all its turns as `question`."""
+    found = {}
+    for line, row in _rows(source):
+        key = row.get("question_id")
+        try:
+            if not isinstance(key, str | int):
+                raise RowError("bad-type", "field question_id: a text or a whole number is needed")
+            found[key] = {**row, "question": conversation(row.get("turns"), "turns")}
+        except RowError as error:
+            raise InputError(f"{source.name}:{line}: {error}") from error
+    return found
 
 
 def parse_first(source: Source) -> Json | None:
@@ -164,9 +178,7 @@ def _rows_of(
     for key in dict.fromkeys(key for side in sides for key in side):
         found = [side[key] for side in sides if key in side]
         asked = questions.get(key, {})
-        question = found[0].question
-        if question is None and "turns" in asked:
-            question = conversation(asked["turns"], "turns")
+        question = asked.get("question") if found[0].question is None else found[0].question
         models = [answer.model for answer in found]
         row = {
             "id": None if key == found[0].question else key,
@@ -199,10 +211,14 @@ def _mmvet(names: Sequence[str]) -> list[tuple[int, Json]] | None:
             "question": asked.get("question"),
             "answers": [predictions[key]] if key in predictions else [],
             "reference": asked.get("answer"),
-            "category": ", ".join(asked.get("capability", [])) or None,
+            "category": ", ".join(_texts(asked.get("capability"))) or None,
         }
         rows.append((item, row))
     return rows
+
+
+def _texts(value: Any) -> list[str]:
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
 def _json_object(name: str) -> Json | None:

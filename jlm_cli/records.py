@@ -141,13 +141,13 @@ def read_score_line(text: str) -> tuple[float, ...] | None:
 
 
 def read_gold(value: Any, n_answers: int) -> Gold | None:
-    """Gold from a verdict, a list of scores or a teacher's text.
+    """Gold from a verdict over two answers, a list of scores or a teacher's text.
 
     A text whose first line is no score line for `n_answers` answers gives None (the caller
     counts it). Raises RowError where the value is of no such kind.
     """
     if isinstance(value, str):
-        if value in VERDICTS:
+        if n_answers == 2 and value in VERDICTS:
             return Gold(value)
         return _gold_from_scores(read_score_line(value), n_answers)
     if n_answers == 1 and type(value) in (int, float):

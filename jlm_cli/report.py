@@ -96,7 +96,7 @@ class Report:
         """One line before a run: what is ahead, and what is odd about it."""
         odd = [
             f"{facts[name]} {name.replace('_', ' ')}"
-            for name in ("over_the_context", "rows_with_a_double_id")
+            for name in ("over_the_context", "rows_without_gold", "rows_with_a_double_id")
             if facts[name]
         ]
         odd += [f"{count} {code}" for code, count in facts["errors"].items()]

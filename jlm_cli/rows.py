@@ -9,7 +9,7 @@ from typing import Any
 from jlm_cli.config import Config
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.pairing import is_one_models, joined
-from jlm_cli.records import Json, Sample, error_record, need_id
+from jlm_cli.records import Gold, Json, Sample, error_record
 from jlm_cli.schemas import (
     SCHEMAS,
     Joined,
@@ -19,8 +19,11 @@ from jlm_cli.schemas import (
     parse_row,
     read_sample,
     recognise,
+    without_reference,
 )
 from jlm_cli.source import Source, open_source
+
+_ANSWERS = {"judge": 2, "grade": 1}  # in a row; `rank` takes any number
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Rows:
         """Raises RowError where the line cannot be judged; its message names line and field."""
         try:
             fields = parse_row(self.source.read(row))
+            if not self.config.use_reference:
+                fields = without_reference(fields)
             sample = read_sample(fields, self.schema, self.source.line(row))
             return self._joined(sample)
         except RowError as error:
@@ -61,9 +66,7 @@ class Rows:
 
     def _id(self, row: int) -> Any:
         try:
-            fields = parse_row(self.source.read(row))
-            native = self.schema.native(fields) if self.schema.fields <= fields.keys() else fields
-            return need_id(native.get("id"))
+            return self.schema.id_in(parse_row(self.source.read(row)))
         except RowError:
             return None
 
@@ -78,8 +81,17 @@ class Rows:
                 raise self.references.missing(sample.id, "reference")
             sample = replace(sample, reference=reference)
         if self.gold is not None:
-            sample = replace(sample, gold=self.gold.find(sample.id))
+            sample = replace(sample, gold=self._gold_of(sample))
         return sample
+
+    def _gold_of(self, sample: Sample) -> Gold | None:
+        assert self.gold is not None
+        gold: Gold | None = self.gold.find(sample.id)
+        about = 2 if gold is None or gold.scores is None else len(gold.scores)
+        if gold is not None and about != len(sample.answers):
+            told = f"{self.gold.name}: gold of {sample.id!r} is about {about} answers"
+            raise RowError("bad-value", f"{told}, not {len(sample.answers)}")
+        return gold
 
 
 def open_rows(config: Config) -> Rows:
@@ -89,7 +101,7 @@ def open_rows(config: Config) -> Rows:
         source=source,
         schema=schema,
         references=None if config.reference is None else load_references(config.reference),
-        gold=None if config.gold is None else load_gold(config.gold),
+        gold=None if config.gold is None else load_gold(config.gold, _ANSWERS.get(config.command)),
         config=config,
     )
 

@@ -48,6 +48,7 @@ from jlm_cli.survey import AT_ONCE, Survey, encoded, take_survey
 
 _RECORDS_SHOWN = 13
 _PLAN = "plan.npz"
+_MADE_WITH = "made_with"  # in the summary: all that could have changed a byte of the output
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,11 @@ def check_output(config: Config) -> None:
     """Refuse, before anything is loaded, what must not or cannot be written."""
     output = config.output
     if output is None:
+        if config.retry_errors:
+            raise UsageError("--retry-errors needs the output of before: name it with --output")
         return
-    for path in (output, summary_path(output)):
-        _check_name(path, config)
+    _check_name(output, config)
+    _check_name(summary_path(output), config)
     if config.retry_errors and not output.exists():
         raise UsageError(f"{output}: is not there; --retry-errors judges its error records again")
     may_replace = config.overwrite or config.retry_errors or begun(folder_of(output))
@@ -204,6 +207,7 @@ def _preflight(config: Config, report: Report) -> int:
 def _facts_of(now: Run, survey: Survey) -> Json:
     """What a survey found, for people and for programs."""
     tokens = np.asarray(survey.tokens, np.int64)
+    measured = survey.n_with_gold > 0 or now.config.gold is not None
     return {
         "rows": len(now.rows),
         "blank": now.rows.source.n_blank,
@@ -215,6 +219,7 @@ def _facts_of(now: Run, survey: Survey) -> Json:
         "tokens_longest_prompt": survey.longest,
         "over_the_context": survey.n_cut + survey.errors["too-long"],
         "missing_references": survey.errors["missing-reference"],
+        "rows_without_gold": len(survey.rows) - survey.n_with_gold if measured else 0,
         "rows_without_id": survey.n_without_id,
         "rows_with_a_double_id": survey.n_double_ids,
         "batches": len(plan_of(now, survey)),
@@ -239,8 +244,10 @@ def locked(folder: Path) -> AcquireReturnProxy[FileLock]:
 def _begin(now: Run, journal: Journal, report: Report) -> None:
     """Survey all rows, and leave for every worker the plan of what is still to be judged."""
     left = np.ones(len(now.rows), bool)
-    good = _good_rows(now) if now.config.retry_errors and not begun(journal.folder) else None
-    done = journal.begin(_fingerprint(now), discard=now.config.overwrite)
+    facts = _fingerprint(now)
+    retries = now.config.retry_errors and not begun(journal.folder)
+    good = _good_rows(now, facts) if retries else None
+    done = journal.begin(facts, discard=now.config.overwrite)
     left[done] = False
     if good is not None:
         _keep(now, journal, good)
@@ -261,16 +268,18 @@ def _begin(now: Run, journal: Journal, report: Report) -> None:
         draft.replace(journal.folder / _PLAN)
 
 
-def _good_rows(now: Run) -> NDArray[np.bool_]:
-    """Which records of the output are judged. Raises UsageError where it is not of this input."""
+def _good_rows(now: Run, facts: Json) -> NDArray[np.bool_]:
+    """Which records of the output are judged, of what the input still says. Raises UsageError
+    where the output is not of this input, or was made with other settings."""
     assert now.config.output is not None
+    _check_made_with(now.config.output, facts)
     good: list[bool] = []
     with now.config.output.open("rb") as records:
         for row, raw in enumerate(records):
             try:
                 record = orjson.loads(raw)
                 same = row < len(now.rows) and record["line"] == now.rows.source.line(row)
-                good.append("error" not in record)
+                good.append(same and "error" not in record and _is_of(record, now.rows, row))
             except (orjson.JSONDecodeError, LookupError, TypeError):
                 raise UsageError(f"{now.config.output}:{row + 1}: is no record of jlm") from None
             if not same and row < len(now.rows):
@@ -281,6 +290,31 @@ def _good_rows(now: Run) -> NDArray[np.bool_]:
             "--retry-errors needs the same input"
         )
     return np.array(good, bool)
+
+
+def _check_made_with(output: Path, facts: Json) -> None:
+    """Raises UsageError where a summary beside the output names another setting or model. What
+    the input and its side files say is compared row by row."""
+    try:
+        before: Json = orjson.loads(summary_path(output).read_bytes())[_MADE_WITH]
+    except (OSError, orjson.JSONDecodeError, LookupError, TypeError):
+        return
+    for name, value in orjson.loads(orjson.dumps(facts)).items():
+        if name not in ("input", "reference", "gold") and before.get(name) != value:
+            raise UsageError(
+                f"{output}: was made with another {name}; --retry-errors takes the same settings"
+            )
+
+
+def _is_of(record: Json, rows: Rows, row: int) -> bool:
+    """Whether a record was made of what its row says now."""
+    try:
+        sample = rows.sample(row)
+    except RowError:
+        return False
+    gold = None if sample.gold is None else sample.gold.json()
+    told = {"id": sample.id, "mode": rows.config.command, "gold": gold, "sample": sample.json()}
+    return all(record[name] == value for name, value in told.items() if name in record)
 
 
 def _keep(now: Run, journal: Journal, good: NDArray[np.bool_]) -> None:
@@ -375,6 +409,7 @@ def _sum_up(now: Run, journal: Journal, report: Report, seconds: float) -> int:
         "seconds": round(seconds, 3),
         "items_per_second": round(tally.n_judged / seconds, 3) if seconds else None,
         **measured,
+        _MADE_WITH: journal.facts(),
     }
     packed = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if config.output is not None:

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from jlm_cli.records import (
     need_id,
     need_text,
     read_gold,
+    read_score_line,
 )
 from jlm_cli.source import LONGEST_LINE, Source, open_source
 
@@ -43,11 +45,20 @@ _NATIVE_FIELDS = (
 
 @dataclass(frozen=True)
 class Schema:
-    """`fields` tell the schema by; `native` gives the row in the fields of native input."""
+    """`fields` tell the schema by; `native` gives the row in the fields of native input; `id` is
+    the field that holds its id."""
 
     name: str
     fields: frozenset[str]
     native: Callable[[Json], Json]
+    id: str = "id"
+
+    def id_in(self, row: Json) -> Any:
+        """A row's id, whatever else is wrong with it; None without one."""
+        try:
+            return need_id(_dotted(row, self.id))
+        except RowError:
+            return None
 
 
 def _native(row: Json) -> Json:
@@ -126,9 +137,11 @@ def majority(votes: list[Verdict]) -> Verdict | None:
 
 
 def _alpaca(row: Json) -> Json:
-    """AlpacaEval annotations: `preference` runs from 1 (first) to 2 (second)."""
+    """AlpacaEval annotations: `preference` runs from 1 (first) to 2 (second); 0 is a draw, too."""
     preference, gold = row.get("preference"), None
-    if isinstance(preference, int | float) and 1 <= preference <= 2:
+    if preference == 0 and not isinstance(preference, bool):
+        gold = "tie"
+    elif isinstance(preference, int | float) and 1 <= preference <= 2:
         gold = "1" if preference < 1.5 else "2" if preference > 1.5 else "tie"
     models = [row.get(f"generator_{number}") for number in (1, 2)]
     return {
@@ -158,11 +171,12 @@ def _rewardbench(row: Json) -> Json:
     }
 
 
+_JUDGELM_FIELDS = frozenset({"question_id", "question_body", "answer1_body"})
 SCHEMAS = (
     Schema("native", frozenset({"question", "answers"}), _native),
     Schema("native-answer", frozenset({"question", "answer"}), _native),
-    Schema("judgelm", frozenset({"question_id", "question_body", "answer1_body"}), _judgelm),
-    Schema("pandalm", frozenset({"instruction", "response1", "response2"}), _pandalm),
+    Schema("judgelm", _JUDGELM_FIELDS, _judgelm, "question_id"),
+    Schema("pandalm", frozenset({"instruction", "response1", "response2"}), _pandalm, "idx"),
     Schema("alpaca", frozenset({"instruction", "output_1", "output_2"}), _alpaca),
     Schema("rewardbench", frozenset({"prompt", "chosen", "rejected"}), _rewardbench),
 )
@@ -170,6 +184,7 @@ SCHEMAS = (
 
 def mapped(pairs: tuple[tuple[str, str], ...]) -> Schema:
     """The schema of `--map NATIVE=FIELD`; FIELD may be dotted, answers may be answer_1, answer_2.
+    Fields that already have native names keep them; with no FIELD, one is left out.
 
     Raises InputError for a native name that does not exist.
     """
@@ -186,14 +201,19 @@ def mapped(pairs: tuple[tuple[str, str], ...]) -> Schema:
         if name.startswith("answer_")
     )
     plain = [(name, field) for name, field in pairs if not name.startswith("answer_")]
+    named = {name for name, _ in pairs}
+    if any(name.startswith("answer") for name in named):
+        named |= {"answer", "answers"}
+    as_they_are = [name for name in _NATIVE_FIELDS if name not in named]
 
     def native(row: Json) -> Json:
-        fields = {name: _dotted(row, field) for name, field in plain}
+        fields = {name: row[name] for name in as_they_are if name in row}
+        fields |= {name: _dotted(row, field) for name, field in plain if field}
         if numbered:
             fields["answers"] = [_dotted(row, field) for _, field in numbered]
         return _native(fields)
 
-    return Schema("map", frozenset(), native)
+    return Schema("map", frozenset(), native, dict(pairs).get("id") or "id")
 
 
 def _dotted(row: Json, path: str) -> Any:
@@ -245,10 +265,16 @@ def parse_row(raw: bytes) -> Json:
     try:
         row = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise RowError("bad-json", f"not JSON: {error}") from error
+        raise RowError("bad-json", f"not JSON: {error.msg}, column {error.colno}") from error
     if not isinstance(row, dict):
         raise RowError("bad-type", "the line is no JSON object")
     return row
+
+
+def without_reference(row: Json) -> Json:
+    """A row as it is judged without its reference, with the gold that was given of just that."""
+    gold = row.get("gold_without_reference")
+    return {**row, "reference": None, **({} if gold is None else {"gold": gold})}
 
 
 def read_sample(row: Json, schema: Schema, line: int) -> Sample:
@@ -349,10 +375,10 @@ def _reference_in(row: Json) -> str | None:
     raise RowError("missing-field", "field reference is missing")
 
 
-def _gold_in(row: Json) -> Gold | None:
+def _gold_in(row: Json, n_answers: int | None) -> Gold | None:
     for name in ("gold", "verdict", "text", "score"):
         if row.get(name) is not None:
-            return read_gold(row[name], 2)
+            return read_gold(row[name], n_answers or _n_judged(row[name]))
     raise RowError("missing-field", "field gold (or verdict, text, score) is missing")
 
 
@@ -361,10 +387,19 @@ def load_references(path: Path) -> Joined:
     return Joined(str(path), dict(reversed(list(_side_rows(path, _reference_in)))))
 
 
-def load_gold(path: Path) -> Joined:
-    """`--gold FILE`: id and gold on each line. Raises InputError on a duplicate id."""
+def _n_judged(gold: Any) -> int:
+    """How many answers gold is about, by itself."""
+    scores = read_score_line(gold) if isinstance(gold, str) and gold not in VERDICTS else gold
+    return len(scores) if isinstance(scores, list | tuple) else 2
+
+
+def load_gold(path: Path, n_answers: int | None) -> Joined:
+    """`--gold FILE`: id and gold on each line, about as many answers as a row has (None: any).
+
+    Raises InputError on a duplicate id, and where gold is of another kind.
+    """
     by_id: dict[Key, Any] = {}
-    for key, gold in _side_rows(path, _gold_in):
+    for key, gold in _side_rows(path, partial(_gold_in, n_answers=n_answers)):
         if key in by_id:
             raise InputError(f"{path}: id {key[1]!r} stands there twice; gold must be unique")
         by_id[key] = gold

@@ -104,6 +104,8 @@ def open_source(name: str, limit: int | None = None, stdin: Path | None = None) 
 
     Raises InputError where it is no readable UTF-8 file of rows.
     """
+    if name == "-" and stdin is None:
+        raise InputError("-: standard input is not read here; name a file")
     file = _open_file(str(stdin) if name == "-" else name)
     label = "<stdin>" if name == "-" else name
     start = file.read(4)

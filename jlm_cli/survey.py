@@ -36,6 +36,7 @@ class Survey:
     longest: int = 0
     n_cut: int = 0
     n_without_id: int = 0
+    n_with_gold: int = 0
     _ids: array[int] = field(default_factory=lambda: array("q"))
 
     @property
@@ -48,6 +49,7 @@ class Survey:
         self.tokens.append(sum(len(prompt.ids) for prompt in prompts))
         self.groups.append(zlib.crc32(f"{sample.question}\0{sample.reference}".encode()))
         self.longest = max(self.longest, *(len(prompt.ids) for prompt in prompts))
+        self.n_with_gold += sample.gold is not None
         self.n_cut += any(flag.startswith("truncated") for p in prompts for flag in p.flags)
         if sample.id is None:
             self.n_without_id += 1

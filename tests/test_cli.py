@@ -154,6 +154,7 @@ def test_compact_has_the_same_figures(tmp_path: Path, jlm: Jlm) -> None:
     assert "sample" not in read_rows(tmp_path / "b.jsonl")[0]
     for summary in (whole, compact):
         del summary["seconds"], summary["items_per_second"]
+    assert whole.pop("made_with") == {**compact.pop("made_with"), "compact": False}
     assert whole == compact
 
 
@@ -178,6 +179,9 @@ def test_compact_has_the_same_figures(tmp_path: Path, jlm: Jlm) -> None:
         (("in.jsonl", "--reference", "nope.jsonl"), "nope.jsonl: cannot be read"),
         (("in.jsonl", "--reference", "a", "--no-reference"), "exclude each other"),
         (("in.jsonl", "in.jsonl"), "in.jsonl: is no file of one model's answers; known are"),
+        (("in.jsonl", "-o", "."), ".: is a folder"),
+        (("in.jsonl", "-o", "-", "--retry-errors"), "--retry-errors needs the output of before"),
+        (("-Q", "Why?", "-A", "So.", "-A", "No.", "-o", "q.jsonl"), "-Q prints what it judged"),
         (("in.jsonl", "-"), "-: standard input cannot be one of several inputs"),
     ],
 )

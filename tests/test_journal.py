@@ -150,6 +150,30 @@ def test_retry_errors(tmp_path: Path, jlm: Jlm) -> None:
     assert done.code == 2 and "holds 20 records, the input 19 rows" in done.err
 
 
+def test_retrying_with_other_settings(tmp_path: Path, jlm: Jlm) -> None:
+    """Refused by name; one file holds what one judge said in one way."""
+    write_rows(tmp_path / "in.jsonl", [pair(1), {"id": 2, "question": "Q"}])
+    assert jlm("judge", "in.jsonl", "-q").code == 3
+    for words, name in ((("--swap",), "swap"), (("--template", "judgelm-brief"), "template")):
+        done = jlm("judge", "in.jsonl", "-q", "--retry-errors", *words)
+        assert done.code == 2 and f"was made with another {name};" in done.err
+    done = jlm("grade", "in.jsonl", "-o", "in.judge.jsonl", "-q", "--retry-errors")
+    assert done.code == 2 and "was made with another command;" in done.err
+
+
+def test_retrying_judges_again_what_has_changed(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [pair(n) for n in range(4)]
+    write_rows(tmp_path / "in.jsonl", rows)
+    assert jlm("judge", "in.jsonl", "-q").code == 0
+    before = read_rows(tmp_path / "in.judge.jsonl")
+    rows[1]["question"], rows[2]["gold"] = "Another?", "2"
+    write_rows(tmp_path / "in.jsonl", rows)
+    assert jlm("judge", "in.jsonl", "-q", "--retry-errors").code == 0
+    after: list[Any] = read_rows(tmp_path / "in.judge.jsonl")
+    assert [after[n] == before[n] for n in range(4)] == [True, False, False, True]
+    assert (after[1]["sample"]["question"], after[2]["gold"]) == ("Another?", "2")
+
+
 def test_plan_writes_nothing(tmp_path: Path, jlm: Jlm) -> None:
     given = [pair(1), pair(1), {"question": "Q", "answers": ["a", "b"]}, {"question": "Q"}]
     write_rows(tmp_path / "in.jsonl", given)

@@ -90,6 +90,17 @@ def test_map_names_any_fields(tmp_path: Path) -> None:
         samples(path, pairs=(("qestion", "prompt"),))
 
 
+def test_map_leaves_native_names_as_they_are(tmp_path: Path) -> None:
+    row = {**pair(7), "prompt": "P", "a": "A", "gold": "1", "category": "C", "reference": "R"}
+    path = write_rows(tmp_path / "in.jsonl", [row])
+    named = {"question": "prompt", "answer_1": "a", "answer_2": "a", "reference": ""}
+    (sample,) = samples(path, pairs=tuple(named.items()))
+    assert (sample.id, sample.gold, sample.category) == (7, Gold("1"), "C")
+    assert (sample.question, sample.answers, sample.reference) == ("P", ("A", "A"), None)
+    (sample,) = samples(path, pairs=(("answer", "a"),))
+    assert (sample.question, sample.answers) == (row["question"], ("A",))
+
+
 def test_nothing_fits(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl", [{"instruction": "I", "response1": "R"}])
     with pytest.raises(InputError) as caught:
@@ -107,11 +118,11 @@ def test_references_and_gold_join_by_id(tmp_path: Path) -> None:
     joined = load_references(write_rows(tmp_path / "r.jsonl", references))
     assert (joined.find(1), joined.find("1"), joined.find(2)) == ("one", "text one", None)
     gold = [{"question_id": 1, "text": "2 8\nbecause"}, {"id": "x", "gold": "tie"}]
-    found = load_gold(write_rows(tmp_path / "g.jsonl", gold))
+    found = load_gold(write_rows(tmp_path / "g.jsonl", gold), 2)
     assert (found.find(1), found.find("x")) == (Gold("2", (2.0, 8.0)), Gold("tie"))
     twice = write_rows(tmp_path / "twice.jsonl", [gold[0], gold[0]])
     with pytest.raises(InputError, match="id 1 stands there twice"):
-        load_gold(twice)
+        load_gold(twice, 2)
 
 
 def test_a_text_and_a_number_are_two_ids(tmp_path: Path, jlm: Jlm) -> None:
@@ -158,3 +169,62 @@ def recognise_native() -> Any:
 def test_gold_without_a_score_line_is_no_gold() -> None:
     row = {**pair(1), "gold": "Both are fine.\n8 8"}
     assert read_sample(row, recognise_native(), 1).gold is None
+
+
+@pytest.mark.parametrize(
+    ("command", "answers", "gold", "read"),
+    [
+        ("grade", 1, [7.0, [3], "2", "9\ngood"], [[7.0], [3.0], [2.0], [9.0]]),
+        ("rank", 3, [[1, 2, 3], "4 5 6\nso", [9, 9, 1]], [[1, 2, 3], [4, 5, 6], [9, 9, 1]]),
+        ("rank", 2, ["tie", "2", "8 4"], ["tie", "2", [8.0, 4.0]]),
+        ("judge", 2, ["1", [2, 2], "8 4"], ["1", [2.0, 2.0], [8.0, 4.0]]),
+    ],
+)
+def test_gold_is_about_as_many_answers_as_a_row_has(
+    jlm: Jlm, tmp_path: Path, command: str, answers: int, gold: list[object], read: list[object]
+) -> None:
+    texts = [f"answer {n}" for n in range(answers)]
+    row = {"question": "Q", "answers": texts, "reference": "R"}
+    rows = [{"id": n, **row} for n in range(len(gold))]
+    beside = [{"id": n, "gold": value} for n, value in enumerate(gold)]
+    within = [{**row, **side} for row, side in zip(rows, beside, strict=True)]
+    write_rows(tmp_path / "gold.jsonl", beside)
+    for source, words in ((rows, ("--gold", "gold.jsonl")), (within, ())):
+        write_rows(tmp_path / "in.jsonl", source)
+        done = jlm(command, "in.jsonl", *words, "-o", "-", "-q")
+        assert [json.loads(line)["gold"] for line in done.out.splitlines()] == read
+
+
+def test_gold_about_too_few_answers_is_the_rows_error(jlm: Jlm, tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", [{"id": 1, "question": "Q", "answers": ["a", "b", "c"]}])
+    write_rows(tmp_path / "gold.jsonl", [{"id": 1, "gold": [5, 6]}])
+    done = jlm("rank", "in.jsonl", "--gold", "gold.jsonl", "-o", "-", "-q")
+    error = json.loads(done.out)["error"]
+    assert error["code"] == "bad-value" and "about 2 answers, not 3" in error["message"]
+
+
+def test_gold_of_a_row_without_its_reference(tmp_path: Path, jlm: Jlm) -> None:
+    """What is judged without the reference is measured against what was said of just that."""
+    judgelm = {**JUDGELM, "reference": {"text": "R"}, "text": "8 2\nx", "text_w_reference": "3 9"}
+    native = {**pair(1), "reference": "R", "gold": "1", "gold_without_reference": "2"}
+    for row, golds in ((judgelm, ([3.0, 9.0], [8.0, 2.0])), (native, ("1", "2"))):
+        write_rows(tmp_path / "in.jsonl", [row])
+        for words, gold in zip(((), ("--no-reference",)), golds, strict=True):
+            record = json.loads(jlm("judge", "in.jsonl", "-o", "-", "-q", *words).out)
+            assert record["gold"] == gold
+            assert (record["sample"]["reference"] is None) == bool(words)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {key: JUDGELM[key] for key in JUDGELM if key != "question_body"},
+        {**JUDGELM, "answer1_body": None},
+        {**JUDGELM, "reference": 5},
+    ],
+)
+def test_error_records_keep_their_ids(tmp_path: Path, jlm: Jlm, row: dict[str, Any]) -> None:
+    write_rows(tmp_path / "in.jsonl", [JUDGELM, row])
+    records = jlm("judge", "in.jsonl", "-o", "-", "-q").out.splitlines()
+    assert [json.loads(line)["id"] for line in records] == [7, 7]
+    assert "error" in json.loads(records[1])
