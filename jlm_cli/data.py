@@ -280,6 +280,7 @@ def _forms(rows: Sequence[Json]) -> dict[str, int]:
         n = len(row["answers"])
         forms["grade" if n == 1 else "pair" if n == 2 else "list"] += 1
         forms["with reference"] += "reference" in row
+        forms["with a spoiled answer"] += not KINDS.keys().isdisjoint(row.get("models", ()))
     return {name: count for name, count in sorted(forms.items()) if count}
 
 

@@ -183,6 +183,14 @@ def test_real_answers_are_a_gap_apart(tmp_path: Path, jlm: Jlm, source: Path) ->
         assert abs(first - second) >= 3  # spoiled where no real answer is so far away
 
 
+def test_rows_filled_up_with_spoiled_answers_are_counted(tmp_path: Path, jlm: Jlm) -> None:
+    """Whatever share was asked for: a question with one real answer makes no real pair."""
+    rows = [{"question": f"Q{n}?", "answers": [{"text": f"So {n}.", "score": n}]} for n in range(9)]
+    write_rows(tmp_path / "one.jsonl", rows)
+    done = jlm("data", "one.jsonl", "-o", "set", "--bad", "0", "--rows", "12", "--validation", "0")
+    assert done.code == 0 and "12 rows: 12 pair, 12 with a spoiled answer" in done.err
+
+
 @given(st.text(max_size=300), st.text(max_size=100), st.text(max_size=300), st.integers())
 def test_anything_can_be_spoiled(good: str, question: str, other: str, seed: int) -> None:
     for kinds in ((), *((kind,) for kind in KINDS)):
