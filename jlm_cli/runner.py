@@ -5,7 +5,6 @@ Every worker of a run goes through `work`; the first surveys and plans before, a
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import tempfile
@@ -38,6 +37,7 @@ from jlm_cli.errors import (
 )
 from jlm_cli.journal import Journal, begun, folder_of, naming, write_stdout, write_whole
 from jlm_cli.modes import Mode, Reading, flags_of, identity, mode_of
+from jlm_cli.output import MADE_WITH, check_output, good_rows, summary_path
 from jlm_cli.records import Json, Sample, dump, judged_record
 from jlm_cli.report import Report, Written, exit_status, spoken
 from jlm_cli.rows import Rows, open_rows
@@ -48,7 +48,6 @@ from jlm_cli.survey import AT_ONCE, Survey, encoded, take_survey
 
 _RECORDS_SHOWN = 13
 _PLAN = "plan.npz"
-_MADE_WITH = "made_with"  # in the summary: all that could have changed a byte of the output
 
 
 @dataclass(frozen=True)
@@ -148,45 +147,6 @@ def open_run(config: Config, report: Report) -> Run:
     return Run(config, rows, files, mode, lines, Encoder(lines, mode, config), compute)
 
 
-def check_output(config: Config) -> None:
-    """Refuse, before anything is loaded, what must not or cannot be written."""
-    output = config.output
-    if output is None:
-        if config.retry_errors:
-            raise UsageError("--retry-errors needs the output of before: name it with --output")
-        return
-    _check_name(output, config)
-    _check_name(summary_path(output), config)
-    if config.retry_errors and not output.exists():
-        raise UsageError(f"{output}: is not there; --retry-errors judges its error records again")
-    may_replace = config.overwrite or config.retry_errors or begun(folder_of(output))
-    if output.exists() and not may_replace:
-        raise UsageError(f"{output}: exists; take --overwrite, or another --output")
-
-
-def _check_name(path: Path, config: Config) -> None:
-    """Raises UsageError where a file of that name must not or cannot be written."""
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; name a file with --output")
-    if path.is_symlink():
-        raise UsageError(f"{path}: is a link; name the file itself with --output")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path}: is no ordinary file; take --output - for standard output")
-    sides = [side for side in (config.reference, config.gold) if side is not None]
-    for given in [Path(name) for name in config.inputs if name != "-"] + sides:
-        if path.resolve() == given.resolve() or (path.exists() and _same_file(path, given)):
-            what = "a side file" if given in sides else "the input"
-            raise UsageError(f"{path}: is {what}; name another file with --output")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path}: the folder {path.parent} is not writable")
-
-
-def _same_file(path: Path, other: Path) -> bool:
-    return other.exists() and path.samefile(other)
-
-
 def preflight(config: Config) -> int:
     """`--plan`: what a run would do, without loading a weight or writing a file."""
     report = Report(config.quiet)
@@ -245,8 +205,8 @@ def _begin(now: Run, journal: Journal, report: Report) -> None:
     """Survey all rows, and leave for every worker the plan of what is still to be judged."""
     left = np.ones(len(now.rows), bool)
     facts = _fingerprint(now)
-    retries = now.config.retry_errors and not begun(journal.folder)
-    good = _good_rows(now, facts) if retries else None
+    output = now.config.output if now.config.retry_errors else None
+    good = None if output is None or begun(journal.folder) else good_rows(output, now.rows, facts)
     done = journal.begin(facts, discard=now.config.overwrite)
     left[done] = False
     if good is not None:
@@ -266,55 +226,6 @@ def _begin(now: Run, journal: Journal, report: Report) -> None:
     with naming(draft):
         np.savez(draft, order=plan.order, cuts=plan.cuts, todo=np.array(todo, np.int64), left=left)
         draft.replace(journal.folder / _PLAN)
-
-
-def _good_rows(now: Run, facts: Json) -> NDArray[np.bool_]:
-    """Which records of the output are judged, of what the input still says. Raises UsageError
-    where the output is not of this input, or was made with other settings."""
-    assert now.config.output is not None
-    _check_made_with(now.config.output, facts)
-    good: list[bool] = []
-    with now.config.output.open("rb") as records:
-        for row, raw in enumerate(records):
-            try:
-                record = orjson.loads(raw)
-                same = row < len(now.rows) and record["line"] == now.rows.source.line(row)
-                good.append(same and "error" not in record and _is_of(record, now.rows, row))
-            except (orjson.JSONDecodeError, LookupError, TypeError):
-                raise UsageError(f"{now.config.output}:{row + 1}: is no record of jlm") from None
-            if not same and row < len(now.rows):
-                raise UsageError(f"{now.config.output}:{row + 1}: is of another line of the input")
-    if len(good) != len(now.rows):
-        raise UsageError(
-            f"{now.config.output}: holds {len(good)} records, the input {len(now.rows)} rows; "
-            "--retry-errors needs the same input"
-        )
-    return np.array(good, bool)
-
-
-def _check_made_with(output: Path, facts: Json) -> None:
-    """Raises UsageError where a summary beside the output names another setting or model. What
-    the input and its side files say is compared row by row."""
-    try:
-        before: Json = orjson.loads(summary_path(output).read_bytes())[_MADE_WITH]
-    except (OSError, orjson.JSONDecodeError, LookupError, TypeError):
-        return
-    for name, value in orjson.loads(orjson.dumps(facts)).items():
-        if name not in ("input", "reference", "gold") and before.get(name) != value:
-            raise UsageError(
-                f"{output}: was made with another {name}; --retry-errors takes the same settings"
-            )
-
-
-def _is_of(record: Json, rows: Rows, row: int) -> bool:
-    """Whether a record was made of what its row says now."""
-    try:
-        sample = rows.sample(row)
-    except RowError:
-        return False
-    gold = None if sample.gold is None else sample.gold.json()
-    told = {"id": sample.id, "mode": rows.config.command, "gold": gold, "sample": sample.json()}
-    return all(record[name] == value for name, value in told.items() if name in record)
 
 
 def _keep(now: Run, journal: Journal, good: NDArray[np.bool_]) -> None:
@@ -409,7 +320,7 @@ def _sum_up(now: Run, journal: Journal, report: Report, seconds: float) -> int:
         "seconds": round(seconds, 3),
         "items_per_second": round(tally.n_judged / seconds, 3) if seconds else None,
         **measured,
-        _MADE_WITH: journal.facts(),
+        MADE_WITH: journal.facts(),
     }
     packed = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     if config.output is not None:
@@ -432,12 +343,6 @@ def _measured(now: Run, records: Iterator[Json]) -> tuple[Tally | PairTally, Jso
     for record in records:
         tally.add(record)
     return tally, tally.summary()
-
-
-def summary_path(output: Path) -> Path:
-    """OUT without .jsonl, with .metrics.json."""
-    stem = output.name.removesuffix(".jsonl")
-    return output.with_name(f"{stem}.metrics.json")
 
 
 def _records(rows: Rows, journal: Journal) -> Iterator[Json]:

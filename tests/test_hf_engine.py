@@ -260,11 +260,11 @@ def test_reasons_do_not_read_their_prompts_again(released: Loaded) -> None:
     hook = released.model.register_forward_pre_hook(
         lambda model, args, kwargs: fed.append(kwargs["input_ids"].shape[1]), with_kwargs=True
     )
-    results = judge.judge([Prompt(tuple(prompt), view) for prompt in prompts])
+    judged = judge.judge([Prompt(tuple(prompt), view) for prompt in prompts])
+    results = [result for result in judged if isinstance(result, Reading)]
     starts = [
         [*prompt, *released.tokens.spell(result.line.greedy)]
         for prompt, result in zip(prompts, results, strict=True)
-        if isinstance(result, Reading)
     ]
     tails = [len(a) - len(b) for a, b in zip(starts, prompts, strict=True)]
     assert fed[-7:] == [max(tails)] + 6 * [1]

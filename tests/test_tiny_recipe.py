@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, read_rows, write_rows
@@ -50,7 +51,7 @@ def test_picked_rows() -> None:
     assert found == sorted([*real, 2, 6, 3, 7, 11])
 
 
-def written_by(script: str, *words: str | Path) -> list[dict[str, object]]:
+def written_by(script: str, *words: str | Path) -> list[dict[str, Any]]:
     command = [sys.executable, str(TINY / script), *map(str, words)]
     done = subprocess.run(command, capture_output=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -67,7 +68,7 @@ def test_tricks_change_the_looks_alone(tmp_path: Path) -> None:
     empty = runpy.run_path(str(TINY / "tricks.py"))["EMPTY"]
     changed = 0
     for row in found:
-        good, poor = row["answers"]  # type: ignore[misc]
+        good, poor = row["answers"]
         asked = int(str(row["question"])[2:])
         assert row["gold"] == f"{3 + asked % 7} 3"
         assert "good" in good and ("poor" in poor or poor in empty)
@@ -97,6 +98,6 @@ def test_beginnings_of_answers(tmp_path: Path) -> None:
     asked = {row["question"] for row in found}
     assert 40 < len(asked) < 60 and len(found) == 3 * len(asked)
     for row in found:
-        first, second = row["answers"]  # type: ignore[misc]
+        first, second = row["answers"]
         assert first != second and all(text[-1] == "." for text in (first, second))
         assert all(text.startswith("Model ") and len(text) <= 320 for text in (first, second))
