@@ -141,6 +141,8 @@ def _shared(
         raise UsageError("give either input files or one question with -Q and -A")
     if question is not None and (retry_errors or output not in (None, "-")):
         raise UsageError("-Q prints what it judged; --output and --retry-errors are for files")
+    for text in (question, *(answer or ()), reference_text, *(field_map or ())):
+        _check_unicode(text)
     target = _output(inputs or ["-"], output, command)
     if target is None and print_json and question is None:
         raise UsageError("--json and -o - both want standard output; take one")
@@ -222,7 +224,16 @@ Together = Annotated[
 ]
 
 
+def _check_unicode(text: str | None) -> None:
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"an option is no UTF-8 text: {text!a}") from None
+
+
 def _with_aspects(config: Config, aspects: list[str] | None, together: bool) -> Config:
+    for text in aspects or ():
+        _check_unicode(text)
     if together and not aspects:
         raise UsageError("--aspects-together needs aspects: --aspect fluency --aspect novelty")
     return replace(config, aspects=tuple(aspects or ()), aspects_together=together)

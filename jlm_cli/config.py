@@ -14,7 +14,11 @@ Method = Literal["auto", "listwise", "pairwise"]
 
 # What a run may go on with otherwise without changing a byte; and what it must go on with, but
 # which Run tells by what it came to: the contents of files, the device that was chosen.
-_COMPARED_BY_CONTENT = {"inputs", "model", "template", "device", "dtype", "batch_tokens"}
+_COMPARED_BY_CONTENT = {"inputs", "reference", "gold", "model", "template"} | {
+    "device",
+    "dtype",
+    "batch_tokens",
+}
 _CHANGES_NOTHING = {"output", "partial", "stdin", "overwrite", "retry_errors", "quiet"} | {
     "print_json",
     "strict",
@@ -76,12 +80,9 @@ class Config:
     stdin: Path | None = None
 
     def settings(self) -> dict[str, Any]:
-        """The options that can change a byte of the output; side files by their SHA-256."""
-        return {
-            name: file_sha256(value) if isinstance(value, Path) else value
-            for name, value in asdict(self).items()
-            if name not in _CHANGES_NOTHING | _COMPARED_BY_CONTENT
-        }
+        """The options that can change a byte of the output, all but those that name files."""
+        left_out = _CHANGES_NOTHING | _COMPARED_BY_CONTENT
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 def file_sha256(path: Path) -> str:

@@ -13,7 +13,7 @@ import re
 import sys
 import zlib
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -119,6 +119,16 @@ class Journal:
             f"{_brief(now.get(name))}); go on with that, or take --overwrite to begin anew"
         )
 
+    def check(self, facts: Json, names: Iterable[str]) -> None:
+        """Raises UsageError where a further worker is about another run than the first."""
+        before, now = self.facts(), orjson.loads(orjson.dumps(facts))
+        for name in names:
+            if before.get(name) != now.get(name):
+                raise UsageError(
+                    f"worker with {self._part.name}: has another {name} than the first worker "
+                    f"({_brief(now.get(name))}, the first {_brief(before.get(name))})"
+                )
+
     def append(self, records: Sequence[tuple[int, bytes]]) -> None:
         """Write one batch of (row, record) durably."""
         lines = [
@@ -155,13 +165,14 @@ class Journal:
         return len(np.unique(_rows_of(self._parts())))
 
     def records(self) -> Iterator[bytes]:
-        """All records in input order, each with its newline; memory for their places only."""
+        """All records in input order, each with its newline; memory for their places only. Of a
+        row that was judged twice, the first is taken: a lost worker may come back late."""
         parts = self._parts()
         which = np.repeat(np.arange(len(parts)), [len(part.rows) for part in parts])
         starts = np.concatenate([_EMPTY, *(np.asarray(part.starts, np.int64) for part in parts)])
         files = [part.path.open("rb") for part in parts]
         try:
-            for place in np.argsort(_rows_of(parts), kind="stable"):
+            for place in np.unique(_rows_of(parts), return_index=True)[1]:
                 file = files[which[place]]
                 file.seek(starts[place])
                 yield file.readline().split(b"\t", 2)[2]

@@ -20,6 +20,8 @@ FAKE = "fake"
 TINY, TINY_BASE = "tiny", "tiny-base"
 ADAPTER = Path(__file__).resolve().parent / "weights" / "tiny"
 
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+_BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".toml")
 _TAUGHT = "judge.json"  # in a judge's folder: {"template": NAME}
 
 
@@ -38,9 +40,13 @@ class ModelFiles:
     def identity(self) -> dict[str, Any]:
         """What tells the model's files from others: small ones by content, weights by size and
         time of change."""
-        folders = [folder for folder in (self.folder, self.adapter) if folder and self.name != FAKE]
-        files = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
-        return {"name": self.name, **{path.name: _identity_of(path) for path in files}}
+        if self.name == FAKE:
+            return {"name": self.name}
+        base = _read_in(self.folder) if self.gguf is None else [self.folder / self.gguf]
+        files = {path.name: path for path in base}
+        if self.adapter is not None:
+            files |= {f"adapter/{path.name}": path for path in _read_in(self.adapter)}
+        return {"name": self.name, **{name: _identity_of(path) for name, path in files.items()}}
 
     @property
     def template(self) -> str | None:
@@ -69,6 +75,13 @@ def keep_template(name: str | None, folder: Path) -> None:
     if name.endswith(".toml"):
         shutil.copyfile(name, folder / Path(name).name)
     (folder / _TAUGHT).write_bytes(dump({"template": Path(name).name}) + b"\n")
+
+
+def _read_in(folder: Path) -> list[Path]:
+    """The files of a folder that a model may be read from; not logs, outputs or notes."""
+    return sorted(
+        p for p in folder.iterdir() if p.is_file() and p.suffix in _WEIGHTS + _BESIDE_WEIGHTS
+    )
 
 
 def _identity_of(path: Path) -> list[Any]:

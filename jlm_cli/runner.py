@@ -47,6 +47,7 @@ from jlm_cli.summary import summary_of
 from jlm_cli.survey import AT_ONCE, Survey, encoded, take_survey
 
 _RECORDS_SHOWN = 13
+_OF_A_MACHINE = {"model", "batch_tokens"}  # its copy of the weights, its memory
 _PLAN = "plan.npz"
 
 
@@ -116,6 +117,7 @@ def work(config: Config, workers: sharding.Workers) -> int:
         workers.finish()
         return EXIT_OK
     with locked(config.partial), _kept(config):
+        check_output(config)  # once more: another run may just have finished
         _begin(now, journal, report)
         _judge_share(now, journal, workers, report)
         workers.finish()
@@ -243,6 +245,8 @@ def _fingerprint(now: Run) -> Json:
         **now.config.settings(),
         **now.compute.settings(),
         "input": now.rows.source.sha256(),
+        "reference": None if now.rows.references is None else now.rows.references.sha256,
+        "gold": None if now.rows.gold is None else now.rows.gold.sha256,
         "model": now.files.identity(),
         "template": identity(now.mode.templates),
         **devices.versions(),
@@ -252,6 +256,9 @@ def _fingerprint(now: Run) -> Json:
 def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: Report) -> None:
     """Judge batches until none is left."""
     workers.ready()
+    if workers.rank > 0:
+        facts = _fingerprint(now)
+        journal.check(facts, [name for name in facts if name not in _OF_A_MACHINE])
     with np.load(journal.folder / _PLAN) as saved:
         plan, todo, left = Plan(saved["order"], saved["cuts"]), saved["todo"], saved["left"]
     if not len(todo):

@@ -339,10 +339,11 @@ def key_of(row_id: Any) -> Key:
 
 @dataclass(frozen=True)
 class Joined:
-    """A side file by id: references or gold."""
+    """A side file by id: references or gold, and the SHA-256 of what was read."""
 
     name: str
     by_id: dict[Key, Any]
+    sha256: str
 
     def find(self, row_id: Any) -> Any | None:
         return self.by_id.get(key_of(row_id))
@@ -384,7 +385,9 @@ def _gold_in(row: Json, n_answers: int | None) -> Gold | None:
 
 def load_references(path: Path) -> Joined:
     """`--reference FILE`: id and reference on each line; the first of an id counts."""
-    return Joined(str(path), dict(reversed(list(_side_rows(path, _reference_in)))))
+    with open_source(str(path)) as source:
+        found = list(_side_rows(source, _reference_in))
+        return Joined(str(path), dict(reversed(found)), source.sha256())
 
 
 def _n_judged(gold: Any) -> int:
@@ -399,18 +402,18 @@ def load_gold(path: Path, n_answers: int | None) -> Joined:
     Raises InputError on a duplicate id, and where gold is of another kind.
     """
     by_id: dict[Key, Any] = {}
-    for key, gold in _side_rows(path, partial(_gold_in, n_answers=n_answers)):
-        if key in by_id:
-            raise InputError(f"{path}: id {key[1]!r} stands there twice; gold must be unique")
-        by_id[key] = gold
-    return Joined(str(path), by_id)
-
-
-def _side_rows(path: Path, value_in: Callable[[Json], Any]) -> Iterable[tuple[Key, Any]]:
     with open_source(str(path)) as source:
-        for index, raw in enumerate(source):
-            try:
-                row = parse_row(raw)
-                yield key_of(id_in(row)), value_in(row)
-            except RowError as error:
-                raise InputError(f"{source.where(index)}: {error}") from error
+        for key, gold in _side_rows(source, partial(_gold_in, n_answers=n_answers)):
+            if key in by_id:
+                raise InputError(f"{path}: id {key[1]!r} stands there twice; gold must be unique")
+            by_id[key] = gold
+        return Joined(str(path), by_id, source.sha256())
+
+
+def _side_rows(source: Source, value_in: Callable[[Json], Any]) -> Iterable[tuple[Key, Any]]:
+    for index, raw in enumerate(source):
+        try:
+            row = parse_row(raw)
+            yield key_of(id_in(row)), value_in(row)
+        except RowError as error:
+            raise InputError(f"{source.where(index)}: {error}") from error

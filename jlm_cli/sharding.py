@@ -238,6 +238,7 @@ def _launch(config: Config, work: Work, n: int) -> int:
         local_addr="localhost",
         max_restarts=0,
         shutdown_timeout=5,
+        signals_to_handle=",".join([*signals.not_ignored(), "SIGQUIT"]),
     )
     with tempfile.TemporaryDirectory(prefix="jlm-") as scratch:
         os.environ[_FAILURE] = str(Path(scratch) / "failure.json")

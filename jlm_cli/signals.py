@@ -32,9 +32,14 @@ def unwind() -> None:
 
 
 def _hear(handler: Callable[[int, FrameType | None], NoReturn]) -> None:
-    for number in [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)
+    for name in not_ignored():
+        signal.signal(getattr(signal, name), handler)
+
+
+def not_ignored() -> list[str]:
+    """Names of the signals that the caller does not ignore."""
+    there = [name for name in _NAMES if hasattr(signal, name)]
+    return [name for name in there if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

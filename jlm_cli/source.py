@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import sys
 import tempfile
+import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -154,7 +155,7 @@ def _unzipped(file: IO[bytes], label: str) -> IO[bytes]:
     try:
         with file, gzip.GzipFile(fileobj=file) as plain:
             return _spooled(plain)  # type: ignore[arg-type]
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{label}: broken gzip data: {error}") from error
 
 

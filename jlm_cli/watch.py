@@ -197,9 +197,10 @@ def _sign(gold: Any) -> float:
 
 @contextmanager
 def heard_signals(watch: Watch) -> Iterator[None]:
-    """Signals stop the run in an orderly way while it trains."""
+    """Signals stop the run in an orderly way while it trains; ignored ones (nohup) stay ignored."""
     numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
-    before = {number: signal.signal(number, watch.hear) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, watch.hear) for number in heard}
     try:
         yield
     finally:

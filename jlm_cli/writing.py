@@ -36,6 +36,8 @@ class Writer:
 
     def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary) -> None:
         self.model = model.eval()  # type: ignore[no-untyped-call]
+        # else its folder's own settings (penalties, beams) fill up those that are asked for
+        model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         self.vocabulary = vocabulary
         self.device = model.device
         self._read: tuple[list[int], Cache] | None = None

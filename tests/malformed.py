@@ -153,6 +153,11 @@ FILES: dict[str, tuple[bytes, int, int]] = {
     "gzip of two members": (gzip.compress(THREE) + gzip.compress(THREE), 0, 6),
     "gzip cut short": (gzip.compress(THREE)[:-9], 2, 0),
     "gzip damaged": (gzip.compress(THREE)[:30] + b"xxxx" + gzip.compress(THREE)[34:], 2, 0),
+    "gzip broken inside": (
+        gzip.compress(THREE)[:12] + b"\xff\xff" + gzip.compress(THREE)[14:],
+        2,
+        0,
+    ),
     "gzip of nothing": (gzip.compress(b""), 0, 0),
     "gzip head alone": (b"\x1f\x8b", 2, 0),
     "binary": (bytes(range(256)) * 4, 3, 5),

@@ -179,6 +179,9 @@ def test_compact_has_the_same_figures(tmp_path: Path, jlm: Jlm) -> None:
         (("in.jsonl", "--reference", "nope.jsonl"), "nope.jsonl: cannot be read"),
         (("in.jsonl", "--reference", "a", "--no-reference"), "exclude each other"),
         (("in.jsonl", "in.jsonl"), "in.jsonl: is no file of one model's answers; known are"),
+        (("-Q", b"\xff", "-A", "So.", "-A", "No."), "an option is no UTF-8 text: '\\udcff'"),
+        (("in.jsonl", "--aspect", b"\xff: x"), "an option is no UTF-8 text"),
+        (("in.jsonl", "--aspects-together"), "--aspects-together needs aspects"),
         (("in.jsonl", "-o", "."), ".: is a folder"),
         (("in.jsonl", "-o", "-", "--retry-errors"), "--retry-errors needs the output of before"),
         (("-Q", "Why?", "-A", "So.", "-A", "No.", "-o", "q.jsonl"), "-Q prints what it judged"),
@@ -186,7 +189,7 @@ def test_compact_has_the_same_figures(tmp_path: Path, jlm: Jlm) -> None:
     ],
 )
 def test_mistakes_get_one_line(
-    tmp_path: Path, jlm: Jlm, words: tuple[str, ...], message: str
+    tmp_path: Path, jlm: Jlm, words: tuple[str | bytes, ...], message: str
 ) -> None:
     write_rows(tmp_path / "in.jsonl", [pair(1)])
     (tmp_path / "there.jsonl").write_text("old")

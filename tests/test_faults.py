@@ -263,9 +263,10 @@ def test_signals_while_loading(tmp_path: Path, runs: Runs, work: Work, how: str)
     check_resumes(folder, work, runs)
 
 
-def test_nohup_is_respected(tmp_path: Path, work: Work) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_nohup_is_respected(tmp_path: Path, work: Work, workers: str) -> None:
     folder = begin(tmp_path / "run", work)
-    process = start(folder, ignored=signal.SIGHUP, JLM_FAKE_DELAY="0.1")
+    process = start(folder, "--workers", workers, ignored=signal.SIGHUP, JLM_FAKE_DELAY="0.1")
     wait_for(folder / "out.jsonl.partial", "part-0")
     process.send_signal(signal.SIGHUP)
     process.communicate()

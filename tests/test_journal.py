@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,43 @@ def test_records_come_in_input_order(tmp_path: Path) -> None:
     assert journal.n_records() == 5
     journal.remove()
     assert not (tmp_path / "j").exists()
+
+
+def test_a_row_that_was_judged_twice_stands_in_the_output_once(tmp_path: Path) -> None:
+    """A worker of an earlier run, suspended until now, may still write what it was judging."""
+    filled(tmp_path / "j")
+    late = Journal(tmp_path / "j", rank=2)
+    late.append(RECORDS[2:4])
+    late.close()
+    journal = Journal(tmp_path / "j")
+    assert list(journal.records()) == [record + b"\n" for _, record in sorted(RECORDS)]
+    assert journal.n_records() == 5
+
+
+def test_a_worker_of_another_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "j").mkdir()
+    journal = Journal(tmp_path / "j", rank=1)
+    Journal(tmp_path / "j").begin({"swap": True, "batch_tokens": 5})
+    journal.check({"swap": True, "batch_tokens": 9}, ["swap"])
+    with pytest.raises(UsageError, match="part-1: has another swap than the first worker"):
+        journal.check({"swap": False}, ["swap"])
+
+
+def test_side_files_from_pipes_are_told_apart(tmp_path: Path, jlm: Jlm) -> None:
+    """A pipe can be read once; what was read of it says which references a run was begun with."""
+    pipe = tmp_path / "refs"
+    os.mkfifo(pipe)
+    write_rows(tmp_path / "in.jsonl", [pair(n) for n in range(3)])
+    found = []
+    for text in ("one", "two"):
+        lines = "".join(json.dumps({"id": n, "reference": text}) + "\n" for n in range(3))
+        writer = threading.Thread(target=pipe.write_text, args=(lines,))
+        writer.start()
+        done = jlm("judge", "in.jsonl", "--reference", "refs", "-o", f"{text}.jsonl", "-q")
+        writer.join()
+        assert done.code == 0
+        found.append(json.loads((tmp_path / f"{text}.metrics.json").read_text())["made_with"])
+    assert found[0]["reference"] != found[1]["reference"]
 
 
 def test_cut_at_every_byte_of_the_last_batch(tmp_path: Path) -> None:
