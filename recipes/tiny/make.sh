@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The built-in judge from its sources: bash recipes/tiny/make.sh SCORED REVIEWS PANDALM_TEST FOLDER
 # SCORED are AlpacaEval's scored answers, REVIEWS FastChat's reviews of the 80 Vicuna questions.
-# On 2 cores with AVX-512 BF16 it takes about seven hours; weights/tiny/README.md says more.
+# On 2 cores with AVX-512 BF16 it takes about eight hours; weights/tiny/README.md says more.
 set -euo pipefail
 scored=$(realpath "$1") reviews=$(realpath "$2") pandalm=$(realpath "$3")
 here=$(realpath "$(dirname "$0")")
@@ -148,7 +148,8 @@ python "$here/sums.py" short-7/picked.jsonl mid-7/picked.jsonl long-7/picked.jso
     -m stage-7 -o stage-8
 
 # 9. On from there: the first sentences of real answers, to more questions than have short ones,
-# with what the judges of stages 7 and 8 say of them together; and answers dressed up to please.
+# with what the judges of stages 7 and 8 say of them together; and answers dressed up to please. The
+# shipped adapter was learnt beside stage 8's, merged, and the two cut to rank 32 by `jlm adapter`.
 python "$here/beginnings.py" "$scored" > beginnings.jsonl
 for judge in 7 8; do
     jlm judge beginnings.jsonl --swap -m stage-$judge -o beginnings-$judge.jsonl
