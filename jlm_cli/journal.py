@@ -13,7 +13,7 @@ import re
 import sys
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -33,6 +33,13 @@ _ABOUT = "run.json"
 _EMPTY: Rows = np.empty(0, np.int64)
 _RECORD = re.compile(rb"(\d+)\t([0-9a-f]{8})\t(.*)\n", re.DOTALL)
 _COMMIT = re.compile(rb"#\t(\d+)\n")
+
+
+def first_difference(before: Json, now: Json, but: Collection[str] = ()) -> str | None:
+    """The first fact that is not what it was, `but` some; None where there is none."""
+    facts = orjson.loads(orjson.dumps(now))  # as a file has them
+    names = (name for name in {**before, **facts} if name not in but)
+    return next((name for name in names if before.get(name) != facts.get(name)), None)
 
 
 def folder_of(output: Path) -> Path:
@@ -113,21 +120,22 @@ class Journal:
         return about
 
     def _other_run(self, before: Json, now: Json) -> UsageError:
-        name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
+        name = first_difference(before, now)
+        assert name is not None
         return UsageError(
             f"{self.folder}: was begun with another {name} ({_brief(before.get(name))}, now "
             f"{_brief(now.get(name))}); go on with that, or take --overwrite to begin anew"
         )
 
-    def check(self, facts: Json, names: Iterable[str]) -> None:
-        """Raises UsageError where a further worker is about another run than the first."""
-        before, now = self.facts(), orjson.loads(orjson.dumps(facts))
-        for name in names:
-            if before.get(name) != now.get(name):
-                raise UsageError(
-                    f"worker with {self._part.name}: has another {name} than the first worker "
-                    f"({_brief(now.get(name))}, the first {_brief(before.get(name))})"
-                )
+    def check(self, facts: Json, but: Collection[str]) -> None:
+        """Raises UsageError where a further worker is about another run than the first, in any
+        fact `but` some."""
+        before = self.facts()
+        if (name := first_difference(before, facts, but)) is not None:
+            raise UsageError(
+                f"worker with {self._part.name}: has another {name} than the first worker "
+                f"({_brief(facts.get(name))}, the first {_brief(before.get(name))})"
+            )
 
     def append(self, records: Sequence[tuple[int, bytes]]) -> None:
         """Write one batch of (row, record) durably."""

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from jlm_cli.config import Config
 from jlm_cli.errors import RowError, UsageError
-from jlm_cli.journal import begun, folder_of
+from jlm_cli.journal import begun, first_difference, folder_of
 from jlm_cli.records import Json
 from jlm_cli.rows import Rows
 
 MADE_WITH = "made_with"  # in the summary: all that could have changed a byte of the output
+_ROW_BY_ROW = ("input", "reference", "gold")  # compared so by `good_rows`
 
 
 def summary_path(output: Path) -> Path:
@@ -93,11 +94,10 @@ def _check_made_with(output: Path, facts: Json) -> None:
         before: Json = orjson.loads(summary_path(output).read_bytes())[MADE_WITH]
     except (OSError, orjson.JSONDecodeError, LookupError, TypeError):
         return
-    for name, value in orjson.loads(orjson.dumps(facts)).items():
-        if name not in ("input", "reference", "gold") and before.get(name) != value:
-            raise UsageError(
-                f"{output}: was made with another {name}; --retry-errors takes the same settings"
-            )
+    if (name := first_difference(before, facts, but=_ROW_BY_ROW)) is not None:
+        raise UsageError(
+            f"{output}: was made with another {name}; --retry-errors takes the same settings"
+        )
 
 
 def _is_of(record: Json, rows: Rows, row: int) -> bool:

@@ -257,8 +257,7 @@ def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: 
     """Judge batches until none is left."""
     workers.ready()
     if workers.rank > 0:
-        facts = _fingerprint(now)
-        journal.check(facts, [name for name in facts if name not in _OF_A_MACHINE])
+        journal.check(_fingerprint(now), but=_OF_A_MACHINE)
     with np.load(journal.folder / _PLAN) as saved:
         plan, todo, left = Plan(saved["order"], saved["cuts"]), saved["todo"], saved["left"]
     if not len(todo):

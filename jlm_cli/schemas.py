@@ -54,11 +54,8 @@ class Schema:
     id: str = "id"
 
     def id_in(self, row: Json) -> Any:
-        """A row's id, whatever else is wrong with it; None without one."""
-        try:
-            return need_id(_dotted(row, self.id))
-        except RowError:
-            return None
+        """A row's id, whatever else is wrong with it. Raises RowError without one."""
+        return need_id(_dotted(row, self.id))
 
 
 def _native(row: Json) -> Json:
