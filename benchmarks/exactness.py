@@ -18,9 +18,10 @@ from throughput import machine, tell
 
 from jlm_cli import loading, runner
 from jlm_cli.config import Config
-from jlm_cli.engine import Engine, follow
+from jlm_cli.engine import Engine, following
 from jlm_cli.report import Report
 from jlm_cli.scoreline import LineDistribution, LineTokens, Walk
+from jlm_cli.tasks import finish
 
 Json = dict[str, Any]
 BATCH = 8
@@ -74,7 +75,8 @@ def distributions(
     """Of all prompts, and the tokens drafted for them."""
     walks = [Walk(line, exact) for line in tokens]
     for start in range(0, len(walks), BATCH):
-        follow(engine, prompts[start : start + BATCH], walks[start : start + BATCH])
+        some = slice(start, start + BATCH)
+        finish(following(engine, prompts[some], walks[some]))
     return [walk.result() for walk in walks], sum(walk.drafted for walk in walks)
 
 

@@ -112,12 +112,12 @@ def measured(options: argparse.Namespace) -> tuple[Costs, NDArray[np.int64], int
     judge = Judge(engine, run.lines, reason=False, new_tokens=0)
     full = runner.plan_of(run, survey)
     torch.set_num_threads(1)  # as each of the workers has
-    runner.judge_batch(run, full.batch(0), judge)  # warms up
+    list(runner.judged_batches(run, [full.batch(0)], judge))  # warms up
     facts, seconds = [], []
     for budget in (run.compute.batch_tokens, run.compute.batch_tokens // 4):
         for batch in make_plan(survey.rows, survey.tokens, survey.groups, budget):
             start = time.perf_counter()
-            runner.judge_batch(run, batch, judge)
+            list(runner.judged_batches(run, [batch], judge))
             seconds.append(time.perf_counter() - start)
             facts.append((1, tokens[batch].sum(), len(batch)))
     fitted, *_ = np.linalg.lstsq(np.array(facts, float), np.array(seconds), rcond=None)

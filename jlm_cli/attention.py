@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
@@ -41,12 +42,8 @@ def _fused_causal(
 ) -> torch.Tensor:
     tokens = query.shape[2]
     key, value = key[:, :, : start + tokens], value[:, :, : start + tokens]
-    if start:
-        ahead = query.new_full((tokens, start + tokens), float("-inf"))
-        return _fused_masked(query, key, value, ahead.triu(1 + start), scale)
-    return functional.scaled_dot_product_attention(
-        query, key, value, scale=scale, is_causal=True, enable_gqa=True
-    )
+    sees = causal_lower_right(tokens, start + tokens)  # a mask of numbers would be slow on GPUs
+    return _fused_masked(query, key, value, sees, scale)
 
 
 def _fused_masked(

@@ -79,6 +79,7 @@ def multiplies_bfloat16(device: str) -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
+GPU_BATCHES = 2  # under way at once: the GPU is at one while another is looked through
 _CPU_BATCH_TOKENS = 4096  # packs are smaller; this bounds keys, values and logits of drafts
 
 
@@ -124,7 +125,7 @@ def choose_compute(files: ModelFiles, config: Config) -> Compute:
         config.quantize,
         config.gpus_per_model,
         weights,
-        cache * tokens,
+        cache * tokens * (GPU_BATCHES if device == "cuda" else 1),
         memory,
     )
 
@@ -166,9 +167,10 @@ def versions() -> dict[str, str]:
 
 
 def budget_from(total: int, weights: int, cache_per_token: int, hidden: int) -> int:
-    """Tokens that fit beside the weights: their keys and values, and a layer's activations."""
+    """Tokens of each batch under way that fit beside the weights: their keys and values, and a
+    layer's activations."""
     room = 0.85 * total - weights
-    per_token = 1.25 * cache_per_token + 48 * hidden
+    per_token = 1.25 * GPU_BATCHES * cache_per_token + 48 * hidden
     return int(min(max(room / per_token, 2048), 65536))
 
 

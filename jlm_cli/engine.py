@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from jlm_cli.encoding import Lines, Prompt
 from jlm_cli.errors import RowError
 from jlm_cli.modes import Reading
 from jlm_cli.scoreline import DraftToken, Floats, Grammar, LineDistribution, LineTokens, Walk
+from jlm_cli.tasks import Task, finish
 
 Ids = Sequence[int]
 LineDraft = Sequence[DraftToken]
@@ -35,24 +36,40 @@ def unheard(n_tokens: int) -> None:
     """For writing that nobody follows."""
 
 
-class Engine(Protocol):
-    """A language model that reads and writes token ids, a batch at a time.
+class Batch(Protocol):
+    """Prompts that an engine reads. Its device may still be at what it was given last."""
 
-    Each raises MemoryError where the batch does not fit, and can then take a smaller one.
-    """
+    def known(self) -> list[Floats]:
+        """Wait for what was given last: the log-probabilities of the columns behind each drafted
+        token, with those behind the prompt in front when the batch has just begun.
 
-    def prefill(
-        self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
-    ) -> list[Floats]:
-        """Start a batch: the log-probabilities of `columns` behind each prompt and behind each
-        token drafted with it.
-
-        For each row float64 [1 + drafted, columns], normalised over the whole vocabulary.
+        For each row float64 [drafted, columns], normalised over the whole vocabulary.
         """
         ...
 
-    def extend(self, drafts: Sequence[LineDraft]) -> list[Floats]:
-        """Go on with the batch: for each row, [drafted, columns] behind each drafted token."""
+    def extend(self, drafts: Sequence[LineDraft]) -> None:
+        """Give it more drafted tokens to read, for each row."""
+        ...
+
+    def end(self) -> None:
+        """Let its memory serve another batch."""
+        ...
+
+
+class Engine(Protocol):
+    """A language model that reads and writes token ids, a batch at a time.
+
+    Each method, its batches' too, raises MemoryError where a batch does not fit; a smaller one
+    still may. So many batches may be under way `at_once`: the device is then at one while another
+    is looked through.
+    """
+
+    at_once: int
+
+    def begin(
+        self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
+    ) -> Batch:
+        """Have prompts read, each with the tokens drafted behind it."""
         ...
 
     def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
@@ -84,28 +101,38 @@ class Judge:
     new_tokens: int
     wrote: Wrote = unheard
 
+    @property
+    def at_once(self) -> int:
+        """Batches under way; a reason goes on from the batch that was read last."""
+        return 1 if self.reason else self.engine.at_once
+
     def judge(self, prompts: Sequence[Prompt]) -> list[Reading | RowError]:
+        """A batch judged, alone."""
+        return finish(self.judging(prompts))
+
+    def judging(self, prompts: Sequence[Prompt]) -> Task[list[Reading | RowError]]:
         """A batch judged; a row that fails is its RowError and leaves the others as they are.
 
         A batch that memory has no room for is halved, and flagged `split-batch`.
         """
         with suppress(MemoryError):
-            return self._judge(prompts)
+            return (yield from self._judging(prompts))
         if len(prompts) == 1:
             n = len(prompts[0].ids)
             return [RowError("out-of-memory", f"its {n} tokens do not fit; take --max-length")]
         middle = len(prompts) // 2
-        halves = [*self.judge(prompts[:middle]), *self.judge(prompts[middle:])]
-        return [_flagged(reading, "split-batch") for reading in halves]
+        first = yield from self.judging(prompts[:middle])
+        second = yield from self.judging(prompts[middle:])
+        return [_flagged(reading, "split-batch") for reading in (*first, *second)]
 
-    def _judge(self, prompts: Sequence[Prompt]) -> list[Reading | RowError]:
+    def _judging(self, prompts: Sequence[Prompt]) -> Task[list[Reading | RowError]]:
         before = self._reasons_before(prompts)
         starts = [
             prompt.ids if first is None else (*prompt.ids, *first.ids)
             for prompt, first in zip(prompts, before, strict=True)
         ]
         tokens = [self.lines.of(p.view.template, len(p.view.shown)) for p in prompts]
-        lines = read_lines(self.engine, starts, tokens)
+        lines = yield from reading_lines(self.engine, starts, tokens)
         behind = self._reasons_behind(prompts, starts, tokens, lines)
         return [
             line if isinstance(line, RowError) else _reading(prompt, line, first or second)
@@ -191,27 +218,31 @@ def _reading(prompt: Prompt, line: LineDistribution, reason: Reason | None) -> R
     return Reading(prompt.view, line, words, len(prompt.ids), flags)
 
 
-def read_lines(
+def reading_lines(
     engine: Engine, prompts: Sequence[Ids], tokens: Sequence[LineTokens]
-) -> list[LineDistribution | RowError]:
+) -> Task[list[LineDistribution | RowError]]:
     """The distribution over score lines behind each prompt."""
     walks = [Walk(line) for line in tokens]
-    follow(engine, prompts, walks)
+    yield from following(engine, prompts, walks)
     return [_result(walk) for walk in walks]
 
 
-def follow(engine: Engine, prompts: Sequence[Ids], walks: Sequence[Walk]) -> None:
+def following(engine: Engine, prompts: Sequence[Ids], walks: Sequence[Walk]) -> Task[None]:
     """Lead each row's walk to its end; rows of a batch may have lines of different kinds."""
     columns = sorted(set().union(*(walk.tokens.columns for walk in walks)))
     place = {column: n for n, column in enumerate(columns)}
     mine = [[place[column] for column in walk.tokens.columns] for walk in walks]
-    known = engine.prefill(prompts, [walk.first_draft() for walk in walks], columns)
-    while True:
-        for walk, own, rows in zip(walks, mine, known, strict=True):
-            walk.read(rows[:, own])
-        if not any(drafts := [walk.draft() for walk in walks]):
-            return
-        known = engine.extend(drafts)
+    batch = engine.begin(prompts, [walk.first_draft() for walk in walks], columns)
+    try:
+        while True:
+            yield
+            for walk, own, rows in zip(walks, mine, batch.known(), strict=True):
+                walk.read(rows[:, own])
+            if not any(drafts := [walk.draft() for walk in walks]):
+                return
+            batch.extend(drafts)
+    finally:
+        batch.end()
 
 
 def _result(walk: Walk) -> LineDistribution | RowError:
@@ -221,10 +252,30 @@ def _result(walk: Walk) -> LineDistribution | RowError:
         return error
 
 
-def with_ends(ends: Sequence[Floats], behind: Sequence[Floats]) -> list[Floats]:
-    """What `prefill` gives, of an engine that reads drafts apart: [columns] and [drafted, columns]
-    for each row."""
-    return [np.vstack([end, rows]) for end, rows in zip(ends, behind, strict=True)]
+class ReadAtOnce:
+    """A batch of an engine that has read what it is given before it goes on.
+
+    `ends` are the log-probabilities behind the prompts, [columns] each; `read` gives those behind
+    drafted tokens, [drafted, columns] for each row.
+    """
+
+    def __init__(
+        self,
+        ends: Sequence[Floats],
+        drafts: Sequence[LineDraft],
+        read: Callable[[Sequence[LineDraft]], list[Floats]],
+    ) -> None:
+        self._read = read
+        self._known = [np.vstack(rows) for rows in zip(ends, read(drafts), strict=True)]
+
+    def known(self) -> list[Floats]:
+        return self._known
+
+    def extend(self, drafts: Sequence[LineDraft]) -> None:
+        self._known = self._read(drafts)
+
+    def end(self) -> None:
+        pass
 
 
 FAKE_ECHO = 60  # bytes of a prompt that a fake reply repeats
@@ -237,24 +288,21 @@ class FakeEngine:
     take its time over each batch (`delay`, seconds), so that a test can reach into a run.
     """
 
+    at_once = 1
+
     def __init__(self, delay: float = 0.0) -> None:
         self._delay = delay
-        self._seeds: list[bytes] = []
-        self._fed: list[list[int]] = []
-        self._columns: Sequence[int] = ()
 
-    def prefill(
+    def begin(
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
-    ) -> list[Floats]:
+    ) -> Batch:
         time.sleep(self._delay)
-        self._columns = columns
-        self._seeds = [_digest(bytes(prompt)) for prompt in prompts]
-        self._fed = [[] for _ in prompts]
-        ends = [self._behind(row, b"") for row in range(len(prompts))]
-        return with_ends(ends, self.extend(drafts))
+        rows = [_FakeRow(_digest(bytes(prompt)), columns) for prompt in prompts]
 
-    def extend(self, drafts: Sequence[LineDraft]) -> list[Floats]:
-        return [self._extend_row(row, draft) for row, draft in enumerate(drafts)]
+        def read(drafts: Sequence[LineDraft]) -> list[Floats]:
+            return [row.read(draft) for row, draft in zip(rows, drafts, strict=True)]
+
+        return ReadAtOnce([row.behind(b"") for row in rows], drafts, read)
 
     def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
         texts = [f"\nFake reason {_digest(bytes(prompt)).hex()}." for prompt in prompts]
@@ -273,17 +321,25 @@ class FakeEngine:
             time.sleep(self._delay)
             yield token
 
-    def _extend_row(self, row: int, draft: LineDraft) -> Floats:
-        fed = self._fed[row]
-        fed.extend(token.token for token in draft)
-        paths = [bytes([*(fed[slot] for slot in token.path), token.token]) for token in draft]
-        known = [self._behind(row, path) for path in paths]
-        return np.array(known).reshape(len(draft), len(self._columns))
 
-    def _behind(self, row: int, path: bytes) -> Floats:
+@dataclass
+class _FakeRow:
+    """A prompt's row of a batch, with the tokens `fed` behind it."""
+
+    seed: bytes
+    columns: Sequence[int]
+    fed: list[int] = field(default_factory=list)
+
+    def read(self, draft: LineDraft) -> Floats:
+        self.fed.extend(token.token for token in draft)
+        paths = [bytes([*(self.fed[slot] for slot in token.path), token.token]) for token in draft]
+        known = [self.behind(path) for path in paths]
+        return np.array(known).reshape(len(draft), len(self.columns))
+
+    def behind(self, path: bytes) -> Floats:
         """Log-probabilities of the columns behind the prompt and a path of a score line."""
-        wanted = _fake_next(path.decode("latin-1").lstrip(), self._seeds[row])
-        likely = np.array([chr(column) in wanted for column in self._columns])
+        wanted = _fake_next(path.decode("latin-1").lstrip(), self.seed)
+        likely = np.array([chr(column) in wanted for column in self.columns])
         weights = np.where(likely, 0.95, 0.05 / 300)
         if not likely.any():  # a line of words instead of scores
             weights = np.full(len(likely), 0.95 / len(likely))

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from jlm_cli.devices import GPU_BATCHES
 from jlm_cli.encoding import Vocabulary
-from jlm_cli.engine import Ids, LineDraft, with_ends
+from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce
 from jlm_cli.memory import within_memory
 from jlm_cli.packing import ATTENTION, Blocks, Fan, Fans, Pack, Segment, Tokens, shared_start
 from jlm_cli.scoreline import DraftToken, Floats
+from jlm_cli.transfers import Coming, sent
 from jlm_cli.writing import Writer
 
 DRAFT_ROOM = 128  # places kept free behind the prompts; a larger draft makes the blocks grow
@@ -31,82 +33,130 @@ GPU_PACK = 16384
 _LOGITS_AT_ONCE = 64  # rows of logits turned into log-probabilities at a time, to bound memory
 
 
-class HFEngine(Writer):
-    """What both ways of reading scores share."""
-
-    columns: Sequence[int] = ()
-
-    def log_p(self, logits: torch.Tensor) -> torch.Tensor:
-        """[n, vocabulary] → float32 [n, columns] on the device, normalised over the vocabulary."""
-        columns = torch.tensor(self.columns, device=logits.device)
-        parts = logits.split(_LOGITS_AT_ONCE)  # type: ignore[no-untyped-call]
-        return torch.cat([rows.log_softmax(-1, dtype=torch.float32)[:, columns] for rows in parts])
+def log_p(logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """[n, vocabulary] → float32 [n, columns], normalised over the vocabulary."""
+    parts = logits.split(_LOGITS_AT_ONCE)  # type: ignore[no-untyped-call]
+    return torch.cat([rows.log_softmax(-1, dtype=torch.float32)[:, columns] for rows in parts])
 
 
-class PackedEngine(HFEngine):
+class PackedEngine(Writer):
     """Scores by a packed prefill and tree steps: for models with ordinary full attention."""
 
     def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary) -> None:
         super().__init__(model, vocabulary)
         on_cpu = self.device.type == "cpu"
         self.pack_tokens = CPU_PACK_BYTES // model.dtype.itemsize if on_cpu else GPU_PACK
+        self.at_once = GPU_BATCHES if self.device.type == "cuda" else 1
         self.tokens_fed = 0  # of all batches so far
-        self._blocks = Blocks()
-        self._order: list[int] = []  # the rows as they lie in the blocks
-        self._prompts: list[tuple[int, ...]] = []  # theirs, sorted
-        self._fed: list[int] = []
+        self._spare: list[Blocks] = []  # of batches that have ended
+        self._latest: PackedBatch | None = None
 
     @within_memory
-    def prefill(
+    def begin(
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
-    ) -> list[Floats]:
-        """Rows lie in the order of their tokens, and each copies what it shares with the one
-        before: both orders of a sample, and samples with the same question, begin alike."""
-        self.columns = columns
+    ) -> PackedBatch:
+        blocks = self._spare.pop() if self._spare else Blocks()
+        self._latest = PackedBatch(self, blocks, prompts, columns)
+        self._latest.read(drafts)
+        return self._latest
+
+    def take_back(self, blocks: Blocks) -> None:
+        """For the next batch: memory that is written already need not be asked for again."""
+        self._spare.append(blocks)
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    def forget(self) -> None:
+        self._spare.clear()
+        self._latest = None
+        super().forget()
+
+    def _read_before(self, prompts: Sequence[Ids]) -> Cache | None:
+        """Reasons go on behind prompts of the batch just judged."""
+        # without them `generate` would count the padding as places
+        positioned = "position_ids" in inspect.signature(self.model.forward).parameters
+        return self._latest.cache_of(prompts) if self._latest and positioned else None
+
+    def run(self, tokens: Tokens, blocks: Blocks, columns: torch.Tensor) -> torch.Tensor:
+        """One pass over packed tokens: [kept, columns]."""
+        self.tokens_fed += len(tokens.ids)
+        fans = Fans.of(tokens.fans, self.device, self.model.dtype) if tokens.fans else None
+        with torch.inference_mode(), attention(self.model, ATTENTION):
+            logits = self.model(
+                input_ids=sent([tokens.ids], self.device),
+                position_ids=sent([tokens.positions], self.device),
+                use_cache=False,
+                logits_to_keep=sent(tokens.kept, self.device),
+                pack=Pack(blocks, tokens.segments, fans),
+            ).logits
+            return log_p(logits[0], columns)
+
+
+class PackedBatch:
+    """Rows of a batch lie in the order of their tokens, and each copies what it shares with the
+    one before: both orders of a sample, and samples with the same question, begin alike."""
+
+    def __init__(
+        self, engine: PackedEngine, blocks: Blocks, prompts: Sequence[Ids], columns: Sequence[int]
+    ) -> None:
+        self._engine = engine
+        self.blocks = blocks
+        self._columns = sent(list(columns), engine.device)
         given = [tuple(prompt) for prompt in prompts]
         self._order = sorted(range(len(given)), key=given.__getitem__)
         self._prompts = [given[row] for row in self._order]
         self._fed = [0] * len(given)
-        self._blocks.begin(len(given), max(map(len, given)) + DRAFT_ROOM)
+        self._coming: list[Coming] = []
+        self._sizes: list[int] = []  # what comes for each row
+        blocks.begin(len(given), max(map(len, given)) + DRAFT_ROOM)
+
+    def read(self, drafts: Sequence[LineDraft]) -> None:
+        """The prompts, with what is drafted behind them."""
         behind = [drafts[row] for row in self._order]
-        parts = []  # fetched from the device once, so that passes queue up there
+        self._sizes = [1 + len(draft) for draft in behind]
         for pack in self._packs(behind):
             tokens = Tokens()
             for segment in pack:
                 tokens.add_prompt(segment, self._prompts[segment.row])
             for segment in pack:
                 self._add_draft(tokens, segment.row, behind[segment.row])
-            parts.append(self._pass(tokens))
-        return self._in_given_order(torch.cat(parts), [1 + len(draft) for draft in behind])
+            self._run(tokens)
 
     @within_memory
-    def extend(self, drafts: Sequence[LineDraft]) -> list[Floats]:
-        tokens = Tokens()
+    def extend(self, drafts: Sequence[LineDraft]) -> None:
         behind = [drafts[row] for row in self._order]
+        self._sizes = [len(draft) for draft in behind]
+        tokens = Tokens()
         for row, draft in enumerate(behind):
             self._add_draft(tokens, row, draft)
-        return self._in_given_order(self._pass(tokens), [len(draft) for draft in behind])
+        self._run(tokens)
 
-    def _in_given_order(self, known: torch.Tensor, sizes: Sequence[int]) -> list[Floats]:
+    @within_memory
+    def known(self) -> list[Floats]:
         """[all kept, columns], as the rows lie, to [size, columns] for each as they were given."""
-        fetched = _fetched(known)
+        fetched = np.concatenate([coming.arrived() for coming in self._coming])
+        self._coming = []
         if not np.isfinite(fetched).all():
-            self._blocks.drop_memory()  # what is no number would reach the next batch's rows
-        parts = np.split(fetched, np.cumsum(sizes)[:-1])
+            self.blocks.drop_memory()  # what is no number would reach the next batch's rows
+        parts = np.split(fetched, np.cumsum(self._sizes)[:-1])
         place = {row: n for n, row in enumerate(self._order)}
         return [parts[place[row]] for row in range(len(parts))]
 
-    def forget(self) -> None:
-        self._blocks = Blocks()
-        self._prompts = []
-        super().forget()
+    def end(self) -> None:
+        self._engine.take_back(self.blocks)
 
-    def _read_before(self, prompts: Sequence[Ids]) -> Cache | None:
-        """Reasons go on behind prompts of the batch just judged."""
+    def forget(self) -> None:
+        self.blocks = Blocks()
+        self._coming = []
+        self._engine.forget()
+
+    def cache_of(self, prompts: Sequence[Ids]) -> Cache | None:
+        """Keys and values of the prompts of this batch that others go on from, all ending at the
+        same place; None where one of them goes on from none."""
         rows = [row for ids in prompts if (row := self._row_of(ids)) is not None]
-        # without them `generate` would count the padding as places
-        positioned = "position_ids" in inspect.signature(self.model.forward).parameters
-        if len(rows) < len(prompts) or not positioned:
+        if len(rows) < len(prompts):
             return None
         read = [self._prompts[row] for row in rows]
         behind = max(len(ids) - len(start) for ids, start in zip(prompts, read, strict=True))
@@ -114,21 +164,17 @@ class PackedEngine(HFEngine):
         if min(ends) < 1:
             return None
         cache = DynamicCache()
-        for layer, states in self._blocks.ending_together(rows, ends):
+        for layer, states in self.blocks.ending_together(rows, ends):
             cache.update(*states, layer)
         return cache
 
     def _row_of(self, ids: Ids) -> int | None:
-        """The row of the batch whose prompt these ids go on from."""
+        """The row whose prompt these ids go on from."""
         start = tuple(ids)
         row = bisect.bisect_right(self._prompts, start) - 1
         if row < 0 or start[: len(self._prompts[row])] != self._prompts[row]:
             return None
         return row
-
-    def went_through_every_layer(self) -> bool:
-        """Whether all layers took the packed attention in the last batch, not some or none."""
-        return self._blocks.n_layers == int(self.model.config.get_text_config().num_hidden_layers)
 
     def _packs(self, drafts: Sequence[LineDraft]) -> Iterator[list[Segment]]:
         """The prompts' segments, with room for what is drafted behind them."""
@@ -137,7 +183,7 @@ class PackedEngine(HFEngine):
         for row, prompt in enumerate(self._prompts):
             shared = shared_start(self._prompts[row - 1], prompt) if row else 0
             new = len(prompt) - shared + len(drafts[row])
-            if pack and used + new > self.pack_tokens:
+            if pack and used + new > self._engine.pack_tokens:
                 yield pack
                 pack, used = [], 0
             pack.append(Segment(row, shared, len(prompt), source=row - 1 if shared else None))
@@ -158,25 +204,8 @@ class PackedEngine(HFEngine):
         self._fed[row] += len(draft)
         tokens.add_draft(Fan(row, start, sees), prompt, draft)
 
-    def _pass(self, tokens: Tokens) -> torch.Tensor:
-        """One pass over packed tokens: [kept, columns]."""
-        self.tokens_fed += len(tokens.ids)
-        fans = Fans.of(tokens.fans, self.device, self.model.dtype) if tokens.fans else None
-        with torch.inference_mode(), attention(self.model, ATTENTION):
-            logits = self.model(
-                input_ids=torch.tensor([tokens.ids], device=self.device),
-                position_ids=torch.tensor([tokens.positions], device=self.device),
-                use_cache=False,
-                logits_to_keep=torch.tensor(tokens.kept, device=self.device),
-                pack=Pack(self._blocks, tokens.segments, fans),
-            ).logits
-            return self.log_p(logits[0])
-
-
-def _fetched(numbers: torch.Tensor) -> Floats:
-    """From the device; float64 only here, since not every device has it."""
-    here: Floats = numbers.cpu().double().numpy()
-    return here
+    def _run(self, tokens: Tokens) -> None:
+        self._coming.append(Coming(self._engine.run(tokens, self.blocks, self._columns)))
 
 
 @contextmanager
@@ -190,33 +219,36 @@ def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
-class PlainEngine(HFEngine):
+class PlainEngine(Writer):
     """Scores by a full pass for every prefix: slow, and right for any causal model."""
 
-    @within_memory
-    def prefill(
+    at_once = 1
+
+    def begin(
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
-    ) -> list[Floats]:
-        self.columns = columns
-        self._prompts = prompts
-        self._fed: list[list[int]] = [[] for _ in prompts]
-        ends = [self._behind(list(prompt)) for prompt in prompts]
-        return with_ends(ends, self.extend(drafts))
+    ) -> ReadAtOnce:
+        wanted = sent(list(columns), self.device)
+        fed: list[list[int]] = [[] for _ in prompts]
+
+        def read(drafts: Sequence[LineDraft]) -> list[Floats]:
+            known = []
+            for prompt, behind, draft in zip(prompts, fed, drafts, strict=True):
+                behind.extend(token.token for token in draft)
+                paths = [[*(behind[slot] for slot in token.path), token.token] for token in draft]
+                known.append(self._behind([[*prompt, *path] for path in paths], wanted))
+            return known
+
+        return ReadAtOnce(list(self._behind(prompts, wanted)), drafts, read)
 
     @within_memory
-    def extend(self, drafts: Sequence[LineDraft]) -> list[Floats]:
-        known = []
-        for prompt, fed, draft in zip(self._prompts, self._fed, drafts, strict=True):
-            fed.extend(token.token for token in draft)
-            paths = [[*(fed[slot] for slot in token.path), token.token] for token in draft]
-            rows = [self._behind([*prompt, *path]) for path in paths]
-            known.append(np.array(rows).reshape(len(draft), len(self.columns)))
+    def _behind(self, rows: Sequence[Ids], columns: torch.Tensor) -> Floats:
+        """[rows, columns]"""
+        known = np.empty((len(rows), len(columns)))
+        for row, ids in enumerate(rows):
+            with torch.inference_mode():
+                logits = self.model(sent([list(ids)], self.device), logits_to_keep=1).logits
+            known[row] = Coming(log_p(logits[:, -1], columns)).arrived()
         return known
-
-    def _behind(self, ids: list[int]) -> Floats:
-        with torch.inference_mode():
-            logits = self.model(torch.tensor([ids], device=self.device), logits_to_keep=1).logits
-            return _fetched(self.log_p(logits[:, -1])[0])
 
 
 def make_engine(model: PreTrainedModel, vocabulary: Vocabulary) -> PackedEngine | PlainEngine:
@@ -237,14 +269,22 @@ def _agree(packed: PackedEngine, plain: PlainEngine) -> bool:
     forks = [DraftToken(columns[n], 1, ()) for n in (0, 1)]
     draft = [*forks, DraftToken(columns[2], 2, (0,))]
     try:
-        found = [*packed.prefill(prompts, [draft, []], columns), *packed.extend([[], draft])]
-        if not packed.went_through_every_layer():
-            return False
+        batch = packed.begin(prompts, [draft, []], columns)
+        found = _both(batch, draft)
+        if batch.blocks.n_layers != packed.n_layers:
+            return False  # it took the packed attention in some layers, or in none
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError):
         return False
-    wanted = [*plain.prefill(prompts, [draft, []], columns), *plain.extend([[], draft])]
+    wanted = _both(plain.begin(prompts, [draft, []], columns), draft)
     allowed = _TRIAL_TOLERANCE + (_ROUNDING if packed.model.dtype.itemsize == 2 else 0)
     return all(
         bool(np.all(np.abs(a - b) < allowed * (1 + np.abs(b))))
         for a, b in zip(found, wanted, strict=True)
     )
+
+
+def _both(batch: Batch, draft: LineDraft) -> list[Floats]:
+    """What is known at first, and of a draft for the second row."""
+    first = batch.known()
+    batch.extend([[], draft])
+    return [*first, *batch.known()]

@@ -16,6 +16,7 @@ from transformers import AttentionInterface
 
 from jlm_cli.attention import Kernel, kernel_for
 from jlm_cli.engine import Ids, LineDraft
+from jlm_cli.transfers import sent
 
 ATTENTION = "jlm_packed"
 SHARED_START = 24  # tokens two prompts must share before copying them pays
@@ -79,8 +80,15 @@ class Fans:
             place += range(fan.start, fan.end)
         additive = torch.zeros(sees.shape, dtype=dtype)
         additive.masked_fill_(torch.from_numpy(~sees), float("-inf"))
-        row_, turn_, place_ = torch.tensor([row, turn, place], device=device)
-        return cls(first, row_, turn_, place_, additive.to(device))
+        row_, turn_, place_ = sent([row, turn, place], device)
+        return cls(first, row_, turn_, place_, sent(additive, device))
+
+    def on(self, device: torch.device) -> Fans:
+        """The same for layers on another GPU."""
+        if device == self.row.device:
+            return self
+        parts = (self.row, self.turn, self.place, self.sees)
+        return Fans(self.first, *(part.to(device) for part in parts))
 
     def attend(
         self,
@@ -262,9 +270,10 @@ def _packed_attention(
         out[:, at:to] = seen.transpose(1, 2)
         at = to
     if pack.fans is not None:
-        keys, values = pack.blocks.write_fans(pack.fans, layer, (key[0, :, at:], value[0, :, at:]))
+        fans = pack.fans.on(query.device)
+        keys, values = pack.blocks.write_fans(fans, layer, (key[0, :, at:], value[0, :, at:]))
         drafted = query[0, :, at:].transpose(0, 1)
-        out[0, at:] = pack.fans.attend(kernel, drafted, keys, values, scaling)
+        out[0, at:] = fans.attend(kernel, drafted, keys, values, scaling)
     return out, None
 
 

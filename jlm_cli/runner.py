@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -45,10 +45,13 @@ from jlm_cli.source import spool_stdin
 from jlm_cli.standings import GradeTally, RankTally, Tally
 from jlm_cli.summary import summary_of
 from jlm_cli.survey import AT_ONCE, Survey, encoded, take_survey
+from jlm_cli.tasks import Task, in_turn
 
 _RECORDS_SHOWN = 13
 _OF_A_MACHINE = {"model", "batch_tokens"}  # its copy of the weights, its memory
 _PLAN = "plan.npz"
+
+Judged = tuple[int, bytes]  # a row's number and its record
 
 
 @dataclass(frozen=True)
@@ -266,18 +269,28 @@ def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: 
     with report.bar(int(left[plan.order].sum())) as bar:
         config, written = now.config, Written(bar)
         judge = Judge(engine, now.lines, config.reason, config.max_new_tokens, written.add)
-        while (place := workers.take()) < len(todo):
-            batch = [row for row in plan.batch(int(todo[place])) if left[row]]
-            journal.append(judge_batch(now, batch, judge))
-            bar.update(workers.count(len(batch)) - bar.n)
+
+        def batches() -> Iterator[list[int]]:
+            while (place := workers.take()) < len(todo):
+                yield [row for row in plan.batch(int(todo[place])) if left[row]]
+
+        for records in judged_batches(now, batches(), judge):
+            journal.append(records)
+            bar.update(workers.count(len(records)) - bar.n)
     journal.close()
 
 
-def judge_batch(now: Run, batch: Sequence[int], judge: Judge) -> list[tuple[int, bytes]]:
-    """The records of one batch, each with its row's number."""
+def judged_batches(
+    now: Run, batches: Iterable[Sequence[int]], judge: Judge
+) -> Iterator[list[Judged]]:
+    """The records of batches, as they are done; as many are under way as the engine takes."""
+    return in_turn((_judging(now, batch, judge) for batch in batches), judge.at_once)
+
+
+def _judging(now: Run, batch: Sequence[int], judge: Judge) -> Task[list[Judged]]:
     found = list(encoded(now.rows, now.encoder, batch))
     asked = [p for _, _, prompts in found if not isinstance(prompts, RowError) for p in prompts]
-    judged = iter(judge.judge(asked))
+    judged = iter((yield from judge.judging(asked)))
     records = []
     for row, sample, prompts in found:
         if isinstance(prompts, RowError) or sample is None:

@@ -194,14 +194,14 @@ def run_case(case: Any, boundary: Boundary, out: int, err: int) -> None:
 def _little_memory(most: int) -> None:
     from jlm_cli.engine import FakeEngine
 
-    prefill = FakeEngine.prefill
+    begin = FakeEngine.begin
 
     def refusing(self: Any, prompts: Any, drafts: Any, columns: Any) -> Any:
         if sum(map(len, prompts)) > most:
             raise MemoryError
-        return prefill(self, prompts, drafts, columns)
+        return begin(self, prompts, drafts, columns)
 
-    FakeEngine.prefill = refusing  # type: ignore[method-assign]
+    FakeEngine.begin = refusing  # type: ignore[method-assign]
 
 
 def serve() -> None:

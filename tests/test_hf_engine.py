@@ -14,14 +14,15 @@ from conftest import Loaded
 
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines, Prompt
-from jlm_cli.engine import Engine, Judge, follow, read_lines, unheard
+from jlm_cli.engine import Engine, Judge, following, reading_lines, unheard
 from jlm_cli.errors import RowError
-from jlm_cli.hf_engine import PackedEngine, PlainEngine, make_engine
+from jlm_cli.hf_engine import PackedBatch, PackedEngine, PlainEngine, make_engine
 from jlm_cli.modes import Reading, View, mode_of
 from jlm_cli.packing import SHARED_START
 from jlm_cli.prompts import load
 from jlm_cli.records import Sample
 from jlm_cli.scoreline import Grammar, LineDistribution, LineTokens, Walk
+from jlm_cli.tasks import Task, finish, in_turn
 
 START = (
     "You are a helpful assistant who checks answers, one after the other, with care and patience. "
@@ -55,12 +56,12 @@ def tree_of(loaded: Loaded, pack_tokens: int = 1200) -> PackedEngine:
 def lines_of(
     engine: Engine, prompts: list[list[int]], tokens: LineTokens
 ) -> list[LineDistribution | RowError]:
-    return read_lines(engine, prompts, [tokens] * len(prompts))
+    return finish(reading_lines(engine, prompts, [tokens] * len(prompts)))
 
 
 def exactly(engine: Engine, prompts: list[list[int]], tokens: LineTokens) -> list[LineDistribution]:
     walks = [Walk(tokens, exact=True) for _ in prompts]
-    follow(engine, prompts, walks)
+    finish(following(engine, prompts, walks))
     return [walk.result() for walk in walks]
 
 
@@ -119,6 +120,47 @@ def test_blocks_are_clean_for_every_batch(released: Loaded) -> None:
         assert (a.text, a.mass, a.p.tolist()) == (b.text, b.mass, b.p.tolist())
 
 
+def test_batches_under_way_at_once_leave_each_other_alone(
+    released: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where one of them runs out of memory, and its halves begin anew between the others."""
+    engine, view = tree_of(released), View(load("judgelm"), (1, 2))
+    texts = [TEXTS, [TEXTS[1] * 3, TEXTS[2]], TEXTS[::-1], TEXTS[3:], [TEXTS[0], *TEXTS[:3]]]
+    batches = [[Prompt(tuple(p), view) for p in prompts_of(released, some)] for some in texts]
+    judge = Judge(engine, Lines(released.vocabulary), reason=False, new_tokens=0)
+    wanted = [judge.judge(batch) for batch in batches]
+    bits_wanted = [[bits(one) for one in results] for results in wanted]
+    for at_once in (2, 3, 5):
+        numbered = [_numbered(n, judge.judging(batch)) for n, batch in enumerate(batches)]
+        found = dict(in_turn(iter(numbered), at_once))
+        assert [[bits(one) for one in found[n]] for n in range(5)] == bits_wanted
+        assert len(engine._spare) <= at_once
+    read = PackedBatch.read
+
+    def refusing(batch: PackedBatch, drafts: Any) -> None:
+        if batch.blocks.rows > 3:
+            raise MemoryError
+        read(batch, drafts)
+
+    monkeypatch.setattr(PackedBatch, "read", refusing)
+    numbered = [_numbered(n, judge.judging(batch)) for n, batch in enumerate(batches)]
+    for n, results in in_turn(iter(numbered), 3):
+        for one, other in zip(results, wanted[n], strict=True):
+            assert isinstance(one, Reading) and isinstance(other, Reading)
+            assert one.line.p == pytest.approx(other.line.p, abs=2e-5)
+            assert one.flags == (("split-batch",) if len(results) > 3 else ())
+
+
+def bits(result: Reading | RowError) -> Any:
+    assert isinstance(result, Reading)
+    return result.line.text, result.line.mass, result.line.p.tobytes()
+
+
+def _numbered(n: int, task: Task[Any]) -> Task[tuple[int, Any]]:
+    result = yield from task
+    return n, result
+
+
 def test_plain_engine_agrees_with_the_tree(released: Loaded) -> None:
     prompts = prompts_of(released)
     tree = lines_of(tree_of(released), prompts, released.tokens)
@@ -163,12 +205,12 @@ def test_models_without_a_mask_take_the_plain_path(released: Loaded) -> None:
 def test_rounding_alone_does_not_cost_the_packed_path(
     released: Loaded, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, off: float, kept: bool
 ) -> None:
-    read = PackedEngine.prefill
+    read = PackedBatch.known
 
-    def prefill(*batch: Any) -> list[Any]:
-        return [known * (1 + off) for known in read(*batch)]
+    def known(batch: PackedBatch) -> list[Any]:
+        return [rows * (1 + off) for rows in read(batch)]
 
-    monkeypatch.setattr(PackedEngine, "prefill", prefill)
+    monkeypatch.setattr(PackedBatch, "known", known)
     model = copy.deepcopy(released.model).to(dtype)
     assert isinstance(make_engine(model, released.vocabulary), PackedEngine) == kept
 

@@ -14,9 +14,10 @@ from jlm_cli import prompts
 from jlm_cli.encoding import Lines, Prompt
 from jlm_cli.engine import Judge
 from jlm_cli.errors import RowError
-from jlm_cli.hf_engine import HFEngine, PackedEngine, PlainEngine
+from jlm_cli.hf_engine import PackedEngine, PlainEngine
 from jlm_cli.memory import is_out_of_memory
 from jlm_cli.modes import Reading, View
+from jlm_cli.writing import Writer
 
 TEXTS = [
     f"[Question]\nWhat is {n}?\n\n{'It is. ' * n}{'ß' * (n == 2)}\n### Response:" for n in range(6)
@@ -30,7 +31,7 @@ def prompts_of(loaded: Loaded) -> list[Prompt]:
     return [Prompt((*loaded.vocabulary.bos, *found.ids), view) for found in encodings]
 
 
-def judge_of(loaded: Loaded, model: Any, kind: type[HFEngine], reason: bool = False) -> Judge:
+def judge_of(loaded: Loaded, model: Any, kind: type[Writer], reason: bool = False) -> Judge:
     engine: Any = kind(model, loaded.vocabulary)
     return Judge(engine, Lines(loaded.vocabulary), reason=reason, new_tokens=3)
 
@@ -43,7 +44,7 @@ def said(result: Reading | RowError) -> Any:
 @pytest.mark.parametrize("kind", [PackedEngine, PlainEngine])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_row_without_numbers_is_an_error_and_its_neighbours_stay(
-    released: Loaded, kind: type[HFEngine], value: float
+    released: Loaded, kind: type[Writer], value: float
 ) -> None:
     (letter,) = set(released.vocabulary.encode(["aß"])[0].ids) - set(
         released.vocabulary.encode(["a"])[0].ids
@@ -91,7 +92,7 @@ def test_memory_runs_out(
     @functools.wraps(forward)
     def refusing(self: Any, *args: Any, **kwargs: Any) -> Any:
         assert isinstance(judge.engine, PackedEngine)
-        if judge.engine._blocks.rows > most:
+        if judge.engine._latest is not None and judge.engine._latest.blocks.rows > most:
             torch.empty(1 << 55)
         return forward(self, *args, **kwargs)
 

@@ -17,10 +17,11 @@ from conftest import ROOT, Jlm, Loaded, load, pair, read_rows, write_rows
 from jlm_cli import builtin as builtin_model
 from jlm_cli import devices, hub, loading, models
 from jlm_cli.config import Quantize
-from jlm_cli.engine import read_lines
+from jlm_cli.engine import reading_lines
 from jlm_cli.errors import ModelError
 from jlm_cli.hf_engine import make_engine
 from jlm_cli.scoreline import LineDistribution
+from jlm_cli.tasks import finish
 
 LINE = re.compile(r"(10|[1-9](\.5)?) (10|[1-9](\.5)?)")
 MB = 10**6
@@ -63,10 +64,10 @@ def test_quantized_weights_judge(builtin: Loaded, bits: Quantize) -> None:
     texts = ("Which is better? Yes.\n\n### Response:", "No.\n\n### Response:")
     prompts = [encoding.ids for encoding in builtin.vocabulary.encode(texts)]
     tokens = [builtin.tokens] * len(prompts)
-    full = read_lines(make_engine(builtin.model, builtin.vocabulary), prompts, tokens)
+    full = finish(reading_lines(make_engine(builtin.model, builtin.vocabulary), prompts, tokens))
     compute = devices.Compute("cpu", "float32", 4096, quantize=bits)
     engine = loading.load_engine(builtin.files, builtin.vocabulary, compute)
-    once, twice = (read_lines(engine, prompts, tokens) for _ in range(2))
+    once, twice = (finish(reading_lines(engine, prompts, tokens)) for _ in range(2))
     for row, again, whole in zip(once, twice, full, strict=True):
         assert isinstance(row, LineDistribution) and isinstance(again, LineDistribution)
         assert isinstance(whole, LineDistribution)

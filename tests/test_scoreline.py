@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jlm_cli.engine import FakeEngine, read_lines
+from jlm_cli.engine import FakeEngine, reading_lines
 from jlm_cli.errors import ModelError, RowError
 from jlm_cli.records import read_score_line
 from jlm_cli.scoreline import DraftToken, Floats, Grammar, LineDistribution, LineTokens, Walk
+from jlm_cli.tasks import finish
 
 BYTES = LineTokens.build(Grammar(), "Response:", lambda text: list(text.encode()), [10, 256])
 Model = Callable[[bytes], Floats]
@@ -154,14 +155,14 @@ def test_lines_left_unread_hardly_change_an_undecided_judges_distribution(seed: 
 
 def test_nan_fails_one_row_and_leaves_its_neighbours() -> None:
     class Broken(FakeEngine):
-        def prefill(self, prompts, drafts, columns):  # type: ignore[no-untyped-def]
-            known = super().prefill(prompts, drafts, columns)
-            known[1][:] = np.nan
-            return known
+        def begin(self, prompts, drafts, columns):  # type: ignore[no-untyped-def]
+            batch = super().begin(prompts, drafts, columns)
+            batch.known()[1][:] = np.nan
+            return batch
 
     prompts = [b"one", b"two", b"three"]
-    results = read_lines(Broken(), prompts, [BYTES] * 3)
-    whole = read_lines(FakeEngine(), prompts, [BYTES] * 3)
+    results = finish(reading_lines(Broken(), prompts, [BYTES] * 3))
+    whole = finish(reading_lines(FakeEngine(), prompts, [BYTES] * 3))
     failed = results[1]
     assert isinstance(failed, RowError) and failed.code == "nan"
     for row in (0, 2):

@@ -1,0 +1,79 @@
+"""Tasks that pause while a device is busy, several under way at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from jlm_cli.tasks import Task, finish, in_turn
+
+
+class Log(list[str]):
+    def task(self, name: str, pauses: int, fails: bool = False) -> Task[str]:
+        try:
+            for step in range(pauses):
+                self.append(f"{name}{step}")
+                yield
+            if fails:
+                raise ValueError(name)
+            self.append(f"{name}!")
+            return name.upper()
+        finally:
+            self.append(f"{name}.")
+
+
+def test_a_task_alone_goes_on_to_its_result() -> None:
+    log = Log()
+    assert finish(log.task("a", 2)) == "A"
+    assert log == ["a0", "a1", "a!", "a."]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 9])
+def test_every_task_gives_its_result(at_once: int) -> None:
+    log = Log()
+    tasks = (log.task(name, pauses) for name, pauses in zip("abcdef", (2, 0, 1, 5, 1, 2)))  # noqa: B905
+    assert sorted(in_turn(tasks, at_once)) == ["A", "B", "C", "D", "E", "F"]
+    under_way = [sum(f"{name}." not in log[:n] for name in begun_in(log[:n])) for n in range(99)]
+    assert max(under_way) <= at_once
+
+
+def begun_in(log: list[str]) -> set[str]:
+    return {entry[0] for entry in log}
+
+
+def test_the_next_task_begins_before_the_last_goes_on() -> None:
+    log = Log()
+    results = in_turn((log.task(name, 2) for name in "abc"), 2)
+    assert next(results) == "A"
+    assert log == ["a0", "b0", "a1", "b1", "a!", "a."]
+    assert [*results] == ["B", "C"]
+    assert log[6:8] == ["c0", "b!"]
+
+
+def test_tasks_are_taken_only_when_there_is_room() -> None:
+    taken = []
+
+    def tasks() -> Iterator[Task[str]]:
+        for name in "abcd":
+            taken.append(name)
+            yield log.task(name, 1)
+
+    log = Log()
+    next(in_turn(tasks(), 2))
+    assert taken == ["a", "b"]
+
+
+def test_a_failure_closes_what_is_under_way() -> None:
+    log = Log()
+    with pytest.raises(ValueError, match="b"):
+        list(in_turn(iter([log.task("a", 4), log.task("b", 1, fails=True)]), 2))
+    assert log[-2:] == ["b.", "a."]
+
+
+def test_an_end_in_between_closes_what_is_under_way() -> None:
+    log = Log()
+    results = in_turn((log.task(name, n + 1) for n, name in enumerate("ab")), 2)
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert log[-1] == "b."
