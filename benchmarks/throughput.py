@@ -9,9 +9,11 @@ and float16 on CUDA, at most 8 tokens, until a newline. (b) `padded_generate` ge
 batches, in input order, in the dtype that jlm takes. (c) `jlm` goes from rows to records.
 (d) `continuous` is transformers' own continuous batching, `generate_batch`, in the same dtype.
 
-An untrained model would end at once with a newline instead of a score line; the others then write
-as many tokens as the shortest score line has, and no more. With `--reason N` all go on behind the
-line until the model ends, for at most N tokens.
+An untrained model (`tiny-base`, a folder of shapes.py) would end at once with a newline instead of
+a score line; the others then write as many tokens as the shortest score line has, and no more. With
+`--reason N` all go on behind the line until the model ends, for at most N tokens.
+
+A GPU has no room for four models: there the ways run one after the other, each all of its rounds.
 """
 
 from __future__ import annotations
@@ -30,11 +32,13 @@ from typing import Any
 
 import orjson
 import torch
+from shapes import draw_weights, is_shape
 from transformers import GenerationConfig, PreTrainedModel
 
 from jlm_cli import loading, runner
 from jlm_cli.batching import Plan
 from jlm_cli.config import Config
+from jlm_cli.devices import choose_device
 from jlm_cli.engine import Judge
 from jlm_cli.hf_engine import PackedEngine
 from jlm_cli.packing import Tokens
@@ -72,7 +76,11 @@ class Setting:
     @property
     def least(self) -> int:
         """Tokens that an untrained model is made to write; 0 for a trained one, which knows."""
-        return len(self.line.spell(["8", "5"])) + 1 if self.run.files.untrained else 0
+        return 0 if self.trained else len(self.line.spell(["8", "5"])) + 1
+
+    @property
+    def trained(self) -> bool:
+        return not (self.run.files.untrained or is_shape(self.run.files.folder))
 
     @property
     def plan(self) -> Plan:
@@ -209,6 +217,8 @@ def _generate(model: PreTrainedModel, prompts: list[list[int]], how: GenerationC
 
 def child(options: argparse.Namespace) -> None:
     """Serve rounds of one way: for each line read, run it once and print what it took."""
+    if is_shape(Path(options.model)):
+        draw_weights()
     setting = setting_of(options)
     model, work = work_of(options.way, setting)
     facts = {"parameters_per_token": _products(model), "dtype": str(model.dtype).split(".")[1]}
@@ -222,6 +232,7 @@ def child(options: argparse.Namespace) -> None:
 
 
 _RATES = ("bfloat16", "float32")
+_RATE_PRODUCTS, _RATE_PRODUCTS_GPU = 36 * 10**9, 36 * 10**12  # operations in one measurement
 
 
 def _now(device: str) -> float:
@@ -252,20 +263,24 @@ def _beside_layers(tokens: Tokens, model: PreTrainedModel) -> int:
 
 
 def _matmul_rate(dtype: str, device: str, model: PreTrainedModel) -> float:
-    """GFLOP/s of the largest product in a layer, over 2,048 tokens: the best of five."""
+    """GFLOP/s of the largest product in a layer, over 2,048 tokens, a tenth of a second or so: the
+    best of five."""
     config = model.config.get_text_config()
     wide, narrow = int(config.intermediate_size), int(config.hidden_size)
     weight = torch.randn(wide, narrow, device=device).to(getattr(torch, dtype))
     tokens = torch.randn(2048, narrow, device=device).to(weight.dtype)
 
+    product = 2 * 2048 * wide * narrow
+    repeats = max(1, (_RATE_PRODUCTS_GPU if device == "cuda" else _RATE_PRODUCTS) // product)
+
     def once() -> float:
         start = _now(device)
-        for _ in range(10):
+        for _ in range(repeats):
             torch.nn.functional.linear(tokens, weight)
         return _now(device) - start
 
     once()
-    return round(2 * 2048 * wide * narrow * 10 / min(once() for _ in range(5)) / 1e9, 1)
+    return round(product * repeats / min(once() for _ in range(5)) / 1e9, 1)
 
 
 def main() -> None:
@@ -273,13 +288,19 @@ def main() -> None:
     if options.way:
         child(options)
         return
-    children = {way: _start(way) for way in WAYS}
-    facts = {way: _answer(one) for way, one in children.items()}
-    rounds = [dict(_round(children)) for _ in range(options.rounds + 1)][1:]  # the first warms up
-    for one in children.values():
-        one.stdin.close()  # type: ignore[union-attr]
-        one.wait()
-    result = _result(rounds, facts, setting_of(options), options)
+    n_rounds = options.rounds + 1  # the first warms up
+    apart = [(way,) for way in WAYS] if choose_device(options.device) == "cuda" else [WAYS]
+    facts: dict[str, Json] = {}
+    rounds: list[Json] = [{} for _ in range(n_rounds)]
+    for ways in apart:
+        children = {way: _start(way) for way in ways}
+        facts |= {way: _answer(one) for way, one in children.items()}
+        for one_round in rounds:
+            one_round.update(_round(children))
+        for child_ in children.values():
+            child_.stdin.close()  # type: ignore[union-attr]
+            child_.wait()
+    result = _result(rounds[1:], facts, setting_of(options), options)
     tell(result, options.output)
 
 
@@ -344,8 +365,8 @@ def _result(
             "rows": len(sizes),
             "reason_tokens_at_most": setting.reason,
             "prompt_tokens_median": int(statistics.median(sizes)),
-            "model": setting.run.files.name,
-            "trained": not setting.run.files.untrained,
+            "model": Path(setting.run.files.name).name,
+            "trained": setting.trained,
             "device": machine(setting.run.compute.device),
             "dtypes": {way: facts[way]["dtype"] for way in WAYS},
             "torch": torch.__version__,
