@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from jlm_cli.errors import UsageError
 
 Overflow = Literal["truncate", "error"]
 OnInjection = Literal["flag", "neutralize", "error"]
@@ -19,6 +22,7 @@ _COMPARED_BY_CONTENT = {"inputs", "reference", "gold", "model", "template"} | {
     "dtype",
     "batch_tokens",
 }
+_JSON_BITS = 63
 _CHANGES_NOTHING = {"output", "partial", "stdin", "overwrite", "retry_errors", "quiet"} | {
     "print_json",
     "strict",
@@ -79,10 +83,20 @@ class Config:
     partial: Path | None = None
     stdin: Path | None = None
 
+    def __post_init__(self) -> None:
+        refuse_huge(vars(self))
+
     def settings(self) -> dict[str, Any]:
         """The options that can change a byte of the output, all but those that name files."""
         left_out = _CHANGES_NOTHING | _COMPARED_BY_CONTENT
         return {name: value for name, value in asdict(self).items() if name not in left_out}
+
+
+def refuse_huge(options: Mapping[str, Any]) -> None:
+    """Raises UsageError for a number that JSON has no room for."""
+    for name, value in options.items():
+        if isinstance(value, int) and value.bit_length() > _JSON_BITS:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: is too large")
 
 
 def file_sha256(path: Path) -> str:

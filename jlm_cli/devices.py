@@ -104,6 +104,10 @@ class Compute:
         """What of it can change a byte of the output."""
         return {"device": self.device, "dtype": self.dtype, "batch_tokens": self.batch_tokens}
 
+    def sizes(self) -> dict[str, int]:
+        """Estimates in bytes."""
+        return {"weights": self.weights, "cache": self.cache, "memory": self.memory}
+
 
 def choose_compute(files: ModelFiles, config: Config) -> Compute:
     """Device, number format and batch size for a run. Raises ModelError."""

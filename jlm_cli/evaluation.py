@@ -58,7 +58,12 @@ def check(config: MetricsConfig) -> None:
     inputs = [Path(name) for name in config.predictions if name != "-"]
     inputs += [path for path in (config.gold, config.reversed, config.samples) if path]
     outputs = [config.html, config.csv, config.markdown, config.latex, config.disagreements]
-    for output in [path for path in outputs if path is not None]:
+    named = [path for path in outputs if path is not None]
+    for output in named:
+        if str(output) == "-":
+            raise UsageError("-: name a file; standard output has the tables, or --json")
+        if named.count(output) > 1:
+            raise UsageError(f"{output}: is named for two outputs")
         if output.is_dir() or not output.parent.is_dir():
             raise UsageError(f"{output}: is a folder, or in none; name a file")
         if any(output.resolve() == path.resolve() for path in inputs):

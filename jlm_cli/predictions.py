@@ -29,7 +29,8 @@ from jlm_cli.columns import (
 )
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.records import VERDICTS, Json, read_gold, read_score_line, verdict_of
-from jlm_cli.schemas import SCHEMAS, Key, id_in, key_of, majority, parse_row, read_votes
+from jlm_cli.schemas import SCHEMAS, majority, parse_row, read_votes
+from jlm_cli.side_files import Key, id_in, key_of
 from jlm_cli.source import Source, open_source
 
 _OTHER_RECORDS = {"score": "grade or mmvet", "ranking": "rank", "aspects": "aspects"}

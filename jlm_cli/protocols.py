@@ -30,7 +30,7 @@ from jlm_cli.predictions import Predictions, is_numbers, rows_of
 from jlm_cli.prompts import load
 from jlm_cli.ranking import Ranking, n_moved, ranking_of
 from jlm_cli.records import Json, Verdict, read_gold, verdict_of
-from jlm_cli.schemas import id_in, key_of
+from jlm_cli.side_files import id_in, key_of
 from jlm_cli.source import open_source
 from jlm_cli.standings import GradeTally, compared
 from jlm_cli.summary import details_of, gold_of, objective, summary_of

@@ -114,8 +114,8 @@ class Report:
             else:
                 text = f"{value:,}" if isinstance(value, int) else str(value)
                 table.add_row(name.replace("_", " "), shown(text))
-        for name in ("weights", "cache", "memory"):
-            table.add_row(_MEMORY[name], f"{getattr(compute, name) / 1e9:.1f} GB")
+        for name, size in compute.sizes().items():
+            table.add_row(_MEMORY[name], f"{size / 1e9:.1f} GB")
         if compute.weights + compute.cache > compute.memory > 0:
             table.add_row(Text("this will not fit", style="bold red"), compute.device)
         self._console.print(table)

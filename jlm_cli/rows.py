@@ -12,15 +12,13 @@ from jlm_cli.pairing import is_one_models, joined
 from jlm_cli.records import Gold, Json, Sample, error_record
 from jlm_cli.schemas import (
     SCHEMAS,
-    Joined,
     Schema,
-    load_gold,
-    load_references,
     parse_row,
     read_sample,
     recognise,
     without_reference,
 )
+from jlm_cli.side_files import Joined, load_gold, load_references
 from jlm_cli.source import Source, open_source
 
 _ANSWERS = {"judge": 2, "grade": 1}  # in a row; `rank` takes any number

@@ -35,7 +35,7 @@ from jlm_cli.errors import (
     SystemFailure,
     UsageError,
 )
-from jlm_cli.journal import Journal, begun, folder_of, naming, write_stdout, write_whole
+from jlm_cli.journal import Journal, folder_of, naming, write_stdout, write_whole
 from jlm_cli.modes import Mode, Reading, flags_of, identity, mode_of
 from jlm_cli.output import MADE_WITH, check_output, good_rows, summary_path
 from jlm_cli.records import Json, Sample, dump, judged_record
@@ -165,7 +165,11 @@ def preflight(config: Config) -> int:
 def _preflight(config: Config, report: Report) -> int:
     now = open_run(config, report)
     survey = take_survey(now.rows, now.encoder, lambda errors: None)
-    report.plan(_facts_of(now, survey), now.compute)
+    facts = _facts_of(now, survey)
+    if now.config.print_json:
+        write_stdout(iter([_pretty({**facts, **now.compute.sizes()})]))
+    else:
+        report.plan(facts, now.compute)
     return EXIT_OK
 
 
@@ -211,11 +215,11 @@ def _begin(now: Run, journal: Journal, report: Report) -> None:
     left = np.ones(len(now.rows), bool)
     facts = _fingerprint(now)
     output = now.config.output if now.config.retry_errors else None
-    good = None if output is None or begun(journal.folder) else good_rows(output, now.rows, facts)
+    good = None if output is None else good_rows(output, now.rows, facts)
     done = journal.begin(facts, discard=now.config.overwrite)
     left[done] = False
     if good is not None:
-        _keep(now, journal, good)
+        _keep(now, journal, good & left)
         left[good] = False
     if not left.all():
         report.note(f"going on: {int((~left).sum())} of {len(left)} rows are done")
@@ -341,7 +345,7 @@ def _sum_up(now: Run, journal: Journal, report: Report, seconds: float) -> int:
         **measured,
         MADE_WITH: journal.facts(),
     }
-    packed = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    packed = _pretty(summary)
     if config.output is not None:
         write_whole(summary_path(config.output), iter([packed]))
     report.records(list(islice(_records(now.rows, journal), _RECORDS_SHOWN)))
@@ -351,6 +355,10 @@ def _sum_up(now: Run, journal: Journal, report: Report, seconds: float) -> int:
     if config.print_json:
         write_stdout(iter([packed]))
     return exit_status(tally)
+
+
+def _pretty(summary: Json) -> bytes:
+    return orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def _measured(now: Run, records: Iterator[Json]) -> tuple[Tally | PairTally, Json]:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import orjson
 
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.records import (
+    GOLD_FORMS,
     VERDICTS,
     Gold,
     Json,
@@ -26,9 +25,8 @@ from jlm_cli.records import (
     need_id,
     need_text,
     read_gold,
-    read_score_line,
 )
-from jlm_cli.source import LONGEST_LINE, Source, open_source
+from jlm_cli.source import LONGEST_LINE, Source
 
 _NATIVE_FIELDS = (
     "id",
@@ -289,11 +287,21 @@ def read_sample(row: Json, schema: Schema, line: int) -> Sample:
         question=need_text(fields["question"], "question"),
         answers=texts,
         reference=None if reference is None else _paragraphs(reference),
-        gold=None if gold is None else read_gold(gold, len(texts)),
+        gold=None if gold is None else gold_of(gold, len(texts)),
         models=None if models is None else _read_models(models, len(texts)),
         category=None if category is None else need_text(category, "category"),
         input=fields.get("input") if schema.name == "pandalm" else None,
     )
+
+
+def gold_of(value: Any, n_answers: int) -> Gold | None:
+    """None for a teacher's text without a score line, and where an official one failed. Raises
+    RowError also for a single word that is no gold: no teacher writes it."""
+    gold = read_gold(value, n_answers)
+    if gold is None and value.strip() != "error" and len(value.split()) == 1:
+        reason = f"field gold: {value[:40]!r} says nothing of {n_answers} answers"
+        raise RowError("bad-value", f"{reason}; give {GOLD_FORMS}")
+    return gold
 
 
 def _with_required(row: Json, schema: Schema) -> Json:
@@ -324,93 +332,3 @@ def _paragraphs(value: Any) -> str:
     if not isinstance(value, list):
         return need_text(value, "reference")
     return "\n\n".join(need_text(part, f"reference[{n}]") for n, part in enumerate(value))
-
-
-Key = tuple[type, Any]
-
-
-def key_of(row_id: Any) -> Key:
-    """What rows are joined by: `1` and `"1"` are two ids, as they are in JSON."""
-    return (type(row_id), row_id)
-
-
-@dataclass(frozen=True)
-class Joined:
-    """A side file by id: references or gold, and the SHA-256 of what was read."""
-
-    name: str
-    by_id: dict[Key, Any]
-    sha256: str
-
-    def find(self, row_id: Any) -> Any | None:
-        return self.by_id.get(key_of(row_id))
-
-    def missing(self, row_id: Any, what: str) -> RowError:
-        """The error record of a row whose id the file does not hold."""
-        other = str(row_id) if not isinstance(row_id, str) else _number(row_id)
-        hint = ""
-        if other is not None and key_of(other) in self.by_id:
-            hint = f" (it has {other!r}: a text and a number are two ids)"
-        return RowError(f"missing-{what}", f"id {row_id!r} is not in {self.name}{hint}")
-
-
-def _number(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"\d{1,18}", text) else None
-
-
-def id_in(row: Json) -> Any:
-    """A row's id under its names in all formats. Raises RowError where it has none."""
-    for name in ("id", "question_id", "idx"):
-        if name in row:
-            return need_id(row[name])
-    raise RowError("missing-field", "field id (or question_id) is missing")
-
-
-def _reference_in(row: Json) -> str | None:
-    for name in ("reference", "text"):
-        if name in row:
-            return reference_text(row[name])
-    raise RowError("missing-field", "field reference is missing")
-
-
-def _gold_in(row: Json, n_answers: int | None) -> Gold | None:
-    for name in ("gold", "verdict", "text", "score"):
-        if row.get(name) is not None:
-            return read_gold(row[name], n_answers or _n_judged(row[name]))
-    raise RowError("missing-field", "field gold (or verdict, text, score) is missing")
-
-
-def load_references(path: Path) -> Joined:
-    """`--reference FILE`: id and reference on each line; the first of an id counts."""
-    with open_source(str(path)) as source:
-        found = list(_side_rows(source, _reference_in))
-        return Joined(str(path), dict(reversed(found)), source.sha256())
-
-
-def _n_judged(gold: Any) -> int:
-    """How many answers gold is about, by itself."""
-    scores = read_score_line(gold) if isinstance(gold, str) and gold not in VERDICTS else gold
-    return len(scores) if isinstance(scores, list | tuple) else 2
-
-
-def load_gold(path: Path, n_answers: int | None) -> Joined:
-    """`--gold FILE`: id and gold on each line, about as many answers as a row has (None: any).
-
-    Raises InputError on a duplicate id, and where gold is of another kind.
-    """
-    by_id: dict[Key, Any] = {}
-    with open_source(str(path)) as source:
-        for key, gold in _side_rows(source, partial(_gold_in, n_answers=n_answers)):
-            if key in by_id:
-                raise InputError(f"{path}: id {key[1]!r} stands there twice; gold must be unique")
-            by_id[key] = gold
-        return Joined(str(path), by_id, source.sha256())
-
-
-def _side_rows(source: Source, value_in: Callable[[Json], Any]) -> Iterable[tuple[Key, Any]]:
-    for index, raw in enumerate(source):
-        try:
-            row = parse_row(raw)
-            yield key_of(id_in(row)), value_in(row)
-        except RowError as error:
-            raise InputError(f"{source.where(index)}: {error}") from error

@@ -49,6 +49,8 @@ _MOST_STOPPED = 10  # looks at one that is known to be stopped
 _LEAVING = 10  # seconds that a worker's own watch has to end
 _LEFT = 1 << 40  # beats of a worker that is done
 _FAILURE = "JLM_FAILURE"  # names the file in which a worker says why it ends
+_STORE_GONE = "the process that keeps the workers' store has ended"
+_JOINING = timedelta(minutes=30)  # for all of a launcher's processes to be there
 _PR_SET_PDEATHSIG = 1
 
 
@@ -106,7 +108,12 @@ class Group:
         from accelerate import PartialState
         from torch.distributed.distributed_c10d import _get_default_store
 
-        state = PartialState(cpu=True, timeout=timedelta(days=7))
+        try:
+            state = PartialState(cpu=True, timeout=_JOINING)
+        except RuntimeError as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            reason = str(error).strip().splitlines()[0]
+            raise JlmError(f"the other processes were not met at {where}: {reason}") from error
         self.rank: int = state.process_index
         self.size: int = state.num_processes
         store: Any = _get_default_store()
@@ -118,24 +125,31 @@ class Group:
         self._watch.start()
 
     def take(self) -> int:
-        return int(self._store.add("jlm/next", 1)) - 1
+        return self._add("jlm/next", 1) - 1
 
     def count(self, rows: int) -> int:
-        return int(self._store.add("jlm/done", rows))
+        return self._add("jlm/done", rows)
 
     def ready(self) -> None:
         if self.rank == 0:
-            self._store.set("jlm/ready", "yes")
-        while not self._store.check(["jlm/ready"]):
+            self._add("jlm/ready", 1)
+        while not self._add("jlm/ready", 0):
             time.sleep(_POLL)
 
     def finish(self) -> None:
         self._finished = True
-        self._store.add(f"jlm/beats/{self.rank}", _LEFT)
-        finished = int(self._store.add("jlm/finished", 1))  # the store may go from here on
+        self._add(f"jlm/beats/{self.rank}", _LEFT)
+        finished = self._add("jlm/finished", 1)  # the store may go from here on
         while self.rank == 0 and finished < self.size:
             time.sleep(_POLL)
-            finished = int(self._store.add("jlm/finished", 0))
+            finished = self._add("jlm/finished", 0)
+
+    def _add(self, name: str, number: int) -> int:
+        """To a number that all workers share, 0 at first; what it is then. Raises JlmError."""
+        try:
+            return int(self._store.add(name, number))
+        except RuntimeError as error:
+            raise JlmError(f"{_STORE_GONE}; what is done is kept: {GO_ON}") from error
 
     def leave(self) -> None:
         """End the watch: Python aborts where it ends while the thread is within the store."""
@@ -156,7 +170,7 @@ class Group:
             except RuntimeError:  # the store went with the process that kept it
                 if self._finished:
                     return
-                _end_for("the process that keeps the store is gone")
+                _end_for(_STORE_GONE)
             for rank in others:
                 stood = now[rank] == beats[rank] < _LEFT
                 silent[rank] = silent[rank] + 1 if stood else 0

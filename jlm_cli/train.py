@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from jlm_cli import devices, models, sharding, vocabularies
-from jlm_cli.config import file_sha256
+from jlm_cli.config import file_sha256, refuse_huge
 from jlm_cli.encoding import Lines
 from jlm_cli.errors import EXIT_OK, InputError, JlmError, RowError, UsageError
 from jlm_cli.examples import ExampleMaker, Form, Schedule, TaughtTemplates, make_schedule
@@ -68,6 +68,9 @@ class TrainConfig:
     seed: int = 0
     overwrite: bool = False
     quiet: bool = False
+
+    def __post_init__(self) -> None:
+        refuse_huge({**vars(self), **dict(self.changes)})
 
     @property
     def partial(self) -> Path:
@@ -317,6 +320,8 @@ def _facts(course: Course) -> Json:
         "dtype": course.dtype,
         "save_dtype": config.save_dtype,
         "seed": config.seed,
+        "schema": config.schema,
+        "field_map": dict(config.field_map),
         **devices.versions(),
     }
 

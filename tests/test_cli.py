@@ -186,6 +186,7 @@ def test_compact_has_the_same_figures(tmp_path: Path, jlm: Jlm) -> None:
         (("in.jsonl", "-o", "-", "--retry-errors"), "--retry-errors needs the output of before"),
         (("-Q", "Why?", "-A", "So.", "-A", "No.", "-o", "q.jsonl"), "-Q prints what it judged"),
         (("in.jsonl", "-"), "-: standard input cannot be one of several inputs"),
+        (("in.jsonl", "--max-length", "9" * 20), f"--max-length {'9' * 20}: is too large"),
     ],
 )
 def test_mistakes_get_one_line(

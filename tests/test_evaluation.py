@@ -173,6 +173,8 @@ BAD = [
     (["p.jsonl", "q.jsonl", "--reversed", "r.jsonl"], "--reversed belongs to one"),
     (["p.jsonl", "--html", "p.jsonl"], "p.jsonl: is an input"),
     (["p.jsonl", "--csv", "none/t.csv"], "none/t.csv: is a folder, or in none"),
+    (["p.jsonl", "--csv", "-"], "-: name a file; standard output has the tables, or --json"),
+    (["p.jsonl", "--csv", "t", "--latex", "t"], "t: is named for two outputs"),
     (["p.jsonl", "--protocol", "pandalm"], "protocol pandalm needs both orders"),
     (["p.jsonl", "--protocol", "rewardbench"], "protocol rewardbench needs gold"),
     (["p.jsonl", "--protocol", "rank"], "p.jsonl:1: field scores"),

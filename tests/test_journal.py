@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -200,6 +202,20 @@ def test_retrying_with_other_settings(tmp_path: Path, jlm: Jlm) -> None:
     assert done.code == 2 and "was made with another command;" in done.err
 
 
+def test_retrying_that_was_killed_early_keeps_the_good_rows(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [*(pair(n) for n in range(5)), {"id": 6, "question": "Q"}])
+    assert jlm("judge", "in.jsonl", "-q").code == 3
+    before = (tmp_path / "in.judge.jsonl").read_bytes()
+    killed = (
+        "import os, sys; from jlm_cli import cli, runner; runner._keep = lambda *_: os._exit(9); "
+        "sys.argv = ['jlm', 'judge', 'in.jsonl', '-m', 'fake', '-q', '--retry-errors']; cli.main()"
+    )
+    assert subprocess.run([sys.executable, "-c", killed], cwd=tmp_path).returncode == 9
+    done = jlm("judge", "in.jsonl", "--retry-errors")
+    assert done.code == 3 and "going on: 5 of 6 rows are done" in done.err
+    assert (tmp_path / "in.judge.jsonl").read_bytes() == before
+
+
 def test_retrying_judges_again_what_has_changed(tmp_path: Path, jlm: Jlm) -> None:
     rows = [pair(n) for n in range(4)]
     write_rows(tmp_path / "in.jsonl", rows)
@@ -211,6 +227,14 @@ def test_retrying_judges_again_what_has_changed(tmp_path: Path, jlm: Jlm) -> Non
     after: list[Any] = read_rows(tmp_path / "in.judge.jsonl")
     assert [after[n] == before[n] for n in range(4)] == [True, False, False, True]
     assert (after[1]["sample"]["question"], after[2]["gold"]) == ("Another?", "2")
+
+
+def test_plan_as_json(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1), {"id": 2, "question": "Q"}])
+    done = jlm("judge", "in.jsonl", "--plan", "--json", "-q")
+    found = json.loads(done.out)
+    assert (done.code, done.err) == (0, "")
+    assert found["rows"] == 2 and found["errors"] == {"missing-field": 1} and "memory" in found
 
 
 def test_plan_writes_nothing(tmp_path: Path, jlm: Jlm) -> None:

@@ -11,7 +11,8 @@ from conftest import Jlm, pair, read_rows, write_rows
 
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.records import Gold, Sample
-from jlm_cli.schemas import load_gold, load_references, parse_row, read_sample, recognise
+from jlm_cli.schemas import parse_row, read_sample, recognise
+from jlm_cli.side_files import load_gold, load_references
 from jlm_cli.source import open_source
 
 JUDGELM = {
@@ -147,6 +148,8 @@ def test_a_text_and_a_number_are_two_ids(tmp_path: Path, jlm: Jlm) -> None:
         ({"gold": 3}, "field gold: a number"),
         ({"gold": [1, 2, 3]}, "field gold"),
         ({"gold": [11, 2]}, "field gold"),
+        ({"gold": "A"}, "field gold: 'A' says nothing of 2 answers; give"),
+        ({"gold": "8\n"}, "field gold: '8\\n' says nothing of 2 answers; give"),
         ({"models": ["one"]}, "field models"),
         ({"id": {"a": 1}}, "field id: an object"),
         ({"id": True}, "field id: a bool"),
@@ -166,9 +169,9 @@ def recognise_native() -> Any:
     return SCHEMAS[0]
 
 
-def test_gold_without_a_score_line_is_no_gold() -> None:
-    row = {**pair(1), "gold": "Both are fine.\n8 8"}
-    assert read_sample(row, recognise_native(), 1).gold is None
+@pytest.mark.parametrize("text", ["Both are fine.\n8 8", "", " ", "error"])
+def test_gold_without_a_score_line_is_no_gold(text: str) -> None:
+    assert read_sample({**pair(1), "gold": text}, recognise_native(), 1).gold is None
 
 
 @pytest.mark.parametrize(

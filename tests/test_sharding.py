@@ -6,15 +6,18 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Jlm, pair, read_rows, write_rows
+from filelock import FileLock
 
 N = 400
 SLOWLY = {"JLM_FAKE_DELAY": "0.1"}  # ten seconds for a whole run: time to reach into it
@@ -193,6 +196,63 @@ def test_ends_whatever_its_watch_is_doing(tmp_path: Path, made: tuple[Path, byte
 def test_a_launcher_needs_files(jlm: Jlm) -> None:
     done = jlm("judge", "-", "-o", "-", env={"RANK": "0", "WORLD_SIZE": "2"})
     assert done.code == 2 and "share files, not pipes" in done.err
+
+
+def of_srun(rank: int, port: int) -> dict[str, str]:
+    return {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_JOB_ID": str(port - 20000),
+    }
+
+
+def free_port() -> int:
+    """Of those that a job's number stands for."""
+    for port in range(20000 + os.getpid() % 20000, 40000):
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("", port))
+            return port
+    raise AssertionError("no free port")
+
+
+def test_srun_gives_the_same_bytes(tmp_path: Path, wanted: bytes) -> None:
+    port = free_port()
+    both = [start(tmp_path, env=of_srun(rank, port)) for rank in (0, 1)]
+    assert [end(one)[0] for one in both] == [3, 0]
+    assert (tmp_path / "out.jsonl").read_bytes() == wanted
+
+
+def test_a_mistake_that_srun_s_first_process_sees_leaves_no_traceback(
+    tmp_path: Path, rows: Path
+) -> None:
+    folder = tmp_path / "out.jsonl.partial"
+    folder.mkdir()
+    port = free_port()
+    with FileLock(folder / "lock"):
+        both = [start(tmp_path, env=of_srun(rank, port)) for rank in (0, 1)]
+        (code, first), (other, second) = (end(one) for one in both)
+    assert code == 2 and "another run is writing there" in first
+    assert other == 1 and "the workers' store has ended; what is done is kept" in second
+    assert "Traceback" not in first + second
+
+
+def test_a_process_that_stays_alone_ends_with_a_line(tmp_path: Path, rows: Path) -> None:
+    impatient = (
+        "import sys; from datetime import timedelta; from jlm_cli import cli, sharding; "
+        "sharding._JOINING = timedelta(seconds=3); "
+        "sys.argv = ['jlm', 'judge', 'in.jsonl', '-m', 'fake', '-o', 'out.jsonl', '-q']; cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", impatient],
+        cwd=tmp_path,
+        env={**os.environ, **of_srun(1, free_port())},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "the other processes were not met at 127.0.0.1:" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("n", [0, 1, 2])

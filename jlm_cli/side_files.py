@@ -1,0 +1,104 @@
+"""Files beside the input, whose rows are joined to its rows by id: references and gold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jlm_cli.errors import InputError, RowError
+from jlm_cli.records import VERDICTS, Gold, Json, need_id, read_score_line
+from jlm_cli.schemas import gold_of, parse_row, reference_text
+from jlm_cli.source import Source, open_source
+
+Key = tuple[type, Any]
+
+
+def key_of(row_id: Any) -> Key:
+    """What rows are joined by: `1` and `"1"` are two ids, as they are in JSON."""
+    return (type(row_id), row_id)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A side file by id: references or gold, and the SHA-256 of what was read."""
+
+    name: str
+    by_id: dict[Key, Any]
+    sha256: str
+
+    def find(self, row_id: Any) -> Any | None:
+        return self.by_id.get(key_of(row_id))
+
+    def missing(self, row_id: Any, what: str) -> RowError:
+        """The error record of a row whose id the file does not hold."""
+        other = str(row_id) if not isinstance(row_id, str) else _number(row_id)
+        hint = ""
+        if other is not None and key_of(other) in self.by_id:
+            hint = f" (it has {other!r}: a text and a number are two ids)"
+        return RowError(f"missing-{what}", f"id {row_id!r} is not in {self.name}{hint}")
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"\d{1,18}", text) else None
+
+
+def id_in(row: Json) -> Any:
+    """A row's id under its names in all formats. Raises RowError where it has none."""
+    for name in ("id", "question_id", "idx"):
+        if name in row:
+            return need_id(row[name])
+    raise RowError("missing-field", "field id (or question_id) is missing")
+
+
+def _reference_in(row: Json) -> str | None:
+    for name in ("reference", "text"):
+        if name in row:
+            return reference_text(row[name])
+    raise RowError("missing-field", "field reference is missing")
+
+
+def _gold_in(row: Json, n_answers: int | None) -> Gold | None:
+    for name in ("gold", "verdict", "text", "score"):
+        if row.get(name) is not None:
+            return gold_of(row[name], n_answers or _n_judged(row[name]))
+    raise RowError("missing-field", "field gold (or verdict, text, score) is missing")
+
+
+def load_references(path: Path) -> Joined:
+    """`--reference FILE`: id and reference on each line; the first of an id counts."""
+    with open_source(str(path)) as source:
+        found = list(_side_rows(source, _reference_in))
+        return Joined(str(path), dict(reversed(found)), source.sha256())
+
+
+def _n_judged(gold: Any) -> int:
+    """How many answers gold is about, by itself."""
+    scores = read_score_line(gold) if isinstance(gold, str) and gold not in VERDICTS else gold
+    return len(scores) if isinstance(scores, list | tuple) else 2
+
+
+def load_gold(path: Path, n_answers: int | None) -> Joined:
+    """`--gold FILE`: id and gold on each line, about as many answers as a row has (None: any).
+
+    Raises InputError on a duplicate id, and where gold is of another kind.
+    """
+    by_id: dict[Key, Any] = {}
+    with open_source(str(path)) as source:
+        for key, gold in _side_rows(source, partial(_gold_in, n_answers=n_answers)):
+            if key in by_id:
+                raise InputError(f"{path}: id {key[1]!r} stands there twice; gold must be unique")
+            by_id[key] = gold
+        return Joined(str(path), by_id, source.sha256())
+
+
+def _side_rows(source: Source, value_in: Callable[[Json], Any]) -> Iterable[tuple[Key, Any]]:
+    for index, raw in enumerate(source):
+        try:
+            row = parse_row(raw)
+            yield key_of(id_in(row)), value_in(row)
+        except RowError as error:
+            raise InputError(f"{source.where(index)}: {error}") from error
