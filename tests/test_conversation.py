@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +153,19 @@ def test_stream_is_what_write_writes(name: str, request: pytest.FixtureRequest) 
         streamed = list(engine.stream(ids, 12))
         spell = loaded.vocabulary.speller()
         assert "".join(map(spell, streamed)).strip("\ufffd") == written.text.strip("\ufffd")
+
+
+def test_writing_is_greedy_whatever_the_models_folder_says(released: Loaded) -> None:
+    from transformers import GenerationConfig
+
+    ids = [*released.vocabulary.bos, *released.vocabulary.locate(PROMPT).ids]
+    model = copy.deepcopy(released.model)
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=True, num_beams=3, repetition_penalty=5.0, no_repeat_ngram_size=1
+    )
+    told = Loaded(released.files, released.vocabulary, released.tokens, model)
+    for plain, other in zip(engines_of(released), engines_of(told), strict=True):
+        assert other.write([ids], [12], unheard) == plain.write([ids], [12], unheard)
 
 
 def test_stream_goes_on_from_what_it_read(builtin: Loaded) -> None:

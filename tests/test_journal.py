@@ -171,6 +171,23 @@ def test_two_runs_at_once(begun: Path, jlm: Jlm) -> None:
     assert jlm("judge", "in.jsonl").code == 0
 
 
+def test_an_output_that_came_in_the_meantime_stays(tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    late = (
+        "import sys; from pathlib import Path; from jlm_cli import cli, runner\n"
+        "opened = runner.open_run\n"
+        "def open_run(*given):\n"
+        "    Path('in.judge.jsonl').write_text('theirs')\n"
+        "    return opened(*given)\n"
+        "runner.open_run = open_run\n"
+        "sys.argv = ['jlm', 'judge', 'in.jsonl', '-m', 'fake', '-q']; cli.main()"
+    )
+    command = [sys.executable, "-c", late]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "in.judge.jsonl: exists; take --overwrite" in done.stderr
+    assert (tmp_path / "in.judge.jsonl").read_text() == "theirs"
+
+
 def test_retry_errors(tmp_path: Path, jlm: Jlm) -> None:
     """Rows whose reference was missing are judged again, the others stay as they are."""
     write_rows(tmp_path / "in.jsonl", [pair(n) for n in range(20)])

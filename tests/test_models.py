@@ -224,6 +224,19 @@ def test_hub_files_prefer_safetensors_and_leave_code() -> None:
     assert hub.wanted_files(released) == released
 
 
+def test_a_gguf_file_is_told_from_those_beside_it(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(name.encode())
+    one, other = (
+        models.find(str(tmp_path / name), quiet).identity() for name in ("a.gguf", "b.gguf")
+    )
+    assert set(one) == {"name", "a.gguf"} and one["a.gguf"] != other["b.gguf"]
+    (tmp_path / "b.gguf").write_bytes(b"another")
+    assert models.find(str(tmp_path / "a.gguf"), quiet).identity() == one
+    (tmp_path / "a.gguf").write_bytes(b"another")
+    assert models.find(str(tmp_path / "a.gguf"), quiet).identity() != one
+
+
 def test_batch_tokens_follow_memory() -> None:
     """A 7B model on 80 GB takes large batches, on a card it barely fits the smallest."""
     cache = 2 * 32 * 32 * 128 * 2

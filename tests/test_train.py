@@ -162,11 +162,22 @@ def test_signals_leave_a_checkpoint(
     if number == signal.SIGINT:
         done = jlm(*command(replica, "m", "--lr", "0.5"))
         assert done.code == 2 and "another learning_rate" in done.err, done.err
-        done = jlm(*command(replica, "m", "--map", "gold=verdict"))
+        done = jlm(*command(replica, "m", "--map", "category=question"))
         assert done.code == 2 and "another field_map" in done.err, done.err
         write_rows(data, [taught(n) for n in range(100)])
         done = jlm(*command(replica))
         assert done.code == 2 and "another data" in done.err
+
+
+def test_nohup_holds_while_it_trains(
+    tmp_path: Path, start: Start, data: Path, replica: Path, unbroken: Path
+) -> None:
+    process = start(command(replica), ["nohup", sys.executable, "-m"])
+    wait_for(tmp_path / "m.partial" / "checkpoint-5" / "whole", process)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert weights(tmp_path / "m") == weights(unbroken)
 
 
 def test_two_processes_learn_alike(
