@@ -10,14 +10,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import orjson
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from jlm_cli import devices, loading, models, sharding, vocabularies
@@ -35,7 +35,7 @@ from jlm_cli.errors import (
     SystemFailure,
     UsageError,
 )
-from jlm_cli.journal import Journal, folder_of, naming, write_stdout, write_whole
+from jlm_cli.journal import Journal, begun, folder_of, naming, write_stdout, write_whole
 from jlm_cli.modes import Mode, Reading, flags_of, identity, mode_of
 from jlm_cli.output import MADE_WITH, check_output, good_rows, summary_path
 from jlm_cli.records import Json, Sample, dump, judged_record
@@ -199,15 +199,26 @@ def plan_of(now: Run, survey: Survey) -> Plan:
     return make_plan(survey.rows, survey.tokens, survey.groups, now.compute.batch_tokens)
 
 
-def locked(folder: Path) -> AcquireReturnProxy[FileLock]:
-    """Hold the folder for this run alone, while the `with` lasts; the lock dies with its owner."""
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for this run alone; the lock dies with its owner. A folder in which no run
+    was begun goes with it."""
+    lock = folder / "lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / "lock").acquire(timeout=0)
+        held = FileLock(lock).acquire(timeout=0)
     except Timeout:
         raise UsageError(f"{folder}: another run is writing there") from None
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from error
+    with held:
+        try:
+            yield
+        finally:
+            if not begun(folder):
+                with suppress(OSError):
+                    lock.unlink()
+                    folder.rmdir()
 
 
 def _begin(now: Run, journal: Journal, report: Report) -> None:

@@ -47,6 +47,7 @@ _LOOK = 1  # second between looks at the other workers
 _MOST_SILENT = 40  # looks at a worker that does not beat: one that is stopped, or hangs
 _MOST_STOPPED = 10  # looks at one that is known to be stopped
 _LEAVING = 10  # seconds that a worker's own watch has to end
+_SHUTDOWN = "5"  # seconds that workers have to end when the run does; torch before 2.12: 30
 _LEFT = 1 << 40  # beats of a worker that is done
 _FAILURE = "JLM_FAILURE"  # names the file in which a worker says why it ends
 _STORE_GONE = "the process that keeps the workers' store has ended"
@@ -240,6 +241,7 @@ def _launch(config: Config, work: Work, n: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SHUTDOWN)
     for name in [name for name in logging.root.manager.loggerDict if "torch.distributed" in name]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # each has a level of its own
     how = LaunchConfig(
@@ -251,7 +253,6 @@ def _launch(config: Config, work: Work, n: int) -> int:
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
-        shutdown_timeout=5,
         signals_to_handle=",".join([*signals.not_ignored(), "SIGQUIT"]),
     )
     with tempfile.TemporaryDirectory(prefix="jlm-") as scratch:

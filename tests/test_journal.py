@@ -217,6 +217,7 @@ def test_retrying_with_other_settings(tmp_path: Path, jlm: Jlm) -> None:
         assert done.code == 2 and f"was made with another {name};" in done.err
     done = jlm("grade", "in.jsonl", "-o", "in.judge.jsonl", "-q", "--retry-errors")
     assert done.code == 2 and "was made with another command;" in done.err
+    assert not (tmp_path / "in.judge.jsonl.partial").exists()
 
 
 def test_retrying_that_was_killed_early_keeps_the_good_rows(tmp_path: Path, jlm: Jlm) -> None:
