@@ -92,6 +92,10 @@ class LineTokens:
         """Tokens of the longest line, its end included."""
         return self.first.depth + (self.grammar.count - 1) * self.later.depth + 1
 
+    @cached_property
+    def end_columns(self) -> list[int]:
+        return [self.column[end] for end in self.ends]
+
     @classmethod
     def build(
         cls, grammar: Grammar, tail: str, encode: Callable[[str], list[int]], ends: Sequence[int]
@@ -247,7 +251,7 @@ class Walk:
         self._nodes = [Node(END, -1, 0, tokens.first, (), 0.0)]
         self._waiting = [_ROOT]
         self.drafted = 0  # tokens so far
-        self._lines: dict[tuple[str, ...], list[float]] = {}
+        self._lines: dict[tuple[str, ...], float] = {}  # log-probability, whatever ends them
         self._unread: list[int] = []
         self._failed: RowError | None = None
         self._fresh: list[int] = []
@@ -277,7 +281,7 @@ class Walk:
         if self._failed is not None:
             raise self._failed
         lines = self._all_lines()
-        log_p = np.array([np.logaddexp.reduce(parts) for parts in lines.values()])
+        log_p = np.array(list(lines.values()))
         total = np.logaddexp.reduce(log_p)
         if not np.isfinite(total):
             raise RowError("no-score", "the model gives every score line probability 0")
@@ -286,16 +290,16 @@ class Walk:
         p = np.exp(log_p - total)
         return LineDistribution(self.tokens.grammar, tuple(lines), p, mass, greedy)
 
-    def _all_lines(self) -> dict[tuple[str, ...], list[float]]:
-        """Log-probabilities of the ways to end each line; of the unread ones by the mean of those
-        read, which in a trained judge differ by less than the unread ones weigh."""
+    def _all_lines(self) -> dict[tuple[str, ...], float]:
+        """The lines as far as they are known; unread ones end as surely as the mean of those read,
+        which in a trained judge differ by less than the unread ones weigh."""
         unread = [self._nodes[place] for place in self._unread]
         read = [node for node in self._nodes if node.known is not None and self._only_ends(node)]
         share = 0.0
         if read:
-            ended = np.logaddexp.reduce([part for node in read for part in self._lines[node.line]])
+            ended = np.logaddexp.reduce([self._lines[node.line] for node in read])
             share = ended - np.logaddexp.reduce([node.log_p for node in read])
-        return {**self._lines, **{node.line: [node.log_p + share] for node in unread}}
+        return {**self._lines, **{node.line: node.log_p + share for node in unread}}
 
     def _worth_following(self) -> list[int]:
         """Of the prefixes whose probability was learnt last, those that are followed.
@@ -306,8 +310,7 @@ class Walk:
         if self._exact or not fresh:
             return fresh
         log_p = {place: self._nodes[place].log_p for place in fresh}
-        parts = [part for line in self._all_lines().values() for part in line]
-        most = float(np.logaddexp.reduce([*parts, *log_p.values()]))
+        most = float(np.logaddexp.reduce([*self._all_lines().values(), *log_p.values()]))
         if most >= math.log(LOW_MASS):
             kept = [place for place in fresh if log_p[place] >= most + self._least(place)]
             if self.tokens.grammar.count > 2:
@@ -344,8 +347,8 @@ class Walk:
             self._nodes[child].log_p = node.log_p + float(known[self.tokens.column[token]])
             self._fresh.append(child)
         if self._ends_here(node):
-            ends = [node.log_p + float(known[self.tokens.column[t]]) for t in self.tokens.ends]
-            self._lines[node.line] = ends
+            ended = float(np.logaddexp.reduce(known[self.tokens.end_columns]))
+            self._lines[node.line] = node.log_p + ended
 
     def _follow(self, node: Node) -> dict[int, Branch]:
         """The tokens that may go on from a node, the line's end aside."""
