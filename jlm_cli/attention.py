@@ -42,8 +42,11 @@ def _fused_causal(
 ) -> torch.Tensor:
     tokens = query.shape[2]
     key, value = key[:, :, : start + tokens], value[:, :, : start + tokens]
-    sees = causal_lower_right(tokens, start + tokens)  # a mask of numbers would be slow on GPUs
-    return _fused_masked(query, key, value, sees, scale)
+    # a mask of numbers would be slow on GPUs
+    sees = causal_lower_right(tokens, start + tokens) if start else None
+    return functional.scaled_dot_product_attention(
+        query, key, value, sees, scale=scale, is_causal=sees is None, enable_gqa=True
+    )
 
 
 def _fused_masked(
@@ -53,6 +56,9 @@ def _fused_masked(
     sees: torch.Tensor,
     scale: float | None,
 ) -> torch.Tensor:
+    shared = query.shape[1] // key.shape[1]
+    if query.is_cuda and shared > 1:  # no fused kernel takes a mask there and shared keys as well
+        key, value = (one.repeat_interleave(shared, 1) for one in (key, value))
     return functional.scaled_dot_product_attention(
         query, key, value, attn_mask=sees, scale=scale, enable_gqa=True
     )

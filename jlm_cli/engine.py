@@ -15,7 +15,7 @@ from jlm_cli.encoding import Lines, Prompt
 from jlm_cli.errors import RowError
 from jlm_cli.modes import Reading
 from jlm_cli.scoreline import DraftToken, Floats, Grammar, LineDistribution, LineTokens, Walk
-from jlm_cli.tasks import Task, finish
+from jlm_cli.tasks import Task, finish, no_longer, until_alone
 
 Ids = Sequence[int]
 LineDraft = Sequence[DraftToken]
@@ -38,6 +38,17 @@ def unheard(n_tokens: int) -> None:
 
 class Batch(Protocol):
     """Prompts that an engine reads. Its device may still be at what it was given last."""
+
+    def feed(self) -> bool:
+        """Give the device some of the prompts that it was not given yet; False when none is left.
+
+        A device takes only so much work before its host must wait.
+        """
+        ...
+
+    def ready(self) -> bool:
+        """Whether `known` need not wait."""
+        ...
 
     def known(self) -> list[Floats]:
         """Wait for what was given last: the log-probabilities of the columns behind each drafted
@@ -69,7 +80,7 @@ class Engine(Protocol):
     def begin(
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> Batch:
-        """Have prompts read, each with the tokens drafted behind it."""
+        """A batch of prompts, each with the tokens drafted behind it."""
         ...
 
     def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
@@ -115,14 +126,21 @@ class Judge:
 
         A batch that memory has no room for is halved, and flagged `split-batch`.
         """
+        if self.at_once > 1:
+            with suppress(MemoryError):
+                return (yield from self._judging(prompts))
+            yield until_alone  # another one may have held what it lacked
+        return (yield from self._alone(prompts))
+
+    def _alone(self, prompts: Sequence[Prompt]) -> Task[list[Reading | RowError]]:
         with suppress(MemoryError):
             return (yield from self._judging(prompts))
         if len(prompts) == 1:
             n = len(prompts[0].ids)
             return [RowError("out-of-memory", f"its {n} tokens do not fit; take --max-length")]
         middle = len(prompts) // 2
-        first = yield from self.judging(prompts[:middle])
-        second = yield from self.judging(prompts[middle:])
+        first = yield from self._alone(prompts[:middle])
+        second = yield from self._alone(prompts[middle:])
         return [_flagged(reading, "split-batch") for reading in (*first, *second)]
 
     def _judging(self, prompts: Sequence[Prompt]) -> Task[list[Reading | RowError]]:
@@ -234,8 +252,10 @@ def following(engine: Engine, prompts: Sequence[Ids], walks: Sequence[Walk]) -> 
     mine = [[place[column] for column in walk.tokens.columns] for walk in walks]
     batch = engine.begin(prompts, [walk.first_draft() for walk in walks], columns)
     try:
+        while batch.feed():
+            yield no_longer
         while True:
-            yield
+            yield batch.ready
             for walk, own, rows in zip(walks, mine, batch.known(), strict=True):
                 walk.read(rows[:, own])
             if not any(drafts := [walk.draft() for walk in walks]):
@@ -267,6 +287,12 @@ class ReadAtOnce:
     ) -> None:
         self._read = read
         self._known = [np.vstack(rows) for rows in zip(ends, read(drafts), strict=True)]
+
+    def feed(self) -> bool:
+        return False
+
+    def ready(self) -> bool:
+        return True
 
     def known(self) -> list[Floats]:
         return self._known

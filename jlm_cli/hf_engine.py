@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from jlm_cli.devices import GPU_BATCHES
@@ -30,6 +31,8 @@ DRAFT_ROOM = 128  # places kept free behind the prompts; a larger draft makes th
 # for the caches
 CPU_PACK_BYTES = 4800
 GPU_PACK = 16384
+# cuDNN's, which torch prefers on some GPUs, takes tens of milliseconds for every new length
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _LOGITS_AT_ONCE = 64  # rows of logits turned into log-probabilities at a time, to bound memory
 
 
@@ -51,13 +54,11 @@ class PackedEngine(Writer):
         self._spare: list[Blocks] = []  # of batches that have ended
         self._latest: PackedBatch | None = None
 
-    @within_memory
     def begin(
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> PackedBatch:
         blocks = self._spare.pop() if self._spare else Blocks()
-        self._latest = PackedBatch(self, blocks, prompts, columns)
-        self._latest.read(drafts)
+        self._latest = PackedBatch(self, blocks, prompts, drafts, columns)
         return self._latest
 
     def take_back(self, blocks: Blocks) -> None:
@@ -83,7 +84,7 @@ class PackedEngine(Writer):
         """One pass over packed tokens: [kept, columns]."""
         self.tokens_fed += len(tokens.ids)
         fans = Fans.of(tokens.fans, self.device, self.model.dtype) if tokens.fans else None
-        with torch.inference_mode(), attention(self.model, ATTENTION):
+        with torch.inference_mode(), attention(self.model, ATTENTION), sdpa_kernel(_KERNELS):
             logits = self.model(
                 input_ids=sent([tokens.ids], self.device),
                 position_ids=sent([tokens.positions], self.device),
@@ -99,7 +100,12 @@ class PackedBatch:
     one before: both orders of a sample, and samples with the same question, begin alike."""
 
     def __init__(
-        self, engine: PackedEngine, blocks: Blocks, prompts: Sequence[Ids], columns: Sequence[int]
+        self,
+        engine: PackedEngine,
+        blocks: Blocks,
+        prompts: Sequence[Ids],
+        drafts: Sequence[LineDraft],
+        columns: Sequence[int],
     ) -> None:
         self._engine = engine
         self.blocks = blocks
@@ -108,21 +114,28 @@ class PackedBatch:
         self._order = sorted(range(len(given)), key=given.__getitem__)
         self._prompts = [given[row] for row in self._order]
         self._fed = [0] * len(given)
+        self._behind = [drafts[row] for row in self._order]
+        self._left = self._packs()
         self._coming: list[Coming] = []
-        self._sizes: list[int] = []  # what comes for each row
+        self._sizes = [1 + len(draft) for draft in self._behind]  # what comes for each row
         blocks.begin(len(given), max(map(len, given)) + DRAFT_ROOM)
 
-    def read(self, drafts: Sequence[LineDraft]) -> None:
-        """The prompts, with what is drafted behind them."""
-        behind = [drafts[row] for row in self._order]
-        self._sizes = [1 + len(draft) for draft in behind]
-        for pack in self._packs(behind):
-            tokens = Tokens()
-            for segment in pack:
-                tokens.add_prompt(segment, self._prompts[segment.row])
-            for segment in pack:
-                self._add_draft(tokens, segment.row, behind[segment.row])
-            self._run(tokens)
+    @within_memory
+    def feed(self) -> bool:
+        """One pack."""
+        pack = next(self._left, None)
+        if pack is None:
+            return False
+        tokens = Tokens()
+        for segment in pack:
+            tokens.add_prompt(segment, self._prompts[segment.row])
+        for segment in pack:
+            self._add_draft(tokens, segment.row, self._behind[segment.row])
+        self._run(tokens)
+        return True
+
+    def ready(self) -> bool:
+        return all(coming.is_here() for coming in self._coming)
 
     @within_memory
     def extend(self, drafts: Sequence[LineDraft]) -> None:
@@ -176,13 +189,13 @@ class PackedBatch:
             return None
         return row
 
-    def _packs(self, drafts: Sequence[LineDraft]) -> Iterator[list[Segment]]:
+    def _packs(self) -> Iterator[list[Segment]]:
         """The prompts' segments, with room for what is drafted behind them."""
         pack: list[Segment] = []
         used = 0
         for row, prompt in enumerate(self._prompts):
             shared = shared_start(self._prompts[row - 1], prompt) if row else 0
-            new = len(prompt) - shared + len(drafts[row])
+            new = len(prompt) - shared + len(self._behind[row])
             if pack and used + new > self._engine.pack_tokens:
                 yield pack
                 pack, used = [], 0
@@ -285,6 +298,8 @@ def _agree(packed: PackedEngine, plain: PlainEngine) -> bool:
 
 def _both(batch: Batch, draft: LineDraft) -> list[Floats]:
     """What is known at first, and of a draft for the second row."""
+    while batch.feed():
+        pass
     first = batch.known()
     batch.extend([[], draft])
     return [*first, *batch.known()]

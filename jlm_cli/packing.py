@@ -184,7 +184,8 @@ class Blocks:
         size = int(np.prod(shape))
         memory = self._memory.get((layer, kind))
         if memory is None or memory.numel() < size:
-            memory = self._memory[layer, kind] = like.new_zeros(size)  # any bits may be NaN
+            room = size + size // 8  # batches of shorter prompts often take a little more
+            memory = self._memory[layer, kind] = like.new_zeros(room)  # any bits may be NaN
         return memory[:size].view(shape)
 
 

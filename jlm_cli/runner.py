@@ -214,11 +214,12 @@ def locked(folder: Path) -> Iterator[None]:
     with held:
         try:
             yield
-        finally:
+        except BaseException:
             if not begun(folder):
                 with suppress(OSError):
                     lock.unlink()
                     folder.rmdir()
+            raise
 
 
 def _begin(now: Run, journal: Journal, report: Report) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TypeAlias, TypeVar
 
 Result = TypeVar("Result")
-Task: TypeAlias = Generator[None, None, Result]  # yields where something is on its way
+Pause: TypeAlias = Callable[[], bool]  # whether what the task waits for is there
+Task: TypeAlias = Generator[Pause, None, Result]
+
+
+def no_longer() -> bool:
+    """The pause of a task that only lets others go first."""
+    return True
+
+
+def until_alone() -> bool:
+    """The pause of a task that goes on, to its end, when no other is under way."""
+    return False
 
 
 def finish(task: Task[Result]) -> Result:
@@ -23,23 +33,29 @@ def finish(task: Task[Result]) -> Result:
 def in_turn(tasks: Iterable[Task[Result]], at_once: int) -> Iterator[Result]:
     """The results of all tasks, as they are done; so many are under way at once.
 
-    A task begins as soon as there is room; then the one goes on that has waited longest.
+    The oldest goes on that need not wait; where all would, the next one begins.
     """
-    under_way: deque[Task[Result]] = deque()
+    under_way: dict[Task[Result], Pause] = {}
     more = iter(tasks)
     try:
         while True:
-            task = next(more, None) if len(under_way) < at_once else None
+            task = next((one for one, pause in under_way.items() if pause()), None)
+            if task is None and len(under_way) < at_once and until_alone not in under_way.values():
+                task = next(more, None)
+            if task is None:
+                task = next((one for one, p in under_way.items() if p is not until_alone), None)
             if task is None:
                 if not under_way:
                     return
-                task = under_way.popleft()
+                task = next(iter(under_way))
+                del under_way[task]
+                yield finish(task)
+                continue
+            under_way.pop(task, None)
             try:
-                next(task)
+                under_way[task] = next(task)
             except StopIteration as done:
                 yield done.value
-            else:
-                under_way.append(task)
     finally:
         for task in under_way:
             task.close()

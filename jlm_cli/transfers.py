@@ -29,6 +29,9 @@ class Coming:
         if self._made is not None:
             self._made.record(torch.cuda.current_stream(numbers.device))
 
+    def is_here(self) -> bool:
+        return self._made is None or bool(self._made.query())  # type: ignore[no-untyped-call]
+
     def arrived(self) -> Floats:
         """Wait for them; float64 only here, since not every device has it."""
         if self._made is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -123,32 +124,48 @@ def test_blocks_are_clean_for_every_batch(released: Loaded) -> None:
 def test_batches_under_way_at_once_leave_each_other_alone(
     released: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where one of them runs out of memory, and its halves begin anew between the others."""
+    """Also where one of them runs out of memory, first beside another and then by itself."""
     engine, view = tree_of(released), View(load("judgelm"), (1, 2))
     texts = [TEXTS, [TEXTS[1] * 3, TEXTS[2]], TEXTS[::-1], TEXTS[3:], [TEXTS[0], *TEXTS[:3]]]
     batches = [[Prompt(tuple(p), view) for p in prompts_of(released, some)] for some in texts]
     judge = Judge(engine, Lines(released.vocabulary), reason=False, new_tokens=0)
     wanted = [judge.judge(batch) for batch in batches]
     bits_wanted = [[bits(one) for one in results] for results in wanted]
+    monkeypatch.setattr(PackedBatch, "ready", lambda _: False)
     for at_once in (2, 3, 5):
         numbered = [_numbered(n, judge.judging(batch)) for n, batch in enumerate(batches)]
         found = dict(in_turn(iter(numbered), at_once))
         assert [[bits(one) for one in found[n]] for n in range(5)] == bits_wanted
         assert len(engine._spare) <= at_once
-    read = PackedBatch.read
+    feed, engine.at_once = PackedBatch.feed, 2
+    under_way: list[PackedBatch] = []
+    monkeypatch.setattr(PackedBatch, "end", under_way_no_longer(under_way))
+    for most, split in ((6, False), (3, True)):  # rows that memory has room for
 
-    def refusing(batch: PackedBatch, drafts: Any) -> None:
-        if batch.blocks.rows > 3:
-            raise MemoryError
-        read(batch, drafts)
+        def refusing(batch: PackedBatch, most: int = most) -> bool:
+            held = {batch.blocks, *(one.blocks for one in under_way)}
+            if sum(blocks.rows for blocks in held) > most:
+                raise MemoryError
+            under_way.append(batch)
+            return feed(batch)
 
-    monkeypatch.setattr(PackedBatch, "read", refusing)
-    numbered = [_numbered(n, judge.judging(batch)) for n, batch in enumerate(batches)]
-    for n, results in in_turn(iter(numbered), 3):
-        for one, other in zip(results, wanted[n], strict=True):
-            assert isinstance(one, Reading) and isinstance(other, Reading)
-            assert one.line.p == pytest.approx(other.line.p, abs=2e-5)
-            assert one.flags == (("split-batch",) if len(results) > 3 else ())
+        monkeypatch.setattr(PackedBatch, "feed", refusing)
+        numbered = [_numbered(n, judge.judging(batch)) for n, batch in enumerate(batches)]
+        for n, results in in_turn(iter(numbered), 2):
+            for one, other in zip(results, wanted[n], strict=True):
+                assert isinstance(one, Reading) and isinstance(other, Reading)
+                assert one.line.p == pytest.approx(other.line.p, abs=2e-5)
+                assert one.flags == (("split-batch",) if split and len(results) > 3 else ())
+
+
+def under_way_no_longer(under_way: list[PackedBatch]) -> Callable[[PackedBatch], None]:
+    end = PackedBatch.end
+
+    def ended(batch: PackedBatch) -> None:
+        under_way[:] = [one for one in under_way if one is not batch]
+        end(batch)
+
+    return ended
 
 
 def bits(result: Reading | RowError) -> Any:

@@ -6,15 +6,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from jlm_cli.tasks import Task, finish, in_turn
+from jlm_cli.tasks import Pause, Task, finish, in_turn, no_longer, until_alone
+
+
+def waiting() -> bool:
+    return False
 
 
 class Log(list[str]):
-    def task(self, name: str, pauses: int, fails: bool = False) -> Task[str]:
+    def task(
+        self, name: str, pauses: int, pause: Pause = waiting, fails: bool = False
+    ) -> Task[str]:
         try:
             for step in range(pauses):
                 self.append(f"{name}{step}")
-                yield
+                yield pause
             if fails:
                 raise ValueError(name)
             self.append(f"{name}!")
@@ -29,20 +35,18 @@ def test_a_task_alone_goes_on_to_its_result() -> None:
     assert log == ["a0", "a1", "a!", "a."]
 
 
+@pytest.mark.parametrize("pause", [waiting, no_longer, until_alone])
 @pytest.mark.parametrize("at_once", [1, 2, 3, 9])
-def test_every_task_gives_its_result(at_once: int) -> None:
+def test_every_task_gives_its_result(at_once: int, pause: Pause) -> None:
     log = Log()
-    tasks = (log.task(name, pauses) for name, pauses in zip("abcdef", (2, 0, 1, 5, 1, 2)))  # noqa: B905
+    tasks = (log.task(name, n, pause) for name, n in zip("abcdef", (2, 0, 1, 5, 1, 2), strict=True))
     assert sorted(in_turn(tasks, at_once)) == ["A", "B", "C", "D", "E", "F"]
-    under_way = [sum(f"{name}." not in log[:n] for name in begun_in(log[:n])) for n in range(99)]
-    assert max(under_way) <= at_once
+    for n in range(len(log)):
+        begun = {entry[0] for entry in log[:n]}
+        assert sum(f"{name}." not in log[:n] for name in begun) <= at_once
 
 
-def begun_in(log: list[str]) -> set[str]:
-    return {entry[0] for entry in log}
-
-
-def test_the_next_task_begins_before_the_last_goes_on() -> None:
+def test_the_next_task_begins_before_one_waits() -> None:
     log = Log()
     results = in_turn((log.task(name, 2) for name in "abc"), 2)
     assert next(results) == "A"
@@ -51,15 +55,47 @@ def test_the_next_task_begins_before_the_last_goes_on() -> None:
     assert log[6:8] == ["c0", "b!"]
 
 
+def test_who_need_not_wait_goes_on_first() -> None:
+    log = Log()
+    tasks = [log.task("a", 2, no_longer), log.task("b", 2), log.task("c", 1, no_longer)]
+    assert list(in_turn(tasks, 2)) == ["A", "C", "B"]
+    assert [entry for entry in log if entry[1] != "."] == [
+        "a0",
+        "a1",
+        "a!",
+        "b0",
+        "c0",
+        "c!",
+        "b1",
+        "b!",
+    ]
+
+
+def test_who_waits_to_be_alone_runs_to_its_end_by_itself() -> None:
+    log = Log()
+    tasks = [log.task("a", 3), log.task("b", 2, until_alone), log.task("c", 1)]
+    assert list(in_turn(tasks, 2)) == ["A", "B", "C"]
+    assert [entry for entry in log if entry[1] != "."] == [
+        "a0",
+        "b0",
+        "a1",
+        "a2",
+        "a!",
+        "b1",
+        "b!",
+        "c0",
+        "c!",
+    ]
+
+
 def test_tasks_are_taken_only_when_there_is_room() -> None:
-    taken = []
+    log, taken = Log(), []
 
     def tasks() -> Iterator[Task[str]]:
         for name in "abcd":
             taken.append(name)
             yield log.task(name, 1)
 
-    log = Log()
     next(in_turn(tasks(), 2))
     assert taken == ["a", "b"]
 
@@ -67,7 +103,7 @@ def test_tasks_are_taken_only_when_there_is_room() -> None:
 def test_a_failure_closes_what_is_under_way() -> None:
     log = Log()
     with pytest.raises(ValueError, match="b"):
-        list(in_turn(iter([log.task("a", 4), log.task("b", 1, fails=True)]), 2))
+        list(in_turn([log.task("a", 4), log.task("b", 1, fails=True)], 2))
     assert log[-2:] == ["b.", "a."]
 
 
