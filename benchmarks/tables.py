@@ -41,46 +41,63 @@ def rows(head: Sequence[str], body: Sequence[Sequence[object]]) -> str:
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
 
 
+MACHINES = ("cpu", "cpu-2")  # of results; the second multiplies bfloat16 at half the first's rate
+
+
 def throughput(name: str) -> str:
-    found = result(name)
-    speed, dtypes = found["pairs_per_second"], found["conditions"]["dtypes"]
-    ratio = {
-        "official": found["jlm_over_official"],
-        "padded_generate": found["jlm_over_padded_generate"],
-        "continuous": found["jlm_over_continuous_batching"],
-    }
-    body = [
-        (text, dtypes[way], f"{speed[way]:.2f}", f"{ratio[way]:.2f} ×")
-        for way, text in _WAYS.items()
-    ]
-    body.append(("jlm", dtypes["jlm"], f"{speed['jlm']:.2f}", ""))
-    return rows(("way", "format", "pairs/s", "jlm is faster by"), body)
+    """On both machines."""
+    found = [result(f"{name}-{machine}") for machine in MACHINES]
+    dtypes = found[0]["conditions"]["dtypes"]
+    body = []
+    for way, text in _WAYS.items():
+        body.append([text, dtypes[way]])
+        for one in found:
+            timed_alike = way != "continuous" or "continuous_manager" in one["conditions"]
+            times = one[_RATIOS[way]] if timed_alike else None
+            speed = one["pairs_per_second"][way] if timed_alike else None
+            body[-1] += [_or_none(speed, ""), _or_none(times, " ×")]
+    speeds = [text for one in found for text in (f"{one['pairs_per_second']['jlm']:.2f}", "")]
+    body.append(["jlm", dtypes["jlm"], *speeds])
+    times = "jlm is faster by"
+    return rows(("way", "format", "pairs/s", times, "second machine", times), body)
+
+
+_RATIOS = {
+    "official": "jlm_over_official",
+    "padded_generate": "jlm_over_padded_generate",
+    "continuous": "jlm_over_continuous_batching",
+}
+
+
+def _or_none(figure: float | None, unit: str) -> str:
+    return "" if figure is None else f"{figure:.2f}{unit}"
+
+
+_SHARES = {
+    "share of the bfloat16 matmul rate in the prefills: layers, attention, vocabulary": (
+        "share_of_bf16_matmul_rate_in_prefill"
+    ),
+    "the same, by the products of the layers alone": "the_same_of_the_layers_alone",
+    "share in the whole run, drafts of score lines included": "share_of_bf16_matmul_rate",
+    "tokens fed for each of the prompts', which share their beginnings": (
+        "tokens_fed_over_prompt_tokens"
+    ),
+}
 
 
 def share() -> str:
-    found = result("throughput-cpu")
-    rates = [one["jlm"]["gflops"] for one in found["rounds"]]
-    faster = statistics.median(rate["bfloat16"] / rate["float32"] for rate in rates)
-    body = [
-        ("rate of bfloat16 products beside float32's", f"{faster:.1f} ×"),
-        (
-            "share of the bfloat16 matmul rate in the prefills: layers, attention, vocabulary",
-            f"{found['share_of_bf16_matmul_rate_in_prefill']:.2f}",
-        ),
-        (
-            "the same, by the products of the layers alone",
-            f"{found['the_same_of_the_layers_alone']:.2f}",
-        ),
-        (
-            "share in the whole run, drafts of score lines included",
-            f"{found['share_of_bf16_matmul_rate']:.2f}",
-        ),
-        (
-            "tokens fed for each of the prompts', which share their beginnings",
-            f"{found['tokens_fed_over_prompt_tokens']:.2f}",
-        ),
+    found = [result(f"throughput-{machine}") for machine in MACHINES]
+    faster = [
+        statistics.median(
+            rate["bfloat16"] / rate["float32"]
+            for rate in (one["jlm"]["gflops"] for one in every["rounds"])
+        )
+        for every in found
     ]
-    return rows(("the machine, and what `jlm` makes of it", "measured"), body)
+    body = [("rate of bfloat16 products beside float32's", *(f"{rate:.1f} ×" for rate in faster))]
+    for text, name in _SHARES.items():
+        body.append((text, *(f"{one[name]:.2f}" for one in found)))
+    return rows(("the machine, and what `jlm` makes of it", "measured", "second machine"), body)
 
 
 def quality() -> str:
@@ -205,8 +222,8 @@ def _rows(found: Json) -> int:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "throughput": partial(throughput, "throughput-cpu"),
-    "reasons": partial(throughput, "throughput-reason-cpu"),
+    "throughput": partial(throughput, "throughput"),
+    "reasons": partial(throughput, "throughput-reason"),
     "share": share,
     "quality": quality,
     "checks": checks,

@@ -7,13 +7,15 @@ the clock starts; in every round all take their turn, and the ratios printed are
 rounds. (a) `official` is what JudgeLM's released code does: one prompt at a time, float32 on CPU
 and float16 on CUDA, at most 8 tokens, until a newline. (b) `padded_generate` generates in padded
 batches, in input order, in the dtype that jlm takes. (c) `jlm` goes from rows to records.
-(d) `continuous` is transformers' own continuous batching, `generate_batch`, in the same dtype.
+(d) `continuous` is transformers' own continuous batching, `generate_batch`, in the same dtype, its
+manager kept so that only the first round sets it up.
 
 An untrained model (`tiny-base`, a folder of shapes.py) would end at once with a newline instead of
 a score line; the others then write as many tokens as the shortest score line has, and no more. With
 `--reason N` all go on behind the line until the model ends, for at most N tokens.
 
-A GPU has no room for four models: there the ways run one after the other, each all of its rounds.
+A GPU has no room for four models: there the ways run one after the other, each all of its rounds,
+and only jlm judges all rows, which should be a thousand or so; the others judge every eighth.
 """
 
 from __future__ import annotations
@@ -40,14 +42,16 @@ from jlm_cli.batching import Plan
 from jlm_cli.config import Config
 from jlm_cli.devices import choose_device
 from jlm_cli.engine import Judge
-from jlm_cli.hf_engine import PackedEngine
+from jlm_cli.hf_engine import GPU_PACK, PackedEngine
 from jlm_cli.packing import Tokens
 from jlm_cli.report import Report
 from jlm_cli.scoreline import LineTokens
 from jlm_cli.survey import take_survey
 
 WAYS = ("official", "padded_generate", "continuous", "jlm")
-PADDED_BATCH = 8
+PADDED_BATCH, PADDED_BATCH_GPU = 8, 32
+EVERY = 8  # on a GPU, which of the rows the other ways judge
+LEAST_BATCHES = 6  # of jlm on a GPU: a batch by itself overlaps with none
 MOST_TOKENS = 8
 
 Json = dict[str, Any]
@@ -103,7 +107,8 @@ def setting_of(options: argparse.Namespace) -> Setting:
     run = runner.open_run(config, Report(quiet=True))
     encoded = run.encoder.encode([run.rows.sample(row) for row in range(len(run.rows))])
     prompts = [list(one[0].ids) for one in encoded if isinstance(one, list)]
-    return Setting(run, prompts, options.reason)
+    shared = run.compute.device == "cuda" and options.way not in (None, "jlm")
+    return Setting(run, prompts[:: EVERY if shared else 1], options.reason)
 
 
 Work = Callable[[], Json]
@@ -119,7 +124,8 @@ def work_of(name: str, setting: Setting) -> tuple[PreTrainedModel, Work]:
     model = loading.load_model(setting.run.files, dtype, compute.device)
     if name == "continuous":
         return model, _continuous(model, setting)
-    size = 1 if name == "official" else PADDED_BATCH
+    padded = PADDED_BATCH_GPU if compute.device == "cuda" else PADDED_BATCH
+    size = 1 if name == "official" else padded
     how = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         min_new_tokens=setting.least,
@@ -146,7 +152,11 @@ def _continuous(model: PreTrainedModel, setting: Setting) -> Work:
     )
 
     def generate_all() -> Json:
-        model.generate_batch(setting.prompts, generation_config=how, progress_bar=False)  # type: ignore[operator]
+        found = model.generate_batch(  # type: ignore[operator]
+            setting.prompts, generation_config=how, progress_bar=False, persistent_manager=True
+        )
+        if len(found) != len(setting.prompts) or any(one.error for one in found.values()):
+            raise SystemExit("continuous batching left rows out")
         return {"fed": sum(map(len, setting.prompts))}
 
     return generate_all
@@ -159,30 +169,31 @@ def _jlm(setting: Setting) -> tuple[PreTrainedModel, Work]:
     assert isinstance(engine, PackedEngine)
     judge = Judge(engine, run.lines, bool(setting.reason), setting.reason)
     plan = setting.plan
-    begin, run_pass, device = engine.begin, engine.run, run.compute.device
+    run_pass, device = engine.run, run.compute.device
+    if device == "cuda" and len(plan) < LEAST_BATCHES:
+        raise SystemExit(f"{len(plan)} batches: take more --rows, or fewer --batch-tokens")
     spent: Json = {}
     prefills: list[tuple[Any, Any]] = []
 
-    def timed(*batch: Any) -> Any:
-        start = _mark(device)
-        begun = begin(*batch)
-        prefills.append((start, _mark(device)))
-        return begun
-
     def counted(tokens: Tokens, *rest: Any) -> torch.Tensor:
+        start = _mark(device)
+        known = run_pass(tokens, *rest)
         beside = _beside_layers(tokens, engine.model)
         for part in ("", "prefill_") if tokens.segments else ("",):
             spent[f"{part}fed"] += len(tokens.ids)
             spent[f"{part}beside"] += beside
-        return run_pass(tokens, *rest)
+        if tokens.segments:
+            prefills.append((start, _mark(device)))
+        return known
 
-    engine.begin, engine.run = timed, counted  # type: ignore[method-assign, assignment]
+    engine.run = counted  # type: ignore[method-assign, assignment]
 
     def judge_all() -> Json:
         spent.update(fed=0, beside=0, prefill_fed=0, prefill_beside=0)
         prefills.clear()
-        for _ in runner.judged_batches(run, plan, judge):
-            pass
+        for records in runner.judged_batches(run, plan, judge):
+            if any(b'"error"' in record or b"split-batch" in record for _, record in records):
+                raise SystemExit("jlm judged a row in vain, or a batch in halves")
         _now(device)
         return {**spent, "prefill_seconds": sum(_between(*marks) for marks in prefills)}
 
@@ -221,18 +232,22 @@ def child(options: argparse.Namespace) -> None:
         draw_weights()
     setting = setting_of(options)
     model, work = work_of(options.way, setting)
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what libraries print is no answer
     facts = {"parameters_per_token": _products(model), "dtype": str(model.dtype).split(".")[1]}
-    print(orjson.dumps(facts).decode(), flush=True)
+    answers.write(orjson.dumps(facts) + b"\n")
     for _ in sys.stdin:
         start = _now(setting.run.compute.device)
         done = work()
         seconds = _now(setting.run.compute.device) - start
         rates = {kind: _matmul_rate(kind, setting.run.compute.device, model) for kind in _RATES}
-        print(orjson.dumps({"seconds": seconds, **done, "gflops": rates}).decode(), flush=True)
+        told = {"rows": len(setting.prompts), "seconds": seconds, **done, "gflops": rates}
+        answers.write(orjson.dumps(told) + b"\n")
 
 
 _RATES = ("bfloat16", "float32")
-_RATE_PRODUCTS, _RATE_PRODUCTS_GPU = 36 * 10**9, 36 * 10**12  # operations in one measurement
+_RATE_CPU = 2048, 36 * 10**9  # tokens, and operations in one measurement: a tenth of a second
+_RATE_GPU = GPU_PACK, 360 * 10**12  # half a second, so that the power limit counts
 
 
 def _now(device: str) -> float:
@@ -263,15 +278,14 @@ def _beside_layers(tokens: Tokens, model: PreTrainedModel) -> int:
 
 
 def _matmul_rate(dtype: str, device: str, model: PreTrainedModel) -> float:
-    """GFLOP/s of the largest product in a layer, over 2,048 tokens, a tenth of a second or so: the
-    best of five."""
+    """GFLOP/s of the largest product in a layer, over the tokens of a pass: the best of five."""
     config = model.config.get_text_config()
     wide, narrow = int(config.intermediate_size), int(config.hidden_size)
+    n_tokens, operations = _RATE_GPU if device == "cuda" else _RATE_CPU
     weight = torch.randn(wide, narrow, device=device).to(getattr(torch, dtype))
-    tokens = torch.randn(2048, narrow, device=device).to(weight.dtype)
-
-    product = 2 * 2048 * wide * narrow
-    repeats = max(1, (_RATE_PRODUCTS_GPU if device == "cuda" else _RATE_PRODUCTS) // product)
+    tokens = torch.randn(n_tokens, narrow, device=device).to(weight.dtype)
+    product = 2 * n_tokens * wide * narrow
+    repeats = max(1, operations // product)
 
     def once() -> float:
         start = _now(device)
@@ -345,15 +359,18 @@ def _result(
         best = max(one[way]["gflops"]["bfloat16"] for way in WAYS)
         return float(2 * products / took[f"{part}seconds"] / 1e9 / best)
 
+    def each(one: Json, way: str) -> float:
+        return float(one[way]["seconds"] / one[way]["rows"])
+
     def ratio(one: Json, way: str) -> float:
-        return float(one[way]["seconds"] / one["jlm"]["seconds"])
+        return each(one, way) / each(one, "jlm")
 
     return {
         "jlm_over_official": median(lambda one: ratio(one, "official")),
         "jlm_over_padded_generate": median(lambda one: ratio(one, "padded_generate")),
         "jlm_over_continuous_batching": median(lambda one: ratio(one, "continuous")),
         "pairs_per_second": {
-            way: median(lambda one, way=way: len(sizes) / one[way]["seconds"])  # type: ignore[misc]
+            way: median(lambda one, way=way: 1 / each(one, way))  # type: ignore[misc]
             for way in WAYS
         },
         "share_of_bf16_matmul_rate": median(share),
@@ -363,12 +380,14 @@ def _result(
         "conditions": {
             "input": options.input.name,
             "rows": len(sizes),
+            "rows_of_the_others": rounds[0]["official"]["rows"],
             "reason_tokens_at_most": setting.reason,
             "prompt_tokens_median": int(statistics.median(sizes)),
             "model": Path(setting.run.files.name).name,
             "trained": setting.trained,
             "device": machine(setting.run.compute.device),
             "dtypes": {way: facts[way]["dtype"] for way in WAYS},
+            "continuous_manager": "kept from round to round",
             "torch": torch.__version__,
         },
         "rounds": rounds,

@@ -6,19 +6,30 @@ so batched products beat it two- to threefold, forward and backward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 PRODUCTS = "jlm_products"
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _CHUNK = 128  # queries at a time: what a causal mask hides behind them is not computed
 _VECTOR = 32  # numbers of 16 bits in a vector register: softmax is slow on what is left over
+
+
+@contextmanager
+def computing() -> Iterator[None]:
+    """For a model that is only used. Without cuDNN's attention, which torch prefers on some GPUs:
+    it makes a plan for every new length, tens of milliseconds each time."""
+    with torch.inference_mode(), sdpa_kernel(_KERNELS):
+        yield
 
 
 @dataclass(frozen=True)

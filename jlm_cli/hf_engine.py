@@ -14,9 +14,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from jlm_cli.attention import computing
 from jlm_cli.devices import GPU_BATCHES
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce
@@ -31,8 +31,6 @@ DRAFT_ROOM = 128  # places kept free behind the prompts; a larger draft makes th
 # for the caches
 CPU_PACK_BYTES = 4800
 GPU_PACK = 16384
-# cuDNN's, which torch prefers on some GPUs, takes tens of milliseconds for every new length
-_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _LOGITS_AT_ONCE = 64  # rows of logits turned into log-probabilities at a time, to bound memory
 
 
@@ -84,7 +82,7 @@ class PackedEngine(Writer):
         """One pass over packed tokens: [kept, columns]."""
         self.tokens_fed += len(tokens.ids)
         fans = Fans.of(tokens.fans, self.device, self.model.dtype) if tokens.fans else None
-        with torch.inference_mode(), attention(self.model, ATTENTION), sdpa_kernel(_KERNELS):
+        with computing(), attention(self.model, ATTENTION):
             logits = self.model(
                 input_ids=sent([tokens.ids], self.device),
                 position_ids=sent([tokens.positions], self.device),
@@ -258,7 +256,7 @@ class PlainEngine(Writer):
         """[rows, columns]"""
         known = np.empty((len(rows), len(columns)))
         for row, ids in enumerate(rows):
-            with torch.inference_mode():
+            with computing():
                 logits = self.model(sent([list(ids)], self.device), logits_to_keep=1).logits
             known[row] = Coming(log_p(logits[:, -1], columns)).arrived()
         return known

@@ -9,6 +9,7 @@ from transformers import Cache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
+from jlm_cli.attention import computing
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Ids, Written, Wrote
 from jlm_cli.memory import within_memory
@@ -59,7 +60,7 @@ class Writer:
             eos_token_id=list(self.vocabulary.ends),
             pad_token_id=pad,
         )
-        with torch.inference_mode():
+        with computing():
             out = self.model.generate(
                 ids.to(self.device),
                 attention_mask=seen.to(self.device),
@@ -93,7 +94,7 @@ class Writer:
         """Logits behind the last id, [vocabulary]; what was read before is not read again."""
         start, cache = _known(self._read, ids)
         self._read = None  # an interrupt must not leave half of a step's keys and values
-        with torch.inference_mode():
+        with computing():
             out = self.model(
                 torch.tensor([ids[start:]], device=self.device),
                 past_key_values=cache,

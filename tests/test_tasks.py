@@ -14,6 +14,10 @@ def waiting() -> bool:
 
 
 class Log(list[str]):
+    @property
+    def steps(self) -> str:
+        return " ".join(entry for entry in self if entry[1] != ".")
+
     def task(
         self, name: str, pauses: int, pause: Pause = waiting, fails: bool = False
     ) -> Task[str]:
@@ -59,33 +63,14 @@ def test_who_need_not_wait_goes_on_first() -> None:
     log = Log()
     tasks = [log.task("a", 2, no_longer), log.task("b", 2), log.task("c", 1, no_longer)]
     assert list(in_turn(tasks, 2)) == ["A", "C", "B"]
-    assert [entry for entry in log if entry[1] != "."] == [
-        "a0",
-        "a1",
-        "a!",
-        "b0",
-        "c0",
-        "c!",
-        "b1",
-        "b!",
-    ]
+    assert log.steps == "a0 a1 a! b0 c0 c! b1 b!"
 
 
 def test_who_waits_to_be_alone_runs_to_its_end_by_itself() -> None:
     log = Log()
     tasks = [log.task("a", 3), log.task("b", 2, until_alone), log.task("c", 1)]
     assert list(in_turn(tasks, 2)) == ["A", "B", "C"]
-    assert [entry for entry in log if entry[1] != "."] == [
-        "a0",
-        "b0",
-        "a1",
-        "a2",
-        "a!",
-        "b1",
-        "b!",
-        "c0",
-        "c!",
-    ]
+    assert log.steps == "a0 b0 a1 a2 a! b1 b! c0 c!"
 
 
 def test_tasks_are_taken_only_when_there_is_room() -> None:
