@@ -48,7 +48,6 @@ class PackedEngine(Writer):
         on_cpu = self.device.type == "cpu"
         self.pack_tokens = CPU_PACK_BYTES // model.dtype.itemsize if on_cpu else GPU_PACK
         self.at_once = GPU_BATCHES if self.device.type == "cuda" else 1
-        self.tokens_fed = 0  # of all batches so far
         self._spare: list[Blocks] = []  # of batches that have ended
         self._latest: PackedBatch | None = None
 
@@ -80,7 +79,6 @@ class PackedEngine(Writer):
 
     def run(self, tokens: Tokens, blocks: Blocks, columns: torch.Tensor) -> torch.Tensor:
         """One pass over packed tokens: [kept, columns]."""
-        self.tokens_fed += len(tokens.ids)
         fans = Fans.of(tokens.fans, self.device, self.model.dtype) if tokens.fans else None
         with computing(), attention(self.model, ATTENTION):
             logits = self.model(
