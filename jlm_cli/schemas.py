@@ -16,9 +16,7 @@ import orjson
 
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.records import (
-    GOLD_FORMS,
     VERDICTS,
-    Gold,
     Json,
     Sample,
     Verdict,
@@ -287,21 +285,11 @@ def read_sample(row: Json, schema: Schema, line: int) -> Sample:
         question=need_text(fields["question"], "question"),
         answers=texts,
         reference=None if reference is None else _paragraphs(reference),
-        gold=None if gold is None else gold_of(gold, len(texts)),
+        gold=None if gold is None else read_gold(gold, len(texts)),
         models=None if models is None else _read_models(models, len(texts)),
         category=None if category is None else need_text(category, "category"),
         input=fields.get("input") if schema.name == "pandalm" else None,
     )
-
-
-def gold_of(value: Any, n_answers: int) -> Gold | None:
-    """None for a teacher's text without a score line, and where an official one failed. Raises
-    RowError also for a single word that is no gold: no teacher writes it."""
-    gold = read_gold(value, n_answers)
-    if gold is None and value.strip() != "error" and len(value.split()) == 1:
-        reason = f"field gold: {value[:40]!r} says nothing of {n_answers} answers"
-        raise RowError("bad-value", f"{reason}; give {GOLD_FORMS}")
-    return gold
 
 
 def _with_required(row: Json, schema: Schema) -> Json:

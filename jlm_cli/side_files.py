@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jlm_cli.errors import InputError, RowError
-from jlm_cli.records import VERDICTS, Gold, Json, need_id, read_score_line
-from jlm_cli.schemas import gold_of, parse_row, reference_text
+from jlm_cli.records import VERDICTS, Gold, Json, need_id, read_gold, read_score_line
+from jlm_cli.schemas import parse_row, reference_text
 from jlm_cli.source import Source, open_source
 
 Key = tuple[type, Any]
@@ -64,7 +64,7 @@ def _reference_in(row: Json) -> str | None:
 def _gold_in(row: Json, n_answers: int | None) -> Gold | None:
     for name in ("gold", "verdict", "text", "score"):
         if row.get(name) is not None:
-            return gold_of(row[name], n_answers or _n_judged(row[name]))
+            return read_gold(row[name], n_answers or _n_judged(row[name]))
     raise RowError("missing-field", "field gold (or verdict, text, score) is missing")
 
 
