@@ -43,6 +43,7 @@ class Sample:
     models: tuple[str, ...] | None = None
     category: str | None = None
     input: str | None = None  # the last part of the question, where its source keeps it apart
+    gold_unreadable: bool = False  # it was given, and says nothing about these answers
 
     @property
     def instruction(self) -> str:

@@ -20,6 +20,12 @@ from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK, printable
 from jlm_cli.records import Json
 
 _ROWS_SHOWN = 12
+_ODD = (
+    "over_the_context",
+    "rows_without_gold",
+    "rows_with_unreadable_gold",
+    "rows_with_a_double_id",
+)
 _MEMORY = {
     "weights": "weights, about",
     "cache": "keys and values of a batch",
@@ -94,11 +100,7 @@ class Report:
 
     def preflight(self, facts: Json) -> None:
         """One line before a run: what is ahead, and what is odd about it."""
-        odd = [
-            f"{facts[name]} {name.replace('_', ' ')}"
-            for name in ("over_the_context", "rows_without_gold", "rows_with_a_double_id")
-            if facts[name]
-        ]
+        odd = [f"{facts[name]} {name.replace('_', ' ')}" for name in _ODD if facts[name]]
         odd += [f"{count} {code}" for code, count in facts["errors"].items()]
         size = f"{facts['tokens']:,} tokens, longest prompt {facts['tokens_longest_prompt']:,}"
         head = f"{facts['rows']} rows of schema {facts['schema']}: {size}"

@@ -79,7 +79,7 @@ class Rows:
                 raise self.references.missing(sample.id, "reference")
             sample = replace(sample, reference=reference)
         if self.gold is not None:
-            sample = replace(sample, gold=self._gold_of(sample))
+            sample = replace(sample, gold=self._gold_of(sample), gold_unreadable=False)
         return sample
 
     def _gold_of(self, sample: Sample) -> Gold | None:

@@ -189,6 +189,7 @@ def _facts_of(now: Run, survey: Survey) -> Json:
         "over_the_context": survey.n_cut + survey.errors["too-long"],
         "missing_references": survey.errors["missing-reference"],
         "rows_without_gold": len(survey.rows) - survey.n_with_gold if measured else 0,
+        "rows_with_unreadable_gold": survey.n_unreadable_gold,
         "rows_without_id": survey.n_without_id,
         "rows_with_a_double_id": survey.n_double_ids,
         "batches": len(plan_of(now, survey)),

@@ -278,14 +278,16 @@ def read_sample(row: Json, schema: Schema, line: int) -> Sample:
         raise RowError("bad-type", "field answers: a list of texts is needed")
     texts = tuple(need_text(text, f"answers[{n}]") for n, text in enumerate(answers))
     reference, models = fields.get("reference"), fields.get("models")
-    gold, category = fields.get("gold"), fields.get("category")
+    given, category = fields.get("gold"), fields.get("category")
+    gold = None if given is None else read_gold(given, len(texts))
     return Sample(
         id=need_id(fields.get("id")),
         line=line,
         question=need_text(fields["question"], "question"),
         answers=texts,
         reference=None if reference is None else _paragraphs(reference),
-        gold=None if gold is None else read_gold(gold, len(texts)),
+        gold=gold,
+        gold_unreadable=given is not None and gold is None and given.strip() != "",
         models=None if models is None else _read_models(models, len(texts)),
         category=None if category is None else need_text(category, "category"),
         input=fields.get("input") if schema.name == "pandalm" else None,

@@ -37,6 +37,7 @@ class Survey:
     n_cut: int = 0
     n_without_id: int = 0
     n_with_gold: int = 0
+    n_unreadable_gold: int = 0
     _ids: array[int] = field(default_factory=lambda: array("q"))
 
     @property
@@ -50,6 +51,7 @@ class Survey:
         self.groups.append(zlib.crc32(f"{sample.question}\0{sample.reference}".encode()))
         self.longest = max(self.longest, *(len(prompt.ids) for prompt in prompts))
         self.n_with_gold += sample.gold is not None
+        self.n_unreadable_gold += sample.gold_unreadable
         self.n_cut += any(flag.startswith("truncated") for p in prompts for flag in p.flags)
         if sample.id is None:
             self.n_without_id += 1

@@ -196,6 +196,13 @@ def test_gold_is_about_as_many_answers_as_a_row_has(
         assert [json.loads(line)["gold"] for line in done.out.splitlines()] == read
 
 
+def test_unreadable_gold_is_counted(jlm: Jlm, tmp_path: Path) -> None:
+    golds = ["A", "B", "", "Both are fine.\n8 8", None]
+    write_rows(tmp_path / "in.jsonl", [{**pair(n), "gold": gold} for n, gold in enumerate(golds)])
+    done = jlm("judge", "in.jsonl")
+    assert done.code == 0 and "; 3 rows with unreadable gold\n" in done.err
+
+
 def test_gold_about_too_few_answers_is_the_rows_error(jlm: Jlm, tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl", [{"id": 1, "question": "Q", "answers": ["a", "b", "c"]}])
     write_rows(tmp_path / "gold.jsonl", [{"id": 1, "gold": [5, 6]}])
