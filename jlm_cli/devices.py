@@ -89,8 +89,8 @@ _CPU_BATCH_TOKENS = 4096  # packs are smaller; this bounds keys, values and logi
 class Compute:
     """Where and how a model computes: found out once, the same for every worker.
 
-    `weights` and `cache` are estimates in bytes of what the model and a batch take, `memory`
-    what the device has.
+    So many batches are under way `at_once`. `weights` and `cache` are estimates in bytes of what
+    the model and these batches take, `memory` what the device has.
     """
 
     device: str
@@ -98,6 +98,7 @@ class Compute:
     batch_tokens: int
     quantize: Quantize | None = None
     gpus_per_model: int = 1
+    at_once: int = 1
     weights: int = 0
     cache: int = 0
     memory: int = 0
@@ -122,16 +123,19 @@ def choose_compute(files: ModelFiles, config: Config) -> Compute:
     cache, hidden = _sizes(files, dtype)
     weights = weight_bytes(files, dtype, config.quantize)
     memory = _memory(device) * config.gpus_per_model
-    automatic = budget_from(memory, weights, cache, hidden) if device == "cuda" else 0
-    tokens = config.batch_tokens or automatic or _CPU_BATCH_TOKENS
+    at_once, automatic = 1, _CPU_BATCH_TOKENS
+    if device == "cuda":
+        at_once, automatic = batches_within(memory, weights, cache, hidden)
+    tokens = config.batch_tokens or automatic
     return Compute(
         device,
         dtype,
         tokens,
         config.quantize,
         config.gpus_per_model,
+        at_once,
         weights,
-        cache * tokens * (GPU_BATCHES if device == "cuda" else 1),
+        cache * tokens * at_once,
         memory,
     )
 
@@ -172,12 +176,18 @@ def versions() -> dict[str, str]:
     return {f"version of {name}": version(name) for name in ("jlm", "torch", "transformers")}
 
 
-def budget_from(total: int, weights: int, cache_per_token: int, hidden: int) -> int:
-    """Tokens of each batch under way that fit beside the weights: their keys and values, and a
-    layer's activations."""
+_LEAST_BATCH, _MOST_BATCH = 2048, 65536  # tokens
+
+
+def batches_within(total: int, weights: int, cache_per_token: int, hidden: int) -> tuple[int, int]:
+    """Batches under way on a GPU, and the tokens of each: their keys and values, and a layer's
+    activations, have to fit beside the weights. One batch where there is little room."""
     room = 0.85 * total - weights
-    per_token = 1.25 * GPU_BATCHES * cache_per_token + 48 * hidden
-    return int(min(max(room / per_token, 2048), 65536))
+    for at_once in (GPU_BATCHES, 1):
+        tokens = room / (1.25 * at_once * cache_per_token + 48 * hidden)
+        if tokens >= _LEAST_BATCH:
+            break
+    return at_once, int(min(max(tokens, _LEAST_BATCH), _MOST_BATCH))
 
 
 def _check_quantize(files: ModelFiles, device: str, quantize: Quantize) -> None:

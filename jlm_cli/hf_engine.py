@@ -17,7 +17,6 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from jlm_cli.attention import computing
-from jlm_cli.devices import GPU_BATCHES
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce
 from jlm_cli.memory import within_memory
@@ -47,7 +46,7 @@ class PackedEngine(Writer):
         super().__init__(model, vocabulary)
         on_cpu = self.device.type == "cpu"
         self.pack_tokens = CPU_PACK_BYTES // model.dtype.itemsize if on_cpu else GPU_PACK
-        self.at_once = GPU_BATCHES if self.device.type == "cuda" else 1
+        self.at_once = 1
         self._spare: list[Blocks] = []  # of batches that have ended
         self._latest: PackedBatch | None = None
 

@@ -31,7 +31,7 @@ def load_engine(files: ModelFiles, vocabulary: Vocabulary, compute: Compute) -> 
     if files.name == FAKE:
         return FakeEngine(float(os.environ.get("JLM_FAKE_DELAY", "0")))
     from jlm_cli.cpu_layers import lay_out
-    from jlm_cli.hf_engine import make_engine
+    from jlm_cli.hf_engine import PackedEngine, make_engine
     from jlm_cli.memory import keep_memory
 
     model = load_model(files, compute.dtype, _place(compute), compute.quantize)
@@ -39,9 +39,12 @@ def load_engine(files: ModelFiles, vocabulary: Vocabulary, compute: Compute) -> 
         keep_memory()
         lay_out(model)
     try:
-        return make_engine(model, vocabulary)
+        engine = make_engine(model, vocabulary)
     except AssertionError as error:  # how bitsandbytes refuses sizes that it cannot pack
         raise ModelError(f"--model {files.name}: {first_line(error)}") from error
+    if isinstance(engine, PackedEngine):
+        engine.at_once = compute.at_once
+    return engine
 
 
 def _place(compute: Compute) -> str | dict[str, Any]:

@@ -240,9 +240,9 @@ def test_a_gguf_file_is_told_from_those_beside_it(tmp_path: Path) -> None:
 def test_batch_tokens_follow_memory() -> None:
     """A 7B model on 80 GB takes batches of a pass each, on a card it barely fits the smallest."""
     cache = 2 * 32 * 32 * 128 * 2
-    large = devices.budget_from(80_000 * MB, 13_500 * MB, cache, 4096)
-    assert 16384 <= large <= 65536
-    assert devices.budget_from(16_000 * MB, 13_500 * MB, cache, 4096) == 2048
+    at_once, large = devices.batches_within(80_000 * MB, 13_500 * MB, cache, 4096)
+    assert at_once == 3 and 16384 <= large <= 65536
+    assert devices.batches_within(16_000 * MB, 13_500 * MB, cache, 4096) == (1, 2048)
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
