@@ -44,6 +44,7 @@ from jlm_cli.devices import choose_device
 from jlm_cli.engine import Judge
 from jlm_cli.hf_engine import GPU_PACK, PackedEngine
 from jlm_cli.packing import Tokens
+from jlm_cli.records import dump_indented
 from jlm_cli.report import Report
 from jlm_cli.scoreline import LineTokens
 from jlm_cli.survey import take_survey
@@ -171,7 +172,7 @@ def _jlm(setting: Setting) -> tuple[PreTrainedModel, Work]:
     plan = setting.plan
     run_pass, device = engine.run, run.compute.device
     if device == "cuda" and len(plan) < LEAST_BATCHES:
-        raise SystemExit(f"{len(plan)} batches: take more --rows, or fewer --batch-tokens")
+        raise SystemExit(f"{len(plan)} batches: take more --rows")
     spent: Json = {}
     prefills: list[tuple[Any, Any]] = []
 
@@ -396,7 +397,7 @@ def _result(
 
 def tell(result: Json, output: Path | None) -> None:
     """To standard output, and to a file where one is named."""
-    packed = orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    packed = dump_indented(result)
     print(packed.decode(), end="")
     if output is not None:
         output.write_bytes(packed)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import orjson
 from rich.text import Text
 
 from jlm_cli import devices, loading, models, signals, vocabularies
@@ -18,7 +17,7 @@ from jlm_cli.engine import Judge
 from jlm_cli.errors import EXIT_OK, JlmError, RowError, UsageError
 from jlm_cli.journal import write_whole
 from jlm_cli.modes import Mode, arranged, flags_of, mode_of
-from jlm_cli.records import Sample, judged_record
+from jlm_cli.records import Sample, dump_indented, judged_record
 from jlm_cli.report import Report, escaped
 from jlm_cli.screen import Screen
 
@@ -193,7 +192,7 @@ class Chat:
     def _as_json(self) -> bytes:
         turns = [{"message": message, "reply": reply} for message, reply in self._said()]
         saved = {"model": self.config.model, "record": self.case.record, "turns": turns}
-        return orjson.dumps(saved, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        return dump_indented(saved)
 
     def _as_text(self) -> bytes:
         said = [escaped(f"> {message}\n{reply}\n") for message, reply in self._said()]

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import orjson
-
 from jlm_cli.bad_answers import KINDS, spoil
 from jlm_cli.errors import EXIT_OK, InputError, UsageError
 from jlm_cli.gathering import (
@@ -31,7 +29,7 @@ from jlm_cli.gathering import (
 )
 from jlm_cli.journal import write_whole
 from jlm_cli.lessons import Teaching, question_key
-from jlm_cli.records import Json, dump
+from jlm_cli.records import Json, dump, dump_indented
 from jlm_cli.report import Report
 from jlm_cli.source import open_source
 
@@ -265,7 +263,7 @@ def _write(
         "left_out": _counts(gathered),
         "seed": config.seed,
     }
-    packed = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    packed = dump_indented(summary)
     write_whole(folder / "data.json", iter([packed]))
     for side, rows in made.items():
         kinds = ", ".join(f"{count} {kind}" for kind, count in _forms(rows).items())

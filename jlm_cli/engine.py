@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -275,18 +275,23 @@ def _result(walk: Walk) -> LineDistribution | RowError:
 class ReadAtOnce:
     """A batch of an engine that has read what it is given before it goes on.
 
-    `ends` are the log-probabilities behind the prompts, [columns] each; `read` gives those behind
-    drafted tokens, [drafted, columns] for each row.
+    `behind(row, path)` gives the log-probabilities of the columns behind a row's prompt and a path
+    of drafted tokens.
     """
 
     def __init__(
         self,
-        ends: Sequence[Floats],
         drafts: Sequence[LineDraft],
-        read: Callable[[Sequence[LineDraft]], list[Floats]],
+        n_columns: int,
+        behind: Callable[[int, list[int]], Floats],
     ) -> None:
-        self._read = read
-        self._known = [np.vstack(rows) for rows in zip(ends, read(drafts), strict=True)]
+        self._n_columns = n_columns
+        self._behind = behind
+        self._fed: list[list[int]] = [[] for _ in drafts]
+        self._known: list[Floats] = []
+        ends = [behind(row, []) for row in range(len(drafts))]
+        self.extend(drafts)
+        self._known = [np.vstack(rows) for rows in zip(ends, self._known, strict=True)]
 
     def feed(self) -> bool:
         return False
@@ -298,10 +303,17 @@ class ReadAtOnce:
         return self._known
 
     def extend(self, drafts: Sequence[LineDraft]) -> None:
-        self._known = self._read(drafts)
+        self._known = [self._read(row, draft) for row, draft in enumerate(drafts)]
 
     def end(self) -> None:
         pass
+
+    def _read(self, row: int, draft: LineDraft) -> Floats:
+        fed = self._fed[row]
+        fed.extend(token.token for token in draft)
+        paths = [[*(fed[slot] for slot in token.path), token.token] for token in draft]
+        known = [self._behind(row, path) for path in paths]
+        return np.array(known).reshape(len(draft), self._n_columns)
 
 
 FAKE_ECHO = 60  # bytes of a prompt that a fake reply repeats
@@ -323,12 +335,10 @@ class FakeEngine:
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> Batch:
         time.sleep(self._delay)
-        rows = [_FakeRow(_digest(bytes(prompt)), columns) for prompt in prompts]
-
-        def read(drafts: Sequence[LineDraft]) -> list[Floats]:
-            return [row.read(draft) for row, draft in zip(rows, drafts, strict=True)]
-
-        return ReadAtOnce([row.behind(b"") for row in rows], drafts, read)
+        seeds = [_digest(bytes(prompt)) for prompt in prompts]
+        return ReadAtOnce(
+            drafts, len(columns), lambda row, path: _fake_behind(bytes(path), seeds[row], columns)
+        )
 
     def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
         texts = [f"\nFake reason {_digest(bytes(prompt)).hex()}." for prompt in prompts]
@@ -348,29 +358,15 @@ class FakeEngine:
             yield token
 
 
-@dataclass
-class _FakeRow:
-    """A prompt's row of a batch, with the tokens `fed` behind it."""
-
-    seed: bytes
-    columns: Sequence[int]
-    fed: list[int] = field(default_factory=list)
-
-    def read(self, draft: LineDraft) -> Floats:
-        self.fed.extend(token.token for token in draft)
-        paths = [bytes([*(self.fed[slot] for slot in token.path), token.token]) for token in draft]
-        known = [self.behind(path) for path in paths]
-        return np.array(known).reshape(len(draft), len(self.columns))
-
-    def behind(self, path: bytes) -> Floats:
-        """Log-probabilities of the columns behind the prompt and a path of a score line."""
-        wanted = _fake_next(path.decode("latin-1").lstrip(), self.seed)
-        likely = np.array([chr(column) in wanted for column in self.columns])
-        weights = np.where(likely, 0.95, 0.05 / 300)
-        if not likely.any():  # a line of words instead of scores
-            weights = np.full(len(likely), 0.95 / len(likely))
-        log_p: Floats = np.log(weights)
-        return log_p
+def _fake_behind(path: bytes, seed: bytes, columns: Sequence[int]) -> Floats:
+    """Log-probabilities of the columns behind the prompt and a path of a score line."""
+    wanted = _fake_next(path.decode("latin-1").lstrip(), seed)
+    likely = np.array([chr(column) in wanted for column in columns])
+    weights = np.where(likely, 0.95, 0.05 / 300)
+    if not likely.any():  # a line of words instead of scores
+        weights = np.full(len(likely), 0.95 / len(likely))
+    log_p: Floats = np.log(weights)
+    return log_p
 
 
 def _fake_next(path: str, seed: bytes) -> str:

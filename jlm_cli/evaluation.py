@@ -9,15 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from jlm_cli.comparing import Aligned, align, comparison_of, disagreements, names_of
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import EXIT_OK, UsageError
 from jlm_cli.journal import write_stdout, write_whole
 from jlm_cli.predictions import Predictions, read_predictions
 from jlm_cli.protocols import PAIRS, RECORDS
-from jlm_cli.records import Json
+from jlm_cli.records import Json, dump_indented
 from jlm_cli.report import Report
 from jlm_cli.source import spool_stdin
 from jlm_cli.tables import Grid, csv_of, grids_of, latex_of, markdown_of, printed
@@ -116,7 +114,7 @@ def _packed(config: MetricsConfig, result: Json) -> bytes:
         (summary,) = result["judges"].values()
         head = {"command": "metrics", "protocol": config.protocol}
         result = {**head, "predictions": config.predictions[0], **summary}
-    return orjson.dumps(result, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return dump_indented(result)
 
 
 def _tell(result: Json, report: Report) -> None:

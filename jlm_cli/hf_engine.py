@@ -42,11 +42,12 @@ def log_p(logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 class PackedEngine(Writer):
     """Scores by a packed prefill and tree steps: for models with ordinary full attention."""
 
+    at_once = 1
+
     def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary) -> None:
         super().__init__(model, vocabulary)
         on_cpu = self.device.type == "cpu"
         self.pack_tokens = CPU_PACK_BYTES // model.dtype.itemsize if on_cpu else GPU_PACK
-        self.at_once = 1
         self._spare: list[Blocks] = []  # of batches that have ended
         self._latest: PackedBatch | None = None
 
@@ -236,26 +237,16 @@ class PlainEngine(Writer):
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> ReadAtOnce:
         wanted = sent(list(columns), self.device)
-        fed: list[list[int]] = [[] for _ in prompts]
-
-        def read(drafts: Sequence[LineDraft]) -> list[Floats]:
-            known = []
-            for prompt, behind, draft in zip(prompts, fed, drafts, strict=True):
-                behind.extend(token.token for token in draft)
-                paths = [[*(behind[slot] for slot in token.path), token.token] for token in draft]
-                known.append(self._behind([[*prompt, *path] for path in paths], wanted))
-            return known
-
-        return ReadAtOnce(list(self._behind(prompts, wanted)), drafts, read)
+        return ReadAtOnce(
+            drafts, len(columns), lambda row, path: self._behind([*prompts[row], *path], wanted)
+        )
 
     @within_memory
-    def _behind(self, rows: Sequence[Ids], columns: torch.Tensor) -> Floats:
-        """[rows, columns]"""
-        known = np.empty((len(rows), len(columns)))
-        for row, ids in enumerate(rows):
-            with computing():
-                logits = self.model(sent([list(ids)], self.device), logits_to_keep=1).logits
-            known[row] = Coming(log_p(logits[:, -1], columns)).arrived()
+    def _behind(self, ids: list[int], columns: torch.Tensor) -> Floats:
+        """[columns]"""
+        with computing():
+            logits = self.model(sent([ids], self.device), logits_to_keep=1).logits
+            known: Floats = Coming(log_p(logits[:, -1], columns)).arrived()[0]
         return known
 
 

@@ -16,7 +16,7 @@ import orjson
 from jlm_cli import loading, models
 from jlm_cli.errors import EXIT_OK, UsageError
 from jlm_cli.model_card import model_card
-from jlm_cli.records import Json
+from jlm_cli.records import Json, dump_indented
 from jlm_cli.report import Report
 from jlm_cli.train import check_output, draft_of, put_in_place, told_when_full
 
@@ -52,7 +52,7 @@ def run(config: AdapterConfig) -> int:
     with told_when_full(config.output):
         save_adapter(adapted, draft, config.base, config.save_dtype)
         summary = _summary(config, whole, kept)
-        packed = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        packed = dump_indented(summary)
         (draft / "train.json").write_bytes(packed)
         models.keep_template(whole.template, draft)
         if "recipe" in summary:

@@ -22,7 +22,7 @@ from jlm_cli import runner
 from jlm_cli.config import Config
 from jlm_cli.errors import EXIT_ABOVE_LIMIT, EXIT_OK, InputError
 from jlm_cli.journal import write_stdout
-from jlm_cli.records import Json, dump
+from jlm_cli.records import Json, dump, dump_indented
 from jlm_cli.report import Report
 
 CONTROL, POSITION = "control", "position"
@@ -110,6 +110,6 @@ def run(config: Config, most: float | None) -> int:
         summary |= {"max_attack_success": most, "passed": passed}
     report.probe(summary)
     if config.print_json:
-        packed = orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        packed = dump_indented(summary)
         write_stdout(iter([packed]))
     return EXIT_OK if passed else EXIT_ABOVE_LIMIT

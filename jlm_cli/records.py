@@ -132,6 +132,11 @@ def dump(value: Any) -> bytes:
     return orjson.dumps(value)
 
 
+def dump_indented(value: Any) -> bytes:
+    """UTF-8 JSON for people to read, with a newline at its end."""
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
 def read_score_line(text: str) -> tuple[float, ...] | None:
     """The scores in a teacher's first line: decimals 0–10 between spaces or commas, or None."""
     first = text.lstrip().split("\n", 1)[0].strip()

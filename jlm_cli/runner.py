@@ -38,7 +38,7 @@ from jlm_cli.errors import (
 from jlm_cli.journal import Journal, begun, folder_of, naming, write_stdout, write_whole
 from jlm_cli.modes import Mode, Reading, flags_of, identity, mode_of
 from jlm_cli.output import MADE_WITH, check_output, good_rows, summary_path
-from jlm_cli.records import Json, Sample, dump, judged_record
+from jlm_cli.records import Json, Sample, dump, dump_indented, judged_record
 from jlm_cli.report import Report, Written, exit_status, spoken
 from jlm_cli.rows import Rows, open_rows
 from jlm_cli.source import spool_stdin
@@ -167,7 +167,7 @@ def _preflight(config: Config, report: Report) -> int:
     survey = take_survey(now.rows, now.encoder, lambda errors: None)
     facts = _facts_of(now, survey)
     if now.config.print_json:
-        write_stdout(iter([_pretty({**facts, **now.compute.sizes()})]))
+        write_stdout(iter([dump_indented({**facts, **now.compute.sizes()})]))
     else:
         report.plan(facts, now.compute)
     return EXIT_OK
@@ -358,7 +358,7 @@ def _sum_up(now: Run, journal: Journal, report: Report, seconds: float) -> int:
         **measured,
         MADE_WITH: journal.facts(),
     }
-    packed = _pretty(summary)
+    packed = dump_indented(summary)
     if config.output is not None:
         write_whole(summary_path(config.output), iter([packed]))
     report.records(list(islice(_records(now.rows, journal), _RECORDS_SHOWN)))
@@ -368,10 +368,6 @@ def _sum_up(now: Run, journal: Journal, report: Report, seconds: float) -> int:
     if config.print_json:
         write_stdout(iter([packed]))
     return exit_status(tally)
-
-
-def _pretty(summary: Json) -> bytes:
-    return orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
 def _measured(now: Run, records: Iterator[Json]) -> tuple[Tally | PairTally, Json]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TypeAlias, TypeVar
 
@@ -36,26 +37,30 @@ def in_turn(tasks: Iterable[Task[Result]], at_once: int) -> Iterator[Result]:
     The oldest goes on that need not wait; where all would, the next one begins.
     """
     under_way: dict[Task[Result], Pause] = {}
+    alone: deque[Task[Result]] = deque()  # those that wait until no other is under way
     more = iter(tasks)
     try:
         while True:
             task = next((one for one, pause in under_way.items() if pause()), None)
-            if task is None and len(under_way) < at_once and until_alone not in under_way.values():
+            if task is None and not alone and len(under_way) < at_once:
                 task = next(more, None)
             if task is None:
-                task = next((one for one, p in under_way.items() if p is not until_alone), None)
+                task = next(iter(under_way), None)
+            if task is None and not alone:
+                return
             if task is None:
-                if not under_way:
-                    return
-                task = next(iter(under_way))
-                del under_way[task]
-                yield finish(task)
+                yield finish(alone.popleft())
                 continue
             under_way.pop(task, None)
             try:
-                under_way[task] = next(task)
+                pause = next(task)
             except StopIteration as done:
                 yield done.value
+                continue
+            if pause is until_alone:
+                alone.append(task)
+            else:
+                under_way[task] = pause
     finally:
-        for task in under_way:
+        for task in (*under_way, *alone):
             task.close()

@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from jlm_cli import devices, models, sharding, vocabularies
 from jlm_cli.config import file_sha256, refuse_huge
 from jlm_cli.encoding import Lines
@@ -29,7 +27,7 @@ from jlm_cli.lessons import Lesson, Shares, question_key, read_lesson, showing_o
 from jlm_cli.model_card import model_card
 from jlm_cli.modes import identity
 from jlm_cli.recipes import Recipe, by_name
-from jlm_cli.records import Json, Sample
+from jlm_cli.records import Json, Sample, dump_indented
 from jlm_cli.report import Report
 from jlm_cli.runner import locked
 from jlm_cli.schemas import recognise
@@ -364,9 +362,7 @@ def _finish(course: Course, trained: Trained, report: Report) -> None:
         "weights_total": trained.weights_total,
         "licence": config.licence,
     }
-    (draft / "train.json").write_bytes(
-        orjson.dumps(summary, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-    )
+    (draft / "train.json").write_bytes(dump_indented(summary))
     (draft / "README.md").write_text(model_card(config.output.name, summary), "utf-8")
     models.keep_template(config.template, draft)
     put_in_place(draft, config.output)

@@ -25,10 +25,10 @@ from jlm_cli.metrics import cells_of_counts, figures, share_of
 from jlm_cli.modes import Mode, Reading, flags_of, mode_of
 from jlm_cli.records import Json, Sample, judged_record
 from jlm_cli.report import Report
+from jlm_cli.signals import not_ignored
 from jlm_cli.summary import summary_of
 from jlm_cli.train import Course
 
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _JUDGED_AT_ONCE = 16
 _WATCHED = ("agreement", "consistency", "ordering")
 _STUCK = 0.97  # of the label entropy: a loss above this has learnt nothing of the answers
@@ -198,9 +198,8 @@ def _sign(gold: Any) -> float:
 @contextmanager
 def heard_signals(watch: Watch) -> Iterator[None]:
     """Signals stop the run in an orderly way while it trains; ignored ones (nohup) stay ignored."""
-    numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, watch.hear) for number in heard}
+    numbers = [getattr(signal, name) for name in not_ignored()]
+    before = {number: signal.signal(number, watch.hear) for number in numbers}
     try:
         yield
     finally:
