@@ -20,8 +20,9 @@ from jlm_cli import loading, runner
 from jlm_cli.config import Config
 from jlm_cli.engine import Engine, following
 from jlm_cli.report import Report
-from jlm_cli.scoreline import LineDistribution, LineTokens, Walk
+from jlm_cli.scoreline import LineDistribution, LineTokens
 from jlm_cli.tasks import finish
+from jlm_cli.walk import Walk
 
 Json = dict[str, Any]
 BATCH = 8

@@ -14,8 +14,9 @@ import numpy as np
 from jlm_cli.encoding import Lines, Prompt
 from jlm_cli.errors import RowError
 from jlm_cli.modes import Reading
-from jlm_cli.scoreline import DraftToken, Floats, Grammar, LineDistribution, LineTokens, Walk
+from jlm_cli.scoreline import Floats, Grammar, LineDistribution, LineTokens
 from jlm_cli.tasks import Task, finish, no_longer, until_alone
+from jlm_cli.walk import DraftToken, Walk
 
 Ids = Sequence[int]
 LineDraft = Sequence[DraftToken]

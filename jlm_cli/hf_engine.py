@@ -21,8 +21,9 @@ from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce
 from jlm_cli.memory import within_memory
 from jlm_cli.packing import ATTENTION, Blocks, Fan, Fans, Pack, Segment, Tokens, shared_start
-from jlm_cli.scoreline import DraftToken, Floats
+from jlm_cli.scoreline import Floats
 from jlm_cli.transfers import Coming, sent
+from jlm_cli.walk import DraftToken
 from jlm_cli.writing import Writer
 
 DRAFT_ROOM = 128  # places kept free behind the prompts; a larger draft makes the blocks grow

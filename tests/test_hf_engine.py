@@ -22,8 +22,9 @@ from jlm_cli.modes import Reading, View, mode_of
 from jlm_cli.packing import SHARED_START
 from jlm_cli.prompts import load
 from jlm_cli.records import Sample
-from jlm_cli.scoreline import Grammar, LineDistribution, LineTokens, Walk
+from jlm_cli.scoreline import Grammar, LineDistribution, LineTokens
 from jlm_cli.tasks import Task, finish, in_turn
+from jlm_cli.walk import Walk
 
 START = (
     "You are a helpful assistant who checks answers, one after the other, with care and patience. "

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from jlm_cli.engine import FakeEngine, reading_lines
 from jlm_cli.errors import ModelError, RowError
 from jlm_cli.records import read_score_line
-from jlm_cli.scoreline import DraftToken, Floats, Grammar, LineDistribution, LineTokens, Walk
+from jlm_cli.scoreline import Floats, Grammar, LineDistribution, LineTokens
 from jlm_cli.tasks import finish
+from jlm_cli.walk import DraftToken, Walk
 
 BYTES = LineTokens.build(Grammar(), "Response:", lambda text: list(text.encode()), [10, 256])
 Model = Callable[[bytes], Floats]

@@ -1,0 +1,233 @@
+"""The way through the tree of score lines, one for each row.
+
+A Walk starts at the prompt's end, asks for the next-token probabilities after the prefixes that
+matter, and ends with the joint distribution over all lines. Everything here is pure; an engine
+supplies the probabilities.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from jlm_cli.errors import RowError
+from jlm_cli.scoreline import LOW_MASS, Branch, Floats, LineDistribution, LineTokens
+
+PRUNE = 1e-4  # prefixes with a smaller share of the valid mass are left out
+READ_END = 1e-2  # lines with a smaller share are taken to end as surely as the others do
+LOW_MASS_WIDTH = 6  # such a row is flagged, and its flat tree followed along so many prefixes
+LONG_LINE_WIDTH = (
+    16  # of a line of three scores or more, only so many prefixes are followed at once
+)
+END = -1
+_ROOT = 0
+
+
+@dataclass
+class Node:
+    """A prefix of a score line.
+
+    `known` are the log-probabilities of the columns behind it, once read; `slot` its place among
+    the tokens that were fed for this row (-1: not fed).
+    """
+
+    token: int
+    parent: int
+    depth: int
+    branch: Branch
+    line: tuple[str, ...]
+    log_p: float = math.nan
+    slot: int = -1
+    known: Floats | None = None
+    children: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DraftToken:
+    """A token to be fed: `depth` counts from the prompt's end (1 is the first token behind it);
+    `path` are the slots of its ancestors, the nearest last."""
+
+    token: int
+    depth: int
+    path: tuple[int, ...]
+
+
+class Walk:
+    """The walk of one row: `first_draft` and `read`, then `draft` and `read` in turn until no draft
+    is left.
+
+    A row whose probabilities are NaN drafts nothing more; `result` then raises its RowError.
+    """
+
+    def __init__(self, tokens: LineTokens, exact: bool = False) -> None:
+        """`exact` follows every prefix, however unlikely."""
+        self.tokens = tokens
+        self._exact = exact
+        self._nodes = [Node(END, -1, 0, tokens.first, (), 0.0)]
+        self._waiting = [_ROOT]
+        self.drafted = 0  # tokens so far
+        self._lines: dict[tuple[str, ...], float] = {}  # log-probability, whatever ends them
+        self._unread: list[int] = []
+        self._failed: RowError | None = None
+        self._fresh: list[int] = []
+
+    def first_draft(self) -> list[DraftToken]:
+        """The first scores with a whole number, to be fed together with the prompt."""
+        self._feed_children(_ROOT, self._whole(self._nodes[_ROOT]))
+        return [self._draft_token(place) for place in self._waiting[1:]]
+
+    def read(self, rows: Floats) -> None:
+        """`rows` [drafted, columns], in the order of the last draft; those of the first draft
+        have the log-probabilities behind the prompt in front."""
+        for place, known in zip(self._waiting, rows, strict=True):
+            self._learn(place, known)
+
+    def draft(self) -> list[DraftToken]:
+        """The prefixes that still matter, and those that likely follow them, to be fed at once."""
+        self._waiting = []
+        if self._failed is None:
+            for place in self._worth_following():
+                self._feed(place)
+        self._fresh = []
+        return [self._draft_token(place) for place in self._waiting]
+
+    def result(self) -> LineDistribution:
+        """Raises RowError where the model's probabilities give no line."""
+        if self._failed is not None:
+            raise self._failed
+        lines = self._all_lines()
+        log_p = np.array(list(lines.values()))
+        total = np.logaddexp.reduce(log_p)
+        if not np.isfinite(total):
+            raise RowError("no-score", "the model gives every score line probability 0")
+        greedy = self._nodes[self._greedy_end()].line
+        mass = float(np.exp(total))
+        p = np.exp(log_p - total)
+        return LineDistribution(self.tokens.grammar, tuple(lines), p, mass, greedy)
+
+    def _all_lines(self) -> dict[tuple[str, ...], float]:
+        """The lines as far as they are known; unread ones end as surely as the mean of those read,
+        which in a trained judge differ by less than the unread ones weigh."""
+        unread = [self._nodes[place] for place in self._unread]
+        read = [node for node in self._nodes if node.known is not None and self._only_ends(node)]
+        share = 0.0
+        if read:
+            ended = np.logaddexp.reduce([self._lines[node.line] for node in read])
+            share = ended - np.logaddexp.reduce([node.log_p for node in read])
+        return {**self._lines, **{node.line: node.log_p + share for node in unread}}
+
+    def _worth_following(self) -> list[int]:
+        """Of the prefixes whose probability was learnt last, those that are followed.
+
+        The greedy line always is. Prefixes that are left out once are never taken up again.
+        """
+        fresh = [place for place in self._fresh if self._nodes[place].slot < 0]
+        if self._exact or not fresh:
+            return fresh
+        log_p = {place: self._nodes[place].log_p for place in fresh}
+        most = float(np.logaddexp.reduce([*self._all_lines().values(), *log_p.values()]))
+        if most >= math.log(LOW_MASS):
+            kept = [place for place in fresh if log_p[place] >= most + self._least(place)]
+            if self.tokens.grammar.count > 2:
+                kept = sorted(kept, key=log_p.__getitem__, reverse=True)[:LONG_LINE_WIDTH]
+            left = set(fresh) - {*kept, self._greedy_end()}
+            self._unread += [p for p in fresh if p in left and self._only_ends(self._nodes[p])]
+        else:
+            whole = [place for place in fresh if self._is_whole(self._nodes[place])]
+            kept = sorted(whole, key=log_p.__getitem__, reverse=True)[:LOW_MASS_WIDTH]
+        kept.append(self._greedy_end())
+        return [place for place in fresh if place in kept]
+
+    def _least(self, place: int) -> float:
+        return math.log(READ_END if self._only_ends(self._nodes[place]) else PRUNE)
+
+    def _only_ends(self, node: Node) -> bool:
+        """Whether a line is complete and no other score without a half begins with it, as 10 does
+        with 1."""
+        return self._ends_here(node) and not self._whole(node)
+
+    def _is_whole(self, node: Node) -> bool:
+        return node.branch.whole and not any("." in value for value in node.line)
+
+    def _learn(self, place: int, known: Floats) -> None:
+        if np.isnan(known).any():
+            self._failed = RowError("nan", "the model's probabilities are not numbers (NaN)")
+            return
+        node = self._nodes[place]
+        node.known = known
+        for token in self._follow(node):
+            if token not in node.children:
+                self._add(place, token)
+            child = node.children[token]
+            self._nodes[child].log_p = node.log_p + float(known[self.tokens.column[token]])
+            self._fresh.append(child)
+        if self._ends_here(node):
+            ended = float(np.logaddexp.reduce(known[self.tokens.end_columns]))
+            self._lines[node.line] = node.log_p + ended
+
+    def _follow(self, node: Node) -> dict[int, Branch]:
+        """The tokens that may go on from a node, the line's end aside."""
+        if node.branch.value is not None and len(node.line) < self.tokens.grammar.count:
+            return {**node.branch.children, **self.tokens.later.children}
+        return node.branch.children
+
+    def _ends_here(self, node: Node) -> bool:
+        return node.branch.value is not None and len(node.line) == self.tokens.grammar.count
+
+    def _add(self, place: int, token: int) -> None:
+        node = self._nodes[place]
+        inner = node.branch.children.get(token)
+        branch = inner if inner is not None else self.tokens.later.children[token]
+        # a longer spelling of the score under way replaces its value: 1 becomes 10 or 1.5
+        line = node.line[:-1] if inner is not None and node.branch.value is not None else node.line
+        if branch.value is not None:
+            line = (*line, branch.value)
+        node.children[token] = len(self._nodes)
+        self._nodes.append(Node(token, place, node.depth + 1, branch, line))
+
+    def _feed(self, place: int) -> None:
+        """Take a node into the draft, with what is all but sure to follow it."""
+        node = self._nodes[place]
+        node.slot = self.drafted
+        self.drafted += 1
+        self._waiting.append(place)
+        begun = node.branch.value is None  # a score that is not complete yet, as 5. is
+        likely = self._whole(node) or (list(self._follow(node)) if begun else [])
+        if len(likely) <= 2:  # the space before the next score, the 0 of a 10, the 5 of a half
+            self._feed_children(place, likely)
+
+    def _feed_children(self, place: int, tokens: Sequence[int]) -> None:
+        node = self._nodes[place]
+        for token in tokens:
+            self._add(place, token)
+            self._feed(node.children[token])
+
+    def _whole(self, node: Node) -> list[int]:
+        """The tokens of scores without a half that may go on from a node."""
+        return [token for token, branch in self._follow(node).items() if branch.whole]
+
+    def _draft_token(self, place: int) -> DraftToken:
+        node = self._nodes[place]
+        path: list[int] = []
+        ancestor = node.parent
+        while ancestor != _ROOT:
+            path.append(self._nodes[ancestor].slot)
+            ancestor = self._nodes[ancestor].parent
+        return DraftToken(node.token, node.depth, tuple(reversed(path)))
+
+    def _greedy_end(self) -> int:
+        """The last node of the greedy path, as far as it is known."""
+        place = _ROOT
+        while (known := self._nodes[place].known) is not None:
+            node = self._nodes[place]
+            best = max(
+                (*self._follow(node), *(self.tokens.ends if self._ends_here(node) else ())),
+                key=lambda token: known[self.tokens.column[token]],
+            )
+            if best not in node.children:
+                break
+            place = node.children[best]
+        return place
