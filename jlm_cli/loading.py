@@ -30,14 +30,16 @@ def load_engine(files: ModelFiles, vocabulary: Vocabulary, compute: Compute) -> 
 
     if files.name == FAKE:
         return FakeEngine(float(os.environ.get("JLM_FAKE_DELAY", "0")))
-    from jlm_cli.cpu_layers import lay_out
     from jlm_cli.hf_engine import PackedEngine, make_engine
+    from jlm_cli.layers import fuse_norms, lay_out
     from jlm_cli.memory import keep_memory
 
     model = load_model(files, compute.dtype, _place(compute), compute.quantize)
     if compute.device == "cpu":
         keep_memory()
         lay_out(model)
+    elif compute.device == "cuda":
+        fuse_norms(model)
     try:
         engine = make_engine(model, vocabulary)
     except AssertionError as error:  # how bitsandbytes refuses sizes that it cannot pack

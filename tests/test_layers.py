@@ -6,11 +6,12 @@ import copy
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from conftest import Loaded
 from torch.nn import GELU, Linear, Module, Parameter, RMSNorm, SiLU
 
-from jlm_cli.cpu_layers import Gated, LaidOut, is_supported, lay_out
 from jlm_cli.hf_engine import PackedEngine, make_engine
+from jlm_cli.layers import Gated, LaidOut, fuse_norms, is_supported, lay_out
 
 SUPPORTED = is_supported()
 
@@ -41,6 +42,29 @@ def test_float32_stays(released: Loaded) -> None:
     model = copy.deepcopy(released.model).float()
     lay_out(model)
     assert count(model, LaidOut) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_norms_are_fused_in_any_format(builtin: Loaded, dtype: torch.dtype) -> None:
+    plain = copy.deepcopy(builtin.model).to(dtype)
+    fused = copy.deepcopy(plain)
+    fuse_norms(fused)
+    assert count(fused, RMSNorm) == 2 * plain.config.num_hidden_layers + 1
+    assert count(fused, LaidOut) == 0
+    ids = torch.tensor(builtin.vocabulary.encode(["Which answer is better? " * 9])[0].ids)[None]
+    with torch.inference_mode():
+        exact, before, after = (
+            model(ids).logits.float().log_softmax(-1) for model in (builtin.model, plain, fused)
+        )
+    assert (after - exact).norm() <= 1.2 * (before - exact).norm() + 1e-6 * exact.norm()
+
+
+def test_a_norm_of_a_model_over_several_devices_still_fetches_its_states(builtin: Loaded) -> None:
+    model = copy.deepcopy(builtin.model)
+    dispatch_model(model, device_map={"": "cpu"}, force_hooks=True)
+    hook = model.model.norm._hf_hook
+    fuse_norms(model)
+    assert isinstance(model.model.norm, RMSNorm) and model.model.norm._hf_hook is hook
 
 
 class Mlp(Module):
