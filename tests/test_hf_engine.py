@@ -24,7 +24,7 @@ from jlm_cli.prompts import load
 from jlm_cli.records import Sample
 from jlm_cli.scoreline import Grammar, LineDistribution, LineTokens
 from jlm_cli.tasks import Task, finish, in_turn
-from jlm_cli.walk import Walk
+from jlm_cli.walk import DraftToken, Walk
 
 START = (
     "You are a helpful assistant who checks answers, one after the other, with care and patience. "
@@ -157,6 +157,41 @@ def test_batches_under_way_at_once_leave_each_other_alone(
                 assert isinstance(one, Reading) and isinstance(other, Reading)
                 assert one.line.p == pytest.approx(other.line.p, abs=2e-5)
                 assert one.flags == (("split-batch",) if split and len(results) > 3 else ())
+
+
+class Unseen:
+    """What comes from a device whose numbers cannot be looked at."""
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        self._shape = tuple(numbers.shape)
+
+    def is_here(self) -> bool:
+        return True
+
+    def arrived(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        return np.full(self._shape, -4.0)
+
+
+@pytest.mark.parametrize("shared", [1, 3])
+def test_nothing_waits_for_the_device_within_a_batch(
+    released: Loaded, monkeypatch: pytest.MonkeyPatch, shared: int
+) -> None:
+    """On torch's meta device: what would look at a number there, or mixes devices, fails."""
+    monkeypatch.setattr("jlm_cli.hf_engine.Coming", Unseen)
+    config = copy.deepcopy(released.model.config)
+    config.num_key_value_heads = config.num_attention_heads // shared
+    with torch.device("meta"):
+        engine = PackedEngine(type(released.model)(config), released.vocabulary)
+    prompts = prompts_of(released)
+    assert prompts[0][:SHARED_START] == prompts[1][:SHARED_START]
+    batch = engine.begin(prompts, [[DraftToken(5, 1, ())]] * len(prompts), [1, 2, 3])
+    while batch.feed():
+        pass
+    assert [rows.shape for rows in batch.known()] == [(2, 3)] * len(prompts)
+    batch.extend([[DraftToken(6, 2, (0,))]] * len(prompts))
+    assert [rows.shape for rows in batch.known()] == [(1, 3)] * len(prompts)
+    with pytest.raises(RuntimeError, match="meta"):  # as anything that looked would have failed
+        engine.model.lm_head.weight.sum().item()
 
 
 def under_way_no_longer(under_way: list[PackedBatch]) -> Callable[[PackedBatch], None]:
