@@ -37,8 +37,9 @@ def make_plan(
     """Longest first; rows of one group side by side, since they share the start of their prompts.
 
     `rows` are row numbers, `tokens` their sizes, `groups` a number per row that is equal where
-    prompts begin alike. A batch holds at most `budget` tokens, or a single row; towards the end of
-    a long plan ever fewer, so that many workers, some of them slow, are done at about one time.
+    prompts begin alike. A batch holds at most `budget` tokens, PADDED times as many places if all
+    its rows were as long as the longest, or a single row; towards the end of a long plan ever
+    fewer, so that many workers, some of them slow, are done at about one time.
     """
     row, size = np.asarray(rows, np.int64), np.asarray(tokens, np.int64)
     _, group = np.unique(np.asarray(groups, np.int64), return_inverse=True)
@@ -50,6 +51,7 @@ def make_plan(
     return Plan(row[by], _cut(size[by], budget))
 
 
+PADDED = 1.5  # rows have places for keys and values by the longest of their batch
 _LONG = 4  # full batches; a plan of fewer is not tapered
 _TAPER = 4  # the last quarter of all tokens goes in ever smaller batches,
 _OF_LEFT = 128  # each a 128th of what is left, and a quarter of a full one at least,
@@ -60,12 +62,14 @@ def _cut(sizes: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
     left = int(sizes.sum())
     tapered = left // _TAPER if left > _LONG * budget else 0
     least = budget // (_LEAST_OF_MANY if left > _MANY * budget else _LEAST)
-    cuts, used = [0], 0
+    cuts, used, longest = [0], 0, 0
     for place, size in enumerate(sizes.tolist()):
         room = budget if left > tapered else max(least, min(budget, left // _OF_LEFT))
-        if used and used + size > room:
+        longest = max(longest, size)
+        places = longest * (1 + place - cuts[-1])
+        if used and (used + size > room or places > PADDED * budget):
             cuts.append(place)
-            used = 0
+            used, longest = 0, size
         used += size
         left -= size
     return np.array([*cuts, len(sizes)] if len(sizes) else [0], np.int64)

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from jlm_cli.batching import PADDED
 from jlm_cli.config import Config, Quantize
 from jlm_cli.errors import ModelError
 from jlm_cli.models import FAKE, HUB_DEFAULT, TINY, ModelFiles
@@ -180,11 +181,12 @@ _LEAST_BATCH, _MOST_BATCH = 2048, 65536  # tokens
 
 
 def batches_within(total: int, weights: int, cache_per_token: int, hidden: int) -> tuple[int, int]:
-    """Batches under way on a GPU, and the tokens of each: their keys and values, and a layer's
-    activations, have to fit beside the weights. One batch where there is little room."""
+    """Batches under way on a GPU, and the tokens of each: places for their keys and values, and a
+    layer's activations, have to fit beside the weights. One batch where there is little room."""
     room = 0.85 * total - weights
+    places = 1.3 * PADDED  # for a token; those of drafts, and a reserve for the next batch
     for at_once in (GPU_BATCHES, 1):
-        tokens = room / (1.25 * at_once * cache_per_token + 48 * hidden)
+        tokens = room / (places * at_once * cache_per_token + 48 * hidden)
         if tokens >= _LEAST_BATCH:
             break
     return at_once, int(min(max(tokens, _LEAST_BATCH), _MOST_BATCH))

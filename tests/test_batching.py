@@ -26,6 +26,14 @@ def test_a_row_above_the_budget_is_a_batch_of_its_own() -> None:
     assert list(plan) == [[1], [2, 3, 0]]
 
 
+def test_a_long_row_does_not_make_places_for_many_short_ones() -> None:
+    """As where one question has many answers, of which one is endless."""
+    plan = make_plan(range(60), [900] + [20] * 59, [0] * 60, 1000)
+    assert [len(batch) for batch in plan] == [1, 50, 9]
+    plan = make_plan(range(60), [300] + [20] * 59, [0] * 60, 1000)
+    assert [len(batch) for batch in plan] == [5, 50, 5]
+
+
 def test_rows_of_a_group_stand_side_by_side() -> None:
     plan, _ = plan_of(3000, 1000)
     place = {int(row): at for at, row in enumerate(plan.order)}
