@@ -14,7 +14,8 @@ from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import EXIT_OK, UsageError
 from jlm_cli.journal import write_stdout, write_whole
 from jlm_cli.predictions import Predictions, read_predictions
-from jlm_cli.protocols import PAIRS, RECORDS
+from jlm_cli.protocols import PAIRS
+from jlm_cli.record_protocols import RECORDS
 from jlm_cli.records import Json, dump_indented
 from jlm_cli.report import Report
 from jlm_cli.source import spool_stdin

@@ -1,0 +1,337 @@
+"""Protocols for records of other kinds than verdicts on pairs: rankings, grades, aspects.
+
+A new one is one function that reads such records, and one line in RECORDS. Each gives a summary.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jlm_cli.columns import PLACE, Judged, PairTally, about_of, checksum, clusters_of, judged_of
+from jlm_cli.config import MetricsConfig
+from jlm_cli.errors import InputError, RowError
+from jlm_cli.metrics import Codes, cells_of
+from jlm_cli.predictions import is_numbers, rows_of
+from jlm_cli.prompts import load
+from jlm_cli.ranking import Ranking, n_moved, ranking_of
+from jlm_cli.records import Json, Verdict, read_gold, verdict_of
+from jlm_cli.side_files import id_in, key_of
+from jlm_cli.source import open_source
+from jlm_cli.standings import GradeTally, compared
+from jlm_cli.summary import objective, summary_of
+
+GRADES = ("right", "half", "wrong")
+_GRADE_OF_NUMBER = {1: "right", 0.5: "half", 0: "wrong"}
+
+
+def aspects(path: str, config: MetricsConfig) -> Json:
+    """Table 16: each aspect's verdicts against gold, and all of them together.
+
+    Gold is one verdict for all aspects or an object with one for each.
+    """
+    gold = _gold_by_id(config.gold)
+    tallies: defaultdict[str, PairTally] = defaultdict(PairTally)
+    together = PairTally()
+    for row, where in _records(path, config):
+        if "error" not in row and not isinstance(row.get("aspects"), dict):
+            raise InputError(f"{where}: field aspects is missing; protocol aspects needs it")
+        for name, judged in row.get("aspects", {}).items():
+            given = row.get("gold") if gold is None else gold.get(_key(row, where))
+            given = given.get(name) if isinstance(given, dict) else given
+            sample = {**(row.get("sample") or {}), "gold": _verdict_in(given, where)}
+            sample["question"] = sample.get("question") or repr(row.get("id"))
+            said = _checked(judged, where)
+            tallies[name].append(said, about_of(sample))
+            together.append(said, about_of(sample))
+    if not len(together):
+        raise InputError(f"{path}: holds no judged aspects")
+    found = {
+        name: summary_of(tally.columns(), False, config.tie_within)
+        for name, tally in sorted(tallies.items())
+    }
+    total = summary_of(together.columns(), False, config.tie_within)
+    if "objective" not in total:
+        raise InputError(f"{path}: protocol aspects needs gold; give --gold")
+    return {"n_judged": len(together), "aspects": found, **total}
+
+
+def _verdict_in(gold: Any, where: str) -> Verdict | None:
+    try:
+        found = None if gold is None else read_gold(gold, 2)
+    except RowError as error:
+        raise InputError(f"{where}: {error}") from error
+    return None if found is None else found.verdict
+
+
+def _checked(judged: Any, where: str) -> Judged:
+    try:
+        return judged_of(judged)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{where}: field aspects: a damaged judgment") from error
+
+
+def mmvet(path: str, config: MetricsConfig) -> Json:
+    """Table 9: the grade of each answer as right, half right or wrong, against people's word.
+
+    What score makes which grade is said in the template vqa.
+    """
+    gold = _gold_by_id(config.gold)
+    said: list[int] = []
+    golds: list[tuple[Any, str]] = []
+    questions: list[int] = []
+    n_error = 0
+    for row, where in _records(path, config):
+        given = row.get("gold") if gold is None else gold.get(_key(row, where))
+        if "error" in row:
+            n_error += 1
+        elif given is not None:
+            said.append(_grade(row.get("score"), "score", where))
+            golds.append((given, where))
+            question = (row.get("sample") or {}).get("question")
+            questions.append(checksum(None if question is None else str(question)))
+    if not said:
+        raise InputError(f"{path}: protocol mmvet needs gold (right, half, wrong); give --gold")
+    truth = _gold_grades(golds)
+    people, verdict = np.array(truth), np.array(said)
+    clusters = clusters_of(np.array(questions))
+    most = np.full(len(said), np.bincount(people).argmax())
+
+    def against_gold(grades: Codes) -> Json:
+        return objective(cells_of((3, 3), [people, grades], clusters), GRADES)
+
+    return {
+        "n_judged": len(said),
+        "n_error": n_error,
+        "objective": against_gold(verdict),
+        "baselines": {"majority": against_gold(most)},
+    }
+
+
+def grade(path: str, config: MetricsConfig) -> Json:
+    """Grades against numeric gold, as `jlm grade` sums them up."""
+    gold, tally = _gold_by_id(config.gold), GradeTally()
+    for row, where in _records(path, config):
+        try:
+            if gold is not None and "error" not in row:
+                row["gold"] = _scores_in(gold.get(_key(row, where)))
+            tally.add({"sample": {"models": None}, "flags": [], "gold": None, **row})
+        except RowError as error:
+            raise InputError(f"{config.gold}: id {row.get('id')!r}: {error}") from error
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{where}: no record of jlm grade ({error})") from error
+    if not tally.n_judged:
+        raise InputError(f"{path}: holds no grades")
+    return {"n_judged": tally.n_judged, "n_error": tally.n_error, **tally.summary()}
+
+
+def _scores_in(gold: Any) -> Any:
+    """A grade's gold as records hold it; the scale may be any."""
+    scores = [gold] if type(gold) in (int, float) else gold
+    if isinstance(scores, str):
+        found = read_gold(scores, 1)
+        return None if found is None else found.json()
+    if scores is not None and not (is_numbers(scores) and len(scores) == 1):
+        raise RowError("bad-type", "field gold: one score is needed")
+    return scores
+
+
+def _grade(score: Any, name: str, where: str) -> int:
+    value = score[0] if isinstance(score, list) and len(score) == 1 else score
+    if type(value) not in (int, float) or not 0 <= value <= 10:
+        raise InputError(f"{where}: field {name}: a number from 0 to 10 is needed")
+    return GRADES.index(load("vqa").label(value) or "wrong")
+
+
+def _gold_grades(golds: Sequence[tuple[Any, str]]) -> list[int]:
+    """Of each gold with its place: a word, 1, 0.5 or 0, or a list with one score of 0-10. Lists
+    of 1, 0.5 and 0 alone are what records make of such numbers."""
+    lists = [gold for gold, _ in golds if isinstance(gold, list)]
+    as_numbers = all(is_numbers(gold) and set(gold) <= _GRADE_OF_NUMBER.keys() for gold in lists)
+    return [_gold_grade(gold, where, as_numbers) for gold, where in golds]
+
+
+def _gold_grade(gold: Any, where: str, as_number: bool) -> int:
+    if isinstance(gold, list) and as_number:
+        gold = gold[0] if len(gold) == 1 else None
+    elif isinstance(gold, list):
+        return _grade(gold, "gold", where)
+    word = _GRADE_OF_NUMBER.get(gold) if type(gold) in (int, float) else gold
+    if word not in GRADES:
+        raise InputError(f"{where}: gold {gold!r}: there are right, half, wrong, or 1, 0.5, 0")
+    return GRADES.index(word)
+
+
+@dataclass
+class Ranked:
+    """One question's answers in order, and what pairwise judging says of them: the ranking that
+    the record holds, or won pairs."""
+
+    ranking: Ranking
+    sample: Json
+    count: int
+    pairwise: Ranking | None = None
+    pairs: dict[tuple[int, int], float] = field(default_factory=dict)
+
+
+def rank(path: str, config: MetricsConfig) -> Json:
+    """Table 10: the ranking of N answers at once against that of all pairs, or against gold.
+
+    Pairs are in the record (`jlm rank --compare`), or `--gold` holds pair judgments or N scores
+    for each id.
+    """
+    found: dict[Any, Ranked] = {}
+    for number, (row, where) in enumerate(_records(path, config)):
+        if "error" not in row:
+            one = _ranked(row, where, use_gold=config.gold is None)
+            key = number if config.gold is None else _key(row, where)
+            if found.setdefault(key, one) is not one:
+                raise InputError(f"{where}: id {row.get('id')!r} stands there twice")
+    if config.gold is not None:
+        _read_pairs(found, config.gold)
+    against = {key: wanted for key, one in found.items() if (wanted := _pairwise(one)) is not None}
+    if not against:
+        raise InputError(f"{path}: no ranking has all its pairs; give pair judgments with --gold")
+    whole = {key: found[key] for key in against}
+    baselines = {"given_order": {key: ranking_of(_falling(o.count)) for key, o in whole.items()}}
+    texts = {key: one.sample.get("answers") for key, one in whole.items()}
+    if all(isinstance(text, list) for text in texts.values()):
+        lengths = {key: [float(len(text)) for text in texts[key] or ()] for key in whole}
+        longest = {key: ranking_of(each) for key, each in lengths.items()}
+        baselines = {"longest_first": longest, **baselines}
+    return {
+        "n_judged": len(found),
+        "n_incomplete": len(found) - len(whole),
+        "ranking": _compared({key: one.ranking for key, one in whole.items()}, against),
+        "baselines": {name: _compared(each, against) for name, each in baselines.items()},
+    }
+
+
+def _ranked(row: Json, where: str, use_gold: bool) -> Ranked:
+    scores: Any = row.get("scores")
+    if not is_numbers(scores) or len(scores) < 2:
+        raise InputError(f"{where}: field scores: a number for each answer is needed")
+    ranking = row["ranking"] if isinstance(row.get("ranking"), list) else ranking_of(scores)
+    one = Ranked(ranking, row.get("sample") or {}, len(scores))
+    if use_gold and isinstance(row.get("pairwise"), dict):
+        one.pairwise = row["pairwise"].get("ranking")
+    elif use_gold and is_numbers(row.get("gold")):
+        _pairs_of_scores(one, row["gold"], where)
+    return one
+
+
+def _pairwise(one: Ranked) -> Ranking | None:
+    """The ranking by won pairs; None where not all pairs were judged."""
+    if one.pairwise is not None or len(one.pairs) < one.count * (one.count - 1) // 2:
+        return one.pairwise
+    return ranking_of(_wins(one))
+
+
+def _compared(rankings: dict[Any, Ranking], against: dict[Any, Ranking]) -> Json:
+    return compared(Counter(n_moved(rankings[key], wanted) for key, wanted in against.items()))
+
+
+def _wins(one: Ranked) -> list[float]:
+    """Won pairs of each answer, half for a tie."""
+    wins = [0.0] * one.count
+    for (first, second), won in one.pairs.items():
+        wins[first] += won
+        wins[second] += 1 - won
+    return wins
+
+
+def _read_pairs(found: dict[Any, Ranked], path: Path) -> None:
+    known = 0
+    for row, where in _records(str(path), None):
+        one = found.get(_key(row, where))
+        if one is None or "error" in row:
+            continue
+        known += 1
+        scores: Any = row.get("scores") if row.get("gold") is None else row["gold"]
+        about_all = one.count > 2 or not row.keys() & {"verdict", "pair"}
+        if is_numbers(scores) and len(scores) == one.count and about_all:
+            _pairs_of_scores(one, scores, where)
+        else:
+            _add_pair(one, row, where)
+    if not known:
+        raise InputError(f"{path}: shares no id with the rankings")
+
+
+def _add_pair(one: Ranked, row: Json, where: str) -> None:
+    final: Any = (row.get("combined") or row).get("verdict")
+    if final not in PLACE:
+        raise InputError(f"{where}: no judgment of a pair (field verdict)")
+    first, second = _pair_in(one, row, where)
+    won = {"1": 1.0, "2": 0.0, "tie": 0.5}[final]
+    one.pairs[min(first, second), max(first, second)] = won if first < second else 1 - won
+
+
+def _pair_in(one: Ranked, row: Json, where: str) -> tuple[int, int]:
+    """Which two of the ranked answers a judgment is about: by number, by model, or by text."""
+    sample = row.get("sample") or {}
+    if isinstance(row.get("pair"), list):
+        known, wanted = list(range(1, one.count + 1)), row["pair"]
+    elif sample.get("models") and one.sample.get("models"):
+        known, wanted = one.sample["models"], sample["models"]
+    else:
+        known, wanted = one.sample.get("answers") or [], sample.get("answers") or []
+    found = [known.index(name) for name in wanted if name in known]
+    if len(found) != 2 or found[0] == found[1]:
+        raise InputError(
+            f"{where}: cannot tell which two answers this is about; give pair, like [1, 3]"
+        )
+    return found[0], found[1]
+
+
+def _pairs_of_scores(one: Ranked, scores: list[float], where: str) -> None:
+    if len(scores) != one.count:
+        raise InputError(f"{where}: {len(scores)} scores of gold for {one.count} answers")
+    for first, second in combinations(range(len(scores)), 2):
+        verdict = verdict_of((scores[first], scores[second]))
+        one.pairs[first, second] = {"1": 1.0, "2": 0.0, "tie": 0.5}[verdict]
+
+
+def _falling(count: int) -> list[float]:
+    return [float(count - n) for n in range(count)]
+
+
+def _records(path: str, config: MetricsConfig | None) -> Iterator[tuple[Json, str]]:
+    with open_source(path, stdin=None if config is None else config.stdin) as source:
+        for _, row, where in rows_of(source):
+            yield row, where
+
+
+def _key(row: Json, where: str) -> Any:
+    try:
+        return key_of(id_in(row))
+    except RowError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _gold_by_id(path: Path | None) -> dict[Any, Any] | None:
+    """What a gold file says of each id, as it stands there."""
+    if path is None:
+        return None
+    found: dict[Any, Any] = {}
+    for row, where in _records(str(path), None):
+        key = _key(row, where)
+        if key in found:
+            raise InputError(f"{where}: id {key[1]!r} stands there twice; gold must be unique")
+        if row.get("gold", row.get("verdict")) is None:
+            raise InputError(f"{where}: field gold is missing")
+        found[key] = row.get("gold", row.get("verdict"))
+    return found
+
+
+RECORDS: dict[str, Callable[[str, MetricsConfig], Json]] = {
+    "rank": rank,
+    "mmvet": mmvet,
+    "grade": grade,
+    "aspects": aspects,
+}
