@@ -43,7 +43,7 @@ def page_of(
     judgments = _EMPTY if judge is None else _judgments(judge, aligned)
     names = ", ".join(result["judges"])
     return str(
-        _PAGE.format(
+        Markup(_resource("page.html")).format(
             policy=policy,
             title=_text(f"{names}: judgments"),
             style=Markup(_resource("page.css")),
@@ -58,51 +58,6 @@ def page_of(
             version=__version__,
         )
     )
-
-
-_PAGE = Markup("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-{style}
-</style>
-</head>
-<body>
-<a class="skip" href="#content">Skip to the figures</a>
-<header>
-<h1>{names}</h1>
-<p>{about}</p>
-<nav aria-label="Parts of this page"><a href="#figures">Figures</a> {jump}
-<a href="#plots">Plots</a> <a href="#tables">Tables</a></nav>
-</header>
-<main id="content">
-<section id="figures" aria-labelledby="h-figures">
-<h2 id="h-figures">Figures</h2>
-{cards}
-</section>
-{judgments}
-<section id="plots" aria-labelledby="h-plots">
-<h2 id="h-plots">Plots</h2>
-<div class="plots">
-{plots}
-</div>
-</section>
-<section id="tables" aria-labelledby="h-tables">
-<h2 id="h-tables">Tables</h2>
-{tables}
-</section>
-</main>
-<footer><p>Made by jlm {version}. Intervals are 95 %, from a seeded bootstrap; rows with the same
-question are drawn together.</p></footer>
-<script>{script}</script>
-</body>
-</html>
-""")
 
 
 def _resource(name: str) -> str:
