@@ -19,6 +19,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from jlm_cli.attention import computing
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce
+from jlm_cli.hub import Say, first_line, unsaid
 from jlm_cli.memory import within_memory
 from jlm_cli.packing import ATTENTION, Blocks, Fan, Fans, Pack, Segment, Tokens, shared_start
 from jlm_cli.scoreline import Floats
@@ -81,12 +82,11 @@ class PackedEngine(Writer):
     def run(self, tokens: Tokens, blocks: Blocks, columns: torch.Tensor) -> torch.Tensor:
         """One pass over packed tokens: [kept, columns]."""
         fans = Fans.of(tokens.fans, self.device, self.model.dtype) if tokens.fans else None
-        with computing(), attention(self.model, ATTENTION):
+        with computing(), attention(self.model, ATTENTION), only(self.model, tokens.kept):
             logits = self.model(
                 input_ids=sent([tokens.ids], self.device),
                 position_ids=sent([tokens.positions], self.device),
                 use_cache=False,
-                logits_to_keep=sent(tokens.kept, self.device),
                 pack=Pack(blocks, tokens.segments, fans),
             ).logits
             return log_p(logits[0], columns)
@@ -229,6 +229,21 @@ def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
+@contextmanager
+def only(model: PreTrainedModel, kept: Sequence[int]) -> Iterator[None]:
+    """The head is shown the states of these places alone. A tensor of `logits_to_keep` would be
+    moved to the first of several GPUs, where the states are no longer."""
+
+    def pick(_: torch.nn.Module, given: tuple[torch.Tensor]) -> torch.Tensor:
+        return given[0][:, sent(kept, given[0].device)]
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(pick)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 class PlainEngine(Writer):
     """Scores by a full pass for every prefix: slow, and right for any causal model."""
 
@@ -251,18 +266,23 @@ class PlainEngine(Writer):
         return known
 
 
-def make_engine(model: PreTrainedModel, vocabulary: Vocabulary) -> PackedEngine | PlainEngine:
+def make_engine(
+    model: PreTrainedModel, vocabulary: Vocabulary, say: Say = unsaid
+) -> PackedEngine | PlainEngine:
     """The packed engine where the model really follows it, found out by a short trial."""
     packed, plain = PackedEngine(model, vocabulary), PlainEngine(model, vocabulary)
-    return packed if _agree(packed, plain) else plain
+    if (why := _why_not(packed, plain)) is None:
+        return packed
+    say(f"this model's rows cannot be packed, which is slow: {why}")
+    return plain
 
 
 _TRIAL_TOLERANCE = 0.05  # relative, in log-probability; a mask that is ignored is off by far more
 _ROUNDING = 0.1  # more of it where numbers have 16 bits, which alone are off by 0.05
 
 
-def _agree(packed: PackedEngine, plain: PlainEngine) -> bool:
-    """Both engines on two short rows with two branches each."""
+def _why_not(packed: PackedEngine, plain: PlainEngine) -> str | None:
+    """Both engines on two short rows with two branches each; None where they agree."""
     texts = ("one two three four five six:", "seven:")
     prompts = [encoding.ids for encoding in packed.vocabulary.encode(texts)]
     columns = prompts[0][:4]
@@ -272,15 +292,16 @@ def _agree(packed: PackedEngine, plain: PlainEngine) -> bool:
         batch = packed.begin(prompts, [draft, []], columns)
         found = _both(batch, draft)
         if batch.blocks.n_layers != packed.n_layers:
-            return False  # it took the packed attention in some layers, or in none
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NotImplementedError):
-        return False
+            return "not every layer has ordinary attention"
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        return first_line(error)
     wanted = _both(plain.begin(prompts, [draft, []], columns), draft)
     allowed = _TRIAL_TOLERANCE + (_ROUNDING if packed.model.dtype.itemsize == 2 else 0)
-    return all(
+    agree = all(
         bool(np.all(np.abs(a - b) < allowed * (1 + np.abs(b))))
         for a, b in zip(found, wanted, strict=True)
     )
+    return None if agree else "it gives other numbers then"
 
 
 def _both(batch: Batch, draft: LineDraft) -> list[Floats]:

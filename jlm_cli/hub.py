@@ -34,6 +34,10 @@ LOCKED_DOWN: dict[str, Any] = {"trust_remote_code": False, "local_files_only": T
 Say = Callable[[str], None]
 
 
+def unsaid(note: str) -> None:
+    """For notes that nobody reads."""
+
+
 def from_hub(hub_id: str, revision: str | None, say: Say) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (

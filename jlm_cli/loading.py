@@ -14,7 +14,14 @@ from jlm_cli.config import Quantize
 from jlm_cli.devices import Compute
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.errors import ModelError
-from jlm_cli.hub import LOADING_ERRORS, LOCKED_DOWN, first_line, quiet_transformers
+from jlm_cli.hub import (
+    LOADING_ERRORS,
+    LOCKED_DOWN,
+    Say,
+    first_line,
+    quiet_transformers,
+    unsaid,
+)
 from jlm_cli.models import FAKE, ModelFiles
 
 if TYPE_CHECKING:
@@ -24,7 +31,9 @@ if TYPE_CHECKING:
     from jlm_cli.engine import Engine
 
 
-def load_engine(files: ModelFiles, vocabulary: Vocabulary, compute: Compute) -> Engine:
+def load_engine(
+    files: ModelFiles, vocabulary: Vocabulary, compute: Compute, say: Say = unsaid
+) -> Engine:
     """The model on its device, ready to judge. Raises ModelError."""
     from jlm_cli.engine import FakeEngine
 
@@ -41,7 +50,7 @@ def load_engine(files: ModelFiles, vocabulary: Vocabulary, compute: Compute) -> 
     elif compute.device == "cuda":
         fuse_norms(model)
     try:
-        engine = make_engine(model, vocabulary)
+        engine = make_engine(model, vocabulary, say)
     except AssertionError as error:  # how bitsandbytes refuses sizes that it cannot pack
         raise ModelError(f"--model {files.name}: {first_line(error)}") from error
     if isinstance(engine, PackedEngine):

@@ -282,7 +282,7 @@ def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: 
         plan, todo, left = Plan(saved["order"], saved["cuts"]), saved["todo"], saved["left"]
     if not len(todo):
         return
-    engine = loading.load_engine(now.files, now.lines.vocabulary, now.compute)
+    engine = loading.load_engine(now.files, now.lines.vocabulary, now.compute, report.note)
     with report.bar(int(left[plan.order].sum())) as bar:
         config, written = now.config, Written(bar)
         judge = Judge(engine, now.lines, config.reason, config.max_new_tokens, written.add)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import dispatch_model
 from conftest import Loaded
 
 from jlm_cli.config import Config
@@ -194,6 +195,29 @@ def test_nothing_waits_for_the_device_within_a_batch(
         engine.model.lm_head.weight.sum().item()
 
 
+def test_a_model_over_several_devices_is_packed(
+    released: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last layers, and the head with them, on torch's meta device."""
+    monkeypatch.setattr("jlm_cli.hf_engine.Coming", Unseen)
+    model = copy.deepcopy(released.model)
+    last = model.config.num_hidden_layers - 1
+    there = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu"}
+    there |= {f"model.layers.{n}": "cpu" for n in range(last)}
+    there |= {f"model.layers.{last}": "meta", "model.norm": "meta", "lm_head": "meta"}
+    dispatch_model(model, there, main_device="cpu")
+    model._hf_hook.io_same_device = False  # nothing comes back from there
+    prompts = prompts_of(released)
+    batch = PackedEngine(model, released.vocabulary).begin(
+        prompts, [[DraftToken(5, 1, ())]] * len(prompts), [1, 2, 3]
+    )
+    while batch.feed():
+        pass
+    assert [rows.shape for rows in batch.known()] == [(2, 3)] * len(prompts)
+    kept = {layer: keys.device.type for (layer, _), keys in batch.blocks._blocks.items()}
+    assert kept == {**dict.fromkeys(range(last), "cpu"), last: "meta"}
+
+
 def under_way_no_longer(under_way: list[PackedBatch]) -> Callable[[PackedBatch], None]:
     end = PackedBatch.end
 
@@ -240,8 +264,9 @@ def test_models_without_a_mask_take_the_plain_path(released: Loaded) -> None:
     recurrent = MambaConfig(vocab_size=32000, hidden_size=32, num_hidden_layers=2)
     torch.manual_seed(0)
     for model in (MistralForCausalLM(window), MambaForCausalLM(recurrent)):
-        engine = make_engine(model, released.vocabulary)
-        assert isinstance(engine, PlainEngine)
+        said: list[str] = []
+        engine = make_engine(model, released.vocabulary, said.append)
+        assert isinstance(engine, PlainEngine) and "cannot be packed" in said[0]
         (result,) = lines_of(engine, prompts_of(released)[:1], released.tokens)
         assert isinstance(result, LineDistribution) and 0 < result.mass <= 1
 
