@@ -6,6 +6,7 @@ import pickle
 import struct
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
@@ -39,17 +40,13 @@ def unsaid(note: str) -> None:
 
 
 def from_hub(hub_id: str, revision: str | None, say: Say) -> Path:
+    """The folder of a model's files, fetched where they are not there. Raises ModelError."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    try:  # what is there already needs no network
-        return Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, FileNotFoundError):
-        pass
+    try:
+        if (folder := _fetched(hub_id, revision)) is not None:
+            return folder
     except HFValidationError as error:
         raise ModelError(f"--model {hub_id}: {error}") from error
     try:
@@ -66,6 +63,23 @@ def from_hub(hub_id: str, revision: str | None, say: Say) -> Path:
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore2"):
             raise
         raise ModelError(no_network(f"--model {hub_id}", error)) from error
+
+
+def _fetched(hub_id: str, revision: str | None) -> Path | None:
+    """The folder of a model that was fetched before; no network is needed for it."""
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+
+    wanted = None  # of what another program fetched, whatever is there
+    with suppress(CachedRepoTreeNotFoundError):
+        wanted = wanted_files([f.path for f in get_cached_repo_tree(hub_id, revision=revision)])
+    with suppress(LocalEntryNotFoundError, FileNotFoundError):
+        return Path(
+            snapshot_download(
+                hub_id, revision=revision, local_files_only=True, allow_patterns=wanted
+            )
+        )
+    return None
 
 
 def wanted_files(files: list[str]) -> list[str]:
