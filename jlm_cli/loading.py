@@ -10,8 +10,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jlm_cli import sharding
 from jlm_cli.config import Quantize
-from jlm_cli.devices import Compute
+from jlm_cli.devices import Compute, n_gpus
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.errors import ModelError
 from jlm_cli.hub import (
@@ -53,6 +54,11 @@ def load_engine(
         engine = make_engine(model, vocabulary, say)
     except AssertionError as error:  # how bitsandbytes refuses sizes that it cannot pack
         raise ModelError(f"--model {files.name}: {first_line(error)}") from error
+    except MemoryError as error:
+        raise ModelError(
+            f"--model {files.name}: its weights leave no memory to judge with; take more GPUs "
+            "(--gpus-per-model) or --quantize"
+        ) from error
     if isinstance(engine, PackedEngine):
         engine.at_once = compute.at_once
     return engine
@@ -60,16 +66,27 @@ def load_engine(
 
 def _place(compute: Compute) -> str | dict[str, Any]:
     """This worker's device, or its share of them for a model that takes several GPUs."""
-    from jlm_cli.sharding import local_rank
+    import torch
 
     if compute.device != "cuda":
         return compute.device
-    first = local_rank() * compute.gpus_per_model
-    if compute.gpus_per_model == 1:
-        return f"cuda:{first}"
+    mine = gpus_of(sharding.local_rank(), compute.gpus_per_model, n_gpus())
+    torch.cuda.set_device(mine[0])  # else every worker would keep a little on the first
+    if len(mine) == 1:
+        return f"cuda:{mine[0]}"
     share = compute.memory // compute.gpus_per_model
-    mine = range(first, first + compute.gpus_per_model)
     return {"device_map": "auto", "max_memory": {gpu: int(0.9 * share) for gpu in mine}}
+
+
+def gpus_of(local_rank: int, each: int, there: int) -> range:
+    """The GPUs of one of a machine's workers. Raises ModelError where they are not there."""
+    first = 0 if there == each else local_rank * each  # srun can show each process its own alone
+    if first + each > there:
+        raise ModelError(
+            f"process {local_rank} of this machine finds no GPU left: there are {there}, "
+            f"and a model takes {each}; start {there // each} processes"
+        )
+    return range(first, first + each)
 
 
 def load_model(
@@ -117,14 +134,13 @@ def _quantization(quantize: Quantize, dtype: torch.dtype) -> BitsAndBytesConfig:
 def _with_adapter(
     model: PreTrainedModel, adapter: Path, quantize: Quantize | None
 ) -> PreTrainedModel:
-    import torch
+    """In the model's own format: what the adapter adds is computed in float32, and rounded once."""
     from peft import PeftModel
 
-    dtype = model.dtype
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of peft's own calls
         if quantize is not None:
             beside = PeftModel.from_pretrained(model, str(adapter))
             return beside.get_base_model()  # type: ignore[return-value]
-        peft = PeftModel.from_pretrained(model.to(torch.float32), str(adapter))  # type: ignore[arg-type]
-    return peft.merge_and_unload().to(dtype)  # type: ignore[no-any-return]
+        peft = PeftModel.from_pretrained(model, str(adapter))
+    return peft.merge_and_unload()  # type: ignore[no-any-return]

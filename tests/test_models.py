@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import re
 import shutil
@@ -108,6 +109,26 @@ def test_adapter_folder(tmp_path: Path, replica: Path, released: Loaded) -> None
         plain = released.model(ids).logits
     assert torch.allclose(ours, theirs, atol=1e-4)
     assert not torch.allclose(ours, plain, atol=1e-2)
+
+
+def test_an_adapter_is_rounded_once(builtin: Loaded) -> None:
+    """As if all were merged in float32; of a large model that would not fit."""
+    files = dataclasses.replace(builtin.files, adapter=models.ADAPTER)
+    exact = loading.load_model(files, "float32", "cpu")
+    merged = loading.load_model(files, "bfloat16", "cpu")
+    for one, other in zip(merged.parameters(), exact.parameters(), strict=True):
+        assert one.dtype == torch.bfloat16 and torch.equal(one, other.to(torch.bfloat16))
+
+
+def test_each_worker_of_a_machine_has_its_gpus() -> None:
+    assert [loading.gpus_of(rank, 2, 8) for rank in range(4)] == [
+        range(first, first + 2) for first in (0, 2, 4, 6)
+    ]
+    assert loading.gpus_of(3, 1, 1) == range(1)  # srun showed each process one alone
+    with pytest.raises(
+        ModelError, match=r"process 4 .* there are 8, .* takes 2; start 4 processes"
+    ):
+        loading.gpus_of(4, 2, 8)
 
 
 def test_gguf_file(tmp_path: Path, builtin: Loaded) -> None:
