@@ -37,9 +37,9 @@ def make_plan(
     """Longest first; rows of one group side by side, since they share the start of their prompts.
 
     `rows` are row numbers, `tokens` their sizes, `groups` a number per row that is equal where
-    prompts begin alike. A batch holds at most `budget` tokens, PADDED times as many places if all
-    its rows were as long as the longest, or a single row; towards the end of a long plan ever
-    fewer, so that many workers, some of them slow, are done at about one time.
+    prompts begin alike. A batch holds at most `budget` tokens, and PADDED times as many places, or
+    a single row; towards the end of a long plan ever fewer, so that many workers, some of them
+    slow, are done at about one time.
     """
     row, size = np.asarray(rows, np.int64), np.asarray(tokens, np.int64)
     _, group = np.unique(np.asarray(groups, np.int64), return_inverse=True)
@@ -51,7 +51,9 @@ def make_plan(
     return Plan(row[by], _cut(size[by], budget))
 
 
-PADDED = 1.5  # rows have places for keys and values by the longest of their batch
+# A row has places for keys and values by the longest one of its batch, and for what is drafted; of
+# such places a batch makes PADDED times as many as tokens at most, and a reserve for the next one.
+PADDED, DRAFT_ROOM, RESERVE = 1.5, 80, 1.125
 _LONG = 4  # full batches; a plan of fewer is not tapered
 _TAPER = 4  # the last quarter of all tokens goes in ever smaller batches,
 _OF_LEFT = 128  # each a 128th of what is left, and a quarter of a full one at least,
@@ -66,7 +68,7 @@ def _cut(sizes: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
     for place, size in enumerate(sizes.tolist()):
         room = budget if left > tapered else max(least, min(budget, left // _OF_LEFT))
         longest = max(longest, size)
-        places = longest * (1 + place - cuts[-1])
+        places = (longest + DRAFT_ROOM) * (1 + place - cuts[-1])
         if used and (used + size > room or places > PADDED * budget):
             cuts.append(place)
             used, longest = 0, size

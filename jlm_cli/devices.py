@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from jlm_cli.batching import PADDED
+from jlm_cli.batching import PADDED, RESERVE
 from jlm_cli.config import Config, Quantize
 from jlm_cli.errors import ModelError
 from jlm_cli.models import FAKE, HUB_DEFAULT, TINY, ModelFiles
@@ -69,12 +69,12 @@ def training_dtype(device: str) -> str:
 
 
 def multiplies_bfloat16(device: str) -> bool:
-    """Of CPUs those with AMX tiles or AVX-512's bfloat16 products do, at twice the rate of float32
-    and more; others emulate it at half the rate."""
+    """GPUs do from Ampere on; of CPUs those with AMX tiles or AVX-512's bfloat16 products, at twice
+    the rate of float32 and more. Others emulate it, at half the rate."""
     import torch
 
     if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "mps":
         return True
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
@@ -178,18 +178,19 @@ def versions() -> dict[str, str]:
 
 
 _LEAST_BATCH, _MOST_BATCH = 2048, 65536  # tokens
+_STEP = 1024  # cards of one kind differ by some megabytes; a run goes on on any of them
 
 
 def batches_within(total: int, weights: int, cache_per_token: int, hidden: int) -> tuple[int, int]:
     """Batches under way on a GPU, and the tokens of each: places for their keys and values, and a
     layer's activations, have to fit beside the weights. One batch where there is little room."""
     room = 0.85 * total - weights
-    places = 1.3 * PADDED  # for a token; those of drafts, and a reserve for the next batch
     for at_once in (GPU_BATCHES, 1):
-        tokens = room / (places * at_once * cache_per_token + 48 * hidden)
+        each = RESERVE * PADDED * at_once * cache_per_token + 48 * hidden
+        tokens = int(room / each) // _STEP * _STEP
         if tokens >= _LEAST_BATCH:
             break
-    return at_once, int(min(max(tokens, _LEAST_BATCH), _MOST_BATCH))
+    return at_once, min(max(tokens, _LEAST_BATCH), _MOST_BATCH)
 
 
 def _check_quantize(files: ModelFiles, device: str, quantize: Quantize) -> None:

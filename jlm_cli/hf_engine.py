@@ -17,6 +17,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from jlm_cli.attention import computing
+from jlm_cli.batching import DRAFT_ROOM
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce
 from jlm_cli.hub import Say, first_line, unsaid
@@ -27,7 +28,6 @@ from jlm_cli.transfers import Coming, sent
 from jlm_cli.walk import DraftToken
 from jlm_cli.writing import Writer
 
-DRAFT_ROOM = 128  # places kept free behind the prompts; a larger draft makes the blocks grow
 # tokens in one pass, times bytes of a number: enough to amortise reading the weights, few enough
 # for the caches
 CPU_PACK_BYTES = 4800

@@ -26,6 +26,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.utils import is_torch_tf32_available
 
 from jlm_cli import loading, vocabularies
 from jlm_cli.attention import PRODUCTS
@@ -111,7 +112,7 @@ def training_arguments(course: Course) -> TrainingArguments:
         weight_decay=recipe.weight_decay,
         max_grad_norm=recipe.clip,
         bf16=course.dtype == "bfloat16",
-        tf32=True if device == "cuda" else None,
+        tf32=True if device == "cuda" and is_torch_tf32_available() else None,
         use_cpu=device == "cpu",
         ddp_backend="gloo" if device == "cpu" and world > 1 else None,
         logging_steps=max(1, steps // _LOGGED),

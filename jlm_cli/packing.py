@@ -15,6 +15,7 @@ import torch
 from transformers import AttentionInterface
 
 from jlm_cli.attention import Kernel, kernel_for
+from jlm_cli.batching import RESERVE
 from jlm_cli.engine import Ids, LineDraft
 from jlm_cli.transfers import sent
 
@@ -172,9 +173,10 @@ class Blocks:
         if block is None:
             shape = (self.rows, like.shape[0], max(self.places, end), like.shape[2])
             block = self._kept(layer, kind, like, shape)
-        elif block.shape[2] < end:
+        elif block.shape[2] < end:  # a larger draft than there is room for
             more = block.new_zeros(*block.shape[:2], end - block.shape[2], block.shape[3])
             block = torch.cat([block, more], dim=2)
+            self._memory[layer, kind] = block.view(-1)
         self._blocks[layer, kind] = block
         return block
 
@@ -184,8 +186,7 @@ class Blocks:
         size = int(np.prod(shape))
         memory = self._memory.get((layer, kind))
         if memory is None or memory.numel() < size:
-            room = size + size // 8  # batches of shorter prompts often take a little more
-            memory = self._memory[layer, kind] = like.new_zeros(room)  # any bits may be NaN
+            memory = self._memory[layer, kind] = like.new_zeros(int(RESERVE * size))  # not NaN
         return memory[:size].view(shape)
 
 

@@ -9,7 +9,7 @@ from jlm_cli.batching import Plan, make_plan
 
 
 def plan_of(n: int, budget: int) -> tuple[Plan, list[int]]:
-    tokens = np.random.default_rng(n).integers(20, 400, n).tolist()
+    tokens = np.random.default_rng(n).integers(200, 400, n).tolist()
     return make_plan(range(n), tokens, [row // 2 for row in range(n)], budget), tokens
 
 
@@ -22,16 +22,16 @@ def test_every_row_once_within_the_budget(n: int) -> None:
 
 
 def test_a_row_above_the_budget_is_a_batch_of_its_own() -> None:
-    plan = make_plan(range(4), [5, 90, 7, 6], range(4), 40)
+    plan = make_plan(range(4), [500, 9000, 700, 600], range(4), 4000)
     assert list(plan) == [[1], [2, 3, 0]]
 
 
 def test_a_long_row_does_not_make_places_for_many_short_ones() -> None:
     """As where one question has many answers, of which one is endless."""
-    plan = make_plan(range(60), [900] + [20] * 59, [0] * 60, 1000)
-    assert [len(batch) for batch in plan] == [1, 50, 9]
-    plan = make_plan(range(60), [300] + [20] * 59, [0] * 60, 1000)
-    assert [len(batch) for batch in plan] == [5, 50, 5]
+    plan = make_plan(range(60), [900] + [100] * 59, [0] * 60, 4000)
+    assert [len(batch) for batch in plan] == [6, 33, 21]
+    plan = make_plan(range(60), [9000] + [100] * 59, [0] * 60, 4000)
+    assert [len(batch) for batch in plan] == [1, 33, 26]
 
 
 def test_rows_of_a_group_stand_side_by_side() -> None:
@@ -51,4 +51,4 @@ def test_long_plans_end_in_smaller_batches(n: int, least: int) -> None:
 
 
 def test_short_plans_are_left_as_they_are() -> None:
-    assert len(plan_of(50, 4000)[0]) == 3
+    assert len(plan_of(50, 4000)[0]) == 4

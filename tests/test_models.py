@@ -258,6 +258,17 @@ def test_a_gguf_file_is_told_from_those_beside_it(tmp_path: Path) -> None:
     assert models.find(str(tmp_path / "a.gguf"), quiet).identity() != one
 
 
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As those before Ampere do; torch counts emulation in where it is not told otherwise."""
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
+    )
+    assert devices.choose_dtype(None, "cuda") == "float16"
+    assert devices.training_dtype("cuda") == "float32"
+
+
 def test_batch_tokens_follow_memory() -> None:
     """A 7B model on 80 GB takes batches of a pass each, on a card it barely fits the smallest."""
     cache = 2 * 32 * 32 * 128 * 2
