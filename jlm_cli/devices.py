@@ -207,13 +207,16 @@ _QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.55}  # a weight, its scales included
 
 
 def weight_bytes(files: ModelFiles, dtype: str, quantize: Quantize | None) -> int:
-    """Of the model as it computes; files are taken to hold two bytes a weight, GGUF half of one."""
+    """Of the model as it computes, from the size of its files; in GGUF a weight has about half a
+    byte."""
     import torch
 
-    kinds = (".gguf",) if files.gguf else (".safetensors", ".bin")
-    size = sum(path.stat().st_size for path in files.folder.iterdir() if path.suffix in kinds)
+    size = sum(path.stat().st_size for path in files.weights())
     each = getattr(torch, dtype).itemsize if quantize is None else _QUANTIZED_BYTES[quantize]
-    return int(size * each / (0.6 if files.gguf else 2))
+    if files.gguf:
+        return int(size * each / 0.6)
+    stored = text_config(files).dtype
+    return int(size * each / (stored.itemsize if isinstance(stored, torch.dtype) else 2))
 
 
 def n_weights(files: ModelFiles) -> int:

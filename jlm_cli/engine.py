@@ -84,6 +84,10 @@ class Engine(Protocol):
         """A batch of prompts, each with the tokens drafted behind it."""
         ...
 
+    def forget(self) -> None:
+        """Give back the memory kept from batch to batch."""
+        ...
+
     def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
         """What greedy decoding writes behind each prompt, up to its limit of new tokens.
 
@@ -130,7 +134,8 @@ class Judge:
         if self.at_once > 1:
             with suppress(MemoryError):
                 return (yield from self._judging(prompts))
-            yield until_alone  # another one may have held what it lacked
+            yield until_alone  # another one may have held what it lacked,
+            self.engine.forget()  # or left it for the next one
         return (yield from self._alone(prompts))
 
     def _alone(self, prompts: Sequence[Prompt]) -> Task[list[Reading | RowError]]:
@@ -340,6 +345,9 @@ class FakeEngine:
         return ReadAtOnce(
             drafts, len(columns), lambda row, path: _fake_behind(bytes(path), seeds[row], columns)
         )
+
+    def forget(self) -> None:
+        pass
 
     def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
         texts = [f"\nFake reason {_digest(bytes(prompt)).hex()}." for prompt in prompts]

@@ -53,6 +53,7 @@ class PackedEngine(Writer):
         self._spare: list[Blocks] = []  # of batches that have ended
         self._latest: PackedBatch | None = None
 
+    @within_memory
     def begin(
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> PackedBatch:
@@ -249,6 +250,7 @@ class PlainEngine(Writer):
 
     at_once = 1
 
+    @within_memory
     def begin(
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> ReadAtOnce:

@@ -26,7 +26,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.utils import is_torch_tf32_available
+from transformers.utils.import_utils import is_torch_tf32_available
 
 from jlm_cli import loading, vocabularies
 from jlm_cli.attention import PRODUCTS

@@ -9,6 +9,8 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 
+# of the CPU's allocator; of CUDA itself, where a kernel is loaded or memory pinned; of cuBLAS
+_OTHERS = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
@@ -24,8 +26,8 @@ R = TypeVar("R")
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Of a GPU, or of the CPU's allocator, which raises a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Of torch's allocator for GPUs; others raise plain errors."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OTHERS)
 
 
 def within_memory(

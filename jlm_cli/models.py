@@ -48,6 +48,14 @@ class ModelFiles:
             files |= {f"adapter/{path.name}": path for path in _read_in(self.adapter)}
         return {"name": self.name, **{name: _identity_of(path) for name, path in files.items()}}
 
+    def weights(self) -> list[Path]:
+        """The files that hold them; safetensors before .bin, as transformers has it."""
+        if self.gguf is not None:
+            return [self.folder / self.gguf]
+        there = _read_in(self.folder)
+        safe = [path for path in there if path.suffix == ".safetensors"]
+        return safe or [path for path in there if path.suffix == ".bin"]
+
     @property
     def template(self) -> str | None:
         """What a judge was taught with, where its folder says so: the name of a template, or the

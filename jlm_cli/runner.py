@@ -280,7 +280,7 @@ def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: 
         journal.check(_fingerprint(now), but=_OF_A_MACHINE)
     with np.load(journal.folder / _PLAN) as saved:
         plan, todo, left = Plan(saved["order"], saved["cuts"]), saved["todo"], saved["left"]
-    if not len(todo):
+    if workers.rank >= len(todo):  # the others take what there is; no weights are loaded for none
         return
     engine = loading.load_engine(now.files, now.lines.vocabulary, now.compute, report.note)
     with report.bar(int(left[plan.order].sum())) as bar:

@@ -26,7 +26,7 @@ from typing import Any, NoReturn, Protocol
 
 import orjson
 
-from jlm_cli import signals
+from jlm_cli import signals, slurm
 from jlm_cli.config import Config
 from jlm_cli.errors import (
     EXIT_OK,
@@ -37,6 +37,7 @@ from jlm_cli.errors import (
     ModelError,
     ReaderLeft,
     SystemFailure,
+    UsageError,
 )
 from jlm_cli.records import Json
 
@@ -182,19 +183,9 @@ class Group:
 
 def started_by_launcher() -> bool:
     """Whether this process is one of several that torchrun, accelerate or srun started."""
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "RANK" not in os.environ:
-        _take_slurm_names()
+    if slurm.started_by_srun():
+        slurm.take_names()
     return int(os.environ.get("WORLD_SIZE", 1)) > 1 and "RANK" in os.environ
-
-
-def _take_slurm_names() -> None:
-    """srun names things its own way; torch wants them in these variables."""
-    given = os.environ
-    given["RANK"], given["LOCAL_RANK"] = given["SLURM_PROCID"], given["SLURM_LOCALID"]
-    given["WORLD_SIZE"] = given["SLURM_STEP_NUM_TASKS"]
-    given["LOCAL_WORLD_SIZE"] = given.get("SLURM_NTASKS_PER_NODE", "1")
-    given.setdefault("MASTER_ADDR", given.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
-    given.setdefault("MASTER_PORT", str(20000 + int(given.get("SLURM_JOB_ID", 0)) % 20000))
 
 
 def local_rank() -> int:
@@ -222,6 +213,11 @@ def n_workers(config: Config) -> int:
 def run_workers(config: Config, work: Work) -> int:
     """Do the work in as many processes as the configuration asks for; the exit status."""
     if started_by_launcher():
+        if config.gpus is not None or config.workers is not None:
+            raise UsageError(
+                "--gpus and --workers start processes, and here a launcher has started them; each "
+                "takes one GPU (or --gpus-per-model of them), or with --device cpu none"
+            )
         _share_cores()
         return _in_group(config, work)
     n = n_workers(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from transformers import Cache, GenerationConfig, PreTrainedModel
@@ -37,8 +38,6 @@ class Writer:
 
     def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary) -> None:
         self.model = model.eval()  # type: ignore[no-untyped-call]
-        # else its folder's own settings (penalties, beams) fill up those that are asked for
-        model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         self.vocabulary = vocabulary
         self.device = model.device
         self._read: tuple[list[int], Cache] | None = None
@@ -60,7 +59,7 @@ class Writer:
             eos_token_id=list(self.vocabulary.ends),
             pad_token_id=pad,
         )
-        with computing():
+        with computing(), _settings_aside(self.model):
             out = self.model.generate(
                 ids.to(self.device),
                 attention_mask=seen.to(self.device),
@@ -105,6 +104,17 @@ class Writer:
             self._read = list(ids), out.past_key_values
         logits: torch.Tensor = out.logits[0, -1].float()
         return logits
+
+
+@contextmanager
+def _settings_aside(model: PreTrainedModel) -> Iterator[None]:
+    """Those of its folder (penalties, beams) would fill up those that are asked for."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _known(read: tuple[list[int], Cache] | None, ids: list[int]) -> tuple[int, Cache | None]:

@@ -160,12 +160,13 @@ def test_writing_is_greedy_whatever_the_models_folder_says(released: Loaded) -> 
 
     ids = [*released.vocabulary.bos, *released.vocabulary.locate(PROMPT).ids]
     model = copy.deepcopy(released.model)
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+    own = model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True, num_beams=3, repetition_penalty=5.0, no_repeat_ngram_size=1
     )
     told = Loaded(released.files, released.vocabulary, released.tokens, model)
     for plain, other in zip(engines_of(released), engines_of(told), strict=True):
         assert other.write([ids], [12], unheard) == plain.write([ids], [12], unheard)
+    assert model.generation_config is own  # and is what is saved with it
 
 
 def test_stream_goes_on_from_what_it_read(builtin: Loaded) -> None:

@@ -145,7 +145,7 @@ def test_batches_under_way_at_once_leave_each_other_alone(
     for most, split in ((6, False), (3, True)):  # rows that memory has room for
 
         def refusing(batch: PackedBatch, most: int = most) -> bool:
-            held = {batch.blocks, *(one.blocks for one in under_way)}
+            held = {batch.blocks, *(one.blocks for one in under_way), *engine._spare}
             if sum(blocks.rows for blocks in held) > most:
                 raise MemoryError
             under_way.append(batch)

@@ -269,6 +269,20 @@ def test_a_gpu_that_only_emulates_bfloat16_computes_in_float16(
     assert devices.training_dtype("cuda") == "float32"
 
 
+def test_a_model_weighs_what_is_loaded_of_it(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    for name in ("a.safetensors", "pytorch_model.bin", "optimizer.pt", "q4.gguf", "q8.gguf"):
+        (tmp_path / name).write_bytes(bytes(1200))
+    for dtype, halves in (("float32", 600), ("float16", 1200)):
+        LlamaConfig(dtype=dtype).save_pretrained(tmp_path)
+        files = models.ModelFiles("m", tmp_path)
+        assert devices.weight_bytes(files, "bfloat16", None) == halves
+    assert devices.weight_bytes(files, "float32", None) == 2400
+    gguf = dataclasses.replace(files, gguf="q4.gguf")
+    assert devices.weight_bytes(gguf, "bfloat16", None) == 4000
+
+
 def test_batch_tokens_follow_memory() -> None:
     """A 7B model on 80 GB takes batches of a pass each, on a card it barely fits the smallest."""
     cache = 2 * 32 * 32 * 128 * 2

@@ -19,6 +19,11 @@ import pytest
 from conftest import Jlm, pair, read_rows, write_rows
 from filelock import FileLock
 
+from jlm_cli import loading, runner, sharding, slurm
+from jlm_cli.config import Config
+from jlm_cli.journal import Journal
+from jlm_cli.report import Report
+
 N = 400
 SLOWLY = {"JLM_FAKE_DELAY": "0.1"}  # ten seconds for a whole run: time to reach into it
 
@@ -206,6 +211,52 @@ def of_srun(rank: int, port: int) -> dict[str, str]:
         "SLURM_NTASKS_PER_NODE": "2",
         "SLURM_JOB_ID": str(port - 20000),
     }
+
+
+def test_where_processes_of_srun_meet() -> None:
+    assert slurm.meeting_host({"SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1"}) == "127.0.0.1"
+    several = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "n[07-09,12],m3"}
+    assert slurm.meeting_host({**several, "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1"}) == "n07"
+    for nodes, first in {
+        "alone": "alone",
+        "a-1,b[2-3]": "a-1",
+        "n[1,3]-ib,m": "n1-ib",
+        "r[0-1]n[4-6]": "r0n4",
+        "gpu[011-014]": "gpu011",
+    }.items():
+        assert slurm.first_host(nodes) == first
+    ports = [slurm.meeting_port({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": str(n)}) for n in range(9)]
+    assert len(set(ports)) == 9 and all(20000 <= port < 40000 for port in ports)
+
+
+@pytest.mark.parametrize(
+    "told, node, tasks", [("8", 0, 8), ("4(x2),3", 1, 4), ("4(x2),3", 2, 3), ("2(x3)", 2, 2)]
+)
+def test_how_many_processes_of_srun_share_a_machine(told: str, node: int, tasks: int) -> None:
+    given = {"SLURM_STEP_TASKS_PER_NODE": told, "SLURM_NODEID": str(node)}
+    assert slurm.tasks_here({**given, "SLURM_NTASKS_PER_NODE": "1"}) == tasks
+    assert slurm.tasks_here({"SLURM_NTASKS_PER_NODE": "5"}) == 5
+
+
+@pytest.mark.parametrize("option", ["--gpus", "--workers"])
+def test_a_launcher_s_processes_start_no_others(tmp_path: Path, rows: Path, option: str) -> None:
+    code, said = end(start(tmp_path, option, "2", env={"RANK": "0", "WORLD_SIZE": "2"}))
+    assert code == 2 and "a launcher has started them" in said
+
+
+def test_a_worker_that_no_batch_is_left_for_loads_no_weights(
+    tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(command="judge", inputs=(str(rows),), output=None, model="fake", limit=3)
+    now, journal = runner.open_run(config, Report(True)), Journal(tmp_path / "partial", 0)
+    journal.folder.mkdir()
+    runner._begin(now, journal, Report(True))
+    monkeypatch.setattr(loading, "load_engine", lambda *_: pytest.fail("weights were loaded"))
+    second = sharding.Alone()
+    second.rank = 1
+    runner._judge_share(now, Journal(journal.folder, 1), second, Report(True))
+    assert list(journal.records()) == []
+    now.rows.source.__exit__()
 
 
 def free_port() -> int:
