@@ -6,6 +6,7 @@ so batched products beat it two- to threefold, forward and backward.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ def _fused_causal(
 ) -> torch.Tensor:
     tokens = query.shape[2]
     key, value = key[:, :, : start + tokens], value[:, :, : start + tokens]
+    if query.is_cuda and not _has_flash(query.device, query.dtype):
+        key, value = _for_each_head(query, key, value)
     # a mask of numbers would be slow on GPUs
     sees = causal_lower_right(tokens, start + tokens) if start else None
     return functional.scaled_dot_product_attention(
@@ -67,12 +70,26 @@ def _fused_masked(
     sees: torch.Tensor,
     scale: float | None,
 ) -> torch.Tensor:
-    shared = query.shape[1] // key.shape[1]
-    if query.is_cuda and shared > 1:  # no fused kernel takes a mask there and shared keys as well
-        key, value = (one.repeat_interleave(shared, 1) for one in (key, value))
+    if query.is_cuda:
+        key, value = _for_each_head(query, key, value)
     return functional.scaled_dot_product_attention(
         query, key, value, attn_mask=sees, scale=scale, enable_gqa=True
     )
+
+
+@functools.cache
+def _has_flash(device: torch.device, dtype: torch.dtype) -> bool:
+    """The only fused kernel on GPUs that takes keys shared by heads; it takes no mask."""
+    return dtype.itemsize == 2 and torch.cuda.get_device_capability(device)[0] >= 8
+
+
+def _for_each_head(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    shared = query.shape[1] // key.shape[1]
+    if shared == 1:
+        return key, value
+    return key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
 
 
 def _causal_products(

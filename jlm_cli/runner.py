@@ -121,11 +121,11 @@ def work(config: Config, workers: sharding.Workers) -> int:
         return EXIT_OK
     with locked(config.partial), _kept(config):
         check_output(config)  # once more: another run may just have finished
-        _begin(now, journal, report)
+        n_left = _begin(now, journal, report)
         _judge_share(now, journal, workers, report)
         workers.finish()
         _write_output(now, journal)
-        return _sum_up(now, journal, report, time.monotonic() - started)
+        return _sum_up(now, journal, report, n_left, time.monotonic() - started)
 
 
 @contextmanager
@@ -223,8 +223,9 @@ def locked(folder: Path) -> Iterator[None]:
             raise
 
 
-def _begin(now: Run, journal: Journal, report: Report) -> None:
-    """Survey all rows, and leave for every worker the plan of what is still to be judged."""
+def _begin(now: Run, journal: Journal, report: Report) -> int:
+    """Survey all rows, and leave for every worker the plan of what is still to be judged; how many
+    rows that are."""
     left = np.ones(len(now.rows), bool)
     facts = _fingerprint(now)
     output = now.config.output if now.config.retry_errors else None
@@ -248,6 +249,7 @@ def _begin(now: Run, journal: Journal, report: Report) -> None:
     with naming(draft):
         np.savez(draft, order=plan.order, cuts=plan.cuts, todo=np.array(todo, np.int64), left=left)
         draft.replace(journal.folder / _PLAN)
+    return int(left.sum())
 
 
 def _keep(now: Run, journal: Journal, good: NDArray[np.bool_]) -> None:
@@ -341,8 +343,11 @@ def _write_output(now: Run, journal: Journal) -> None:
         write_whole(now.config.output, journal.records())
 
 
-def _sum_up(now: Run, journal: Journal, report: Report, seconds: float) -> int:
-    """Tell the summary to a file, to programs, to a person; the exit status."""
+def _sum_up(now: Run, journal: Journal, report: Report, n_new: int, seconds: float) -> int:
+    """Tell the summary to a file, to programs, to a person; the exit status.
+
+    So many rows are new: a run that went on is no faster for what it found done.
+    """
     config = now.config
     tally, measured = _measured(now, _records(now.rows, journal))
     summary: Json = {
@@ -354,7 +359,7 @@ def _sum_up(now: Run, journal: Journal, report: Report, seconds: float) -> int:
         "n_judged": tally.n_judged,
         "n_error": tally.n_error,
         "seconds": round(seconds, 3),
-        "items_per_second": round(tally.n_judged / seconds, 3) if seconds else None,
+        "items_per_second": round(min(n_new, tally.n_judged) / seconds, 3) if seconds else None,
         **measured,
         MADE_WITH: journal.facts(),
     }
