@@ -13,6 +13,7 @@ from jlm_cli.comparing import Aligned, align, comparison_of, disagreements, name
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import EXIT_OK, UsageError
 from jlm_cli.journal import write_stdout, write_whole
+from jlm_cli.output import check_ordinary
 from jlm_cli.predictions import Predictions, read_predictions
 from jlm_cli.protocols import PAIRS
 from jlm_cli.record_protocols import RECORDS
@@ -48,6 +49,10 @@ def check(config: MetricsConfig) -> None:
         )
     if several and len(set(config.predictions)) < len(config.predictions):
         raise UsageError("the same predictions are named twice")
+    if str(config.reversed) in config.predictions:
+        raise UsageError(f"{config.reversed}: is named for both orders; --reversed is another file")
+    if config.protocol in RECORDS and config.abstain is not None:
+        raise UsageError(f"--abstain is of no use for {config.protocol}")
     if several and config.reversed is not None:
         raise UsageError("--reversed belongs to one file of predictions; here are several")
     if not several and config.disagreements is not None:
@@ -63,8 +68,9 @@ def check(config: MetricsConfig) -> None:
             raise UsageError("-: name a file; standard output has the tables, or --json")
         if named.count(output) > 1:
             raise UsageError(f"{output}: is named for two outputs")
-        if output.is_dir() or not output.parent.is_dir():
-            raise UsageError(f"{output}: is a folder, or in none; name a file")
+        check_ordinary(output, "name a file; standard output has the tables, or --json")
+        if not output.parent.is_dir():
+            raise UsageError(f"{output}: there is no folder {output.parent}")
         if any(output.resolve() == path.resolve() for path in inputs):
             raise UsageError(f"{output}: is an input; name another file")
 
@@ -128,7 +134,7 @@ def _tell(result: Json, report: Report) -> None:
         if "gold" in summary and not any(map(summary["gold"].get, ("n", "without_verdict"))):
             report.note(f"{name}: no gold, so no agreement; give --gold")
         if ids := summary.get("gold", {}).get("without_verdict"):
-            report.note(f"{len(ids)} rows have gold that is no verdict: {_some(ids)}")
+            report.note(f"{len(ids)} rows have gold without a verdict: {_some(ids)}")
 
 
 def _some(ids: Sequence[Any]) -> str:

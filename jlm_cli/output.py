@@ -14,6 +14,7 @@ from jlm_cli.errors import RowError, UsageError
 from jlm_cli.journal import begun, first_difference, folder_of
 from jlm_cli.records import Json
 from jlm_cli.rows import Rows
+from jlm_cli.standings import TALLIES
 
 MADE_WITH = "made_with"  # in the summary: all that could have changed a byte of the output
 _ROW_BY_ROW = ("input", "reference", "gold")  # compared so by `good_rows`
@@ -43,12 +44,9 @@ def check_output(config: Config) -> None:
 
 def _check_name(path: Path, config: Config) -> None:
     """Raises UsageError where a file of that name must not or cannot be written."""
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; name a file with --output")
-    if path.is_symlink():
-        raise UsageError(f"{path}: is a link; name the file itself with --output")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path}: is no ordinary file; take --output - for standard output")
+    if path.suffix in (".gz", ".zst"):
+        raise UsageError(f"{path}: results are not compressed; take --output - and a pipe for that")
+    check_ordinary(path, "--output - writes to standard output")
     sides = [side for side in (config.reference, config.gold) if side is not None]
     for given in [Path(name) for name in config.inputs if name != "-"] + sides:
         if path.resolve() == given.resolve() or (path.exists() and _same_file(path, given)):
@@ -60,6 +58,17 @@ def _check_name(path: Path, config: Config) -> None:
         raise UsageError(f"{path}: the folder {path.parent} is not writable")
 
 
+def check_ordinary(path: Path, instead: str) -> None:
+    """A file replaces what has its name: raises UsageError where that is a folder, a link, a pipe
+    or a device."""
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file")
+    if path.is_symlink():
+        raise UsageError(f"{path}: is a link; name the file itself")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is no ordinary file; {instead}")
+
+
 def _same_file(path: Path, other: Path) -> bool:
     return other.exists() and path.samefile(other)
 
@@ -68,14 +77,16 @@ def good_rows(output: Path, rows: Rows, facts: Json) -> NDArray[np.bool_]:
     """Which records of the output are judged, of what the input still says. Raises UsageError
     where the output is not of this input, or was made with other settings."""
     _check_made_with(output, facts)
+    tally = TALLIES[rows.config.command]()  # takes nothing that could not be summed up
     good: list[bool] = []
     with output.open("rb") as records:
         for row, raw in enumerate(records):
             try:
                 record = orjson.loads(raw)
+                tally.add({"sample": {"models": None}, **record})
                 same = row < len(rows) and record["line"] == rows.source.line(row)
                 good.append(same and "error" not in record and _is_of(record, rows, row))
-            except (orjson.JSONDecodeError, LookupError, TypeError):
+            except (ValueError, LookupError, TypeError, AttributeError):
                 raise UsageError(f"{output}:{row + 1}: is no record of jlm") from None
             if not same and row < len(rows):
                 raise UsageError(f"{output}:{row + 1}: is of another line of the input")
@@ -88,12 +99,16 @@ def good_rows(output: Path, rows: Rows, facts: Json) -> NDArray[np.bool_]:
 
 
 def _check_made_with(output: Path, facts: Json) -> None:
-    """Raises UsageError where a summary beside the output names another setting or model. What
+    """Raises UsageError where the summary beside the output names another setting or model. What
     the input and its side files say is compared row by row."""
+    path = summary_path(output)
     try:
-        before: Json = orjson.loads(summary_path(output).read_bytes())[MADE_WITH]
+        before: Json = orjson.loads(path.read_bytes())[MADE_WITH]
     except (OSError, orjson.JSONDecodeError, LookupError, TypeError):
-        return
+        raise UsageError(
+            f"{path}: is not there, or no summary; --retry-errors learns from it how {output} was "
+            "made"
+        ) from None
     if (name := first_difference(before, facts, but=_ROW_BY_ROW)) is not None:
         raise UsageError(
             f"{output}: was made with another {name}; --retry-errors takes the same settings"

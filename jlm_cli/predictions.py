@@ -30,11 +30,11 @@ from jlm_cli.columns import (
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.records import VERDICTS, Json, read_gold, read_score_line, verdict_of
 from jlm_cli.schemas import SCHEMAS, majority, parse_row, read_votes
-from jlm_cli.side_files import Key, id_in, key_of
+from jlm_cli.side_files import Key, gold_in, id_in, key_of, twin_hint
 from jlm_cli.source import Source, open_source
 
+_P_OFF = 0.01  # of a sum of rounded probabilities
 _OTHER_RECORDS = {"score": "grade or mmvet", "ranking": "rank", "aspects": "aspects"}
-_GOLD_FIELDS = ("gold", "verdict", "text", "score", "scores")
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,7 @@ class Index:
 
     def hint(self, row_id: Any) -> str:
         """Why an id may not have been found."""
-        other = str(row_id) if not isinstance(row_id, str) else _whole(row_id)
-        if self.with_models or key_of(other) not in self.rows:
-            return ""
-        return f" ({self.name} has {other!r}: a text and a number are two ids)"
+        return "" if self.with_models else twin_hint(row_id, self.rows)
 
 
 @dataclass
@@ -207,7 +204,18 @@ def _from_fields(row: Json) -> Judged:
     if verdict not in PLACE:
         known = ", ".join(f'"{name}"' for name in VERDICTS)
         raise RowError("bad-value", f"field verdict: {verdict!r}; there are {known}")
-    return judged_of({**row, "verdict": verdict})
+    p = None if row.get("p") is None else _read_p(row["p"])
+    return judged_of({**row, "verdict": verdict, "p": p})
+
+
+def _read_p(given: Any) -> Json:
+    """Probabilities of the verdicts; a judge that never ties may leave that one out."""
+    p = {"tie": 0.0, **given} if isinstance(given, dict) else {}
+    if set(VERDICTS) <= p.keys() and is_numbers([p[verdict] for verdict in VERDICTS]):
+        found: Json = {verdict: p[verdict] for verdict in VERDICTS}
+        if min(found.values()) >= 0 and abs(sum(found.values()) - 1) <= _P_OFF:
+            return found
+    raise RowError("bad-value", 'field p: probabilities of "1", "2" and "tie" are needed')
 
 
 def is_numbers(value: Any) -> bool:
@@ -261,13 +269,9 @@ def _learn_gold(tally: PairTally, at: int, row: Json, where: str) -> None:
     """Gold of a line, in any of its forms; its texts too, where it has them."""
     try:
         fields = native_fields(row)
-        given = [row[name] for name in _GOLD_FIELDS if row.get(name) is not None]
-        gold = fields.get("gold") if fields.get("gold") is not None else next(iter(given), None)
-        about = _with_gold(fields, gold)
-        if about.gold == NONE and not any(name in row for name in _GOLD_FIELDS):
-            raise RowError(
-                "missing-field", "field gold (or verdict, text, score, annotator1) is missing"
-            )
+        about = _with_gold(fields, fields.get("gold"))
+        if about.gold == NONE:
+            about = _with_gold(fields, gold_in(row))
         tally.learn(at, about)
     except RowError as error:
         raise InputError(f"{where}: {error}") from error
@@ -334,7 +338,3 @@ def _label(row_id: Any, models: Iterable[str]) -> Any:
 def _pair_key(row_id: Any, models: Any) -> Key:
     names = tuple(sorted(map(str, models))) if models else ()
     return (type(row_id), (row_id, *names))
-
-
-def _whole(text: str) -> int | None:
-    return int(text) if text.isdigit() and len(text) < 19 else None

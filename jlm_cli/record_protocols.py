@@ -22,7 +22,7 @@ from jlm_cli.predictions import is_numbers, rows_of
 from jlm_cli.prompts import load
 from jlm_cli.ranking import Ranking, n_moved, ranking_of
 from jlm_cli.records import Json, Verdict, read_gold, verdict_of
-from jlm_cli.side_files import id_in, key_of
+from jlm_cli.side_files import Key, gold_in, id_in, key_of, twin_hint
 from jlm_cli.source import open_source
 from jlm_cli.standings import GradeTally, compared
 from jlm_cli.summary import objective, summary_of
@@ -36,22 +36,25 @@ def aspects(path: str, config: MetricsConfig) -> Json:
 
     Gold is one verdict for all aspects or an object with one for each.
     """
-    gold = _gold_by_id(config.gold)
+    gold = _GoldOf(config.gold)
     tallies: defaultdict[str, PairTally] = defaultdict(PairTally)
     together = PairTally()
     for row, where in _records(path, config):
         if "error" not in row and not isinstance(row.get("aspects"), dict):
             raise InputError(f"{where}: field aspects is missing; protocol aspects needs it")
-        for name, judged in row.get("aspects", {}).items():
-            given = row.get("gold") if gold is None else gold.get(_key(row, where))
-            given = given.get(name) if isinstance(given, dict) else given
-            sample = {**(row.get("sample") or {}), "gold": _verdict_in(given, where)}
+        if "error" in row:
+            continue
+        given = gold.of(row, where)
+        for name, judged in row["aspects"].items():
+            said_of_it = given.get(name) if isinstance(given, dict) else given
+            sample = {**(row.get("sample") or {}), "gold": _verdict_in(said_of_it, where)}
             sample["question"] = sample.get("question") or repr(row.get("id"))
             said = _checked(judged, where)
             tallies[name].append(said, about_of(sample))
             together.append(said, about_of(sample))
     if not len(together):
         raise InputError(f"{path}: holds no judged aspects")
+    joined = gold.joined(path)
     found = {
         name: summary_of(tally.columns(), False, config.tie_within)
         for name, tally in sorted(tallies.items())
@@ -59,7 +62,7 @@ def aspects(path: str, config: MetricsConfig) -> Json:
     total = summary_of(together.columns(), False, config.tie_within)
     if "objective" not in total:
         raise InputError(f"{path}: protocol aspects needs gold; give --gold")
-    return {"n_judged": len(together), "aspects": found, **total}
+    return {"n_judged": len(together), **joined, "aspects": found, **total}
 
 
 def _verdict_in(gold: Any, where: str) -> Verdict | None:
@@ -82,20 +85,20 @@ def mmvet(path: str, config: MetricsConfig) -> Json:
 
     What score makes which grade is said in the template vqa.
     """
-    gold = _gold_by_id(config.gold)
+    gold = _GoldOf(config.gold)
     said: list[int] = []
     golds: list[tuple[Any, str]] = []
     questions: list[int] = []
     n_error = 0
     for row, where in _records(path, config):
-        given = row.get("gold") if gold is None else gold.get(_key(row, where))
         if "error" in row:
             n_error += 1
-        elif given is not None:
+        elif (given := gold.of(row, where)) is not None:
             said.append(_grade(row.get("score"), "score", where))
             golds.append((given, where))
             question = (row.get("sample") or {}).get("question")
             questions.append(checksum(None if question is None else str(question)))
+    joined = gold.joined(path)
     if not said:
         raise InputError(f"{path}: protocol mmvet needs gold (right, half, wrong); give --gold")
     truth = _gold_grades(golds)
@@ -109,6 +112,7 @@ def mmvet(path: str, config: MetricsConfig) -> Json:
     return {
         "n_judged": len(said),
         "n_error": n_error,
+        **joined,
         "objective": against_gold(verdict),
         "baselines": {"majority": against_gold(most)},
     }
@@ -116,19 +120,33 @@ def mmvet(path: str, config: MetricsConfig) -> Json:
 
 def grade(path: str, config: MetricsConfig) -> Json:
     """Grades against numeric gold, as `jlm grade` sums them up."""
-    gold, tally = _gold_by_id(config.gold), GradeTally()
+    gold, tally = _GoldOf(config.gold), GradeTally()
+    unreadable: list[Any] = []
     for row, where in _records(path, config):
         try:
-            if gold is not None and "error" not in row:
-                row["gold"] = _scores_in(gold.get(_key(row, where)))
+            if "error" not in row:
+                given = gold.of(row, where)
+                row["gold"] = _scores_in(given) if config.gold is not None else given
+                if given is not None and row["gold"] is None:
+                    unreadable.append(row.get("id"))
             tally.add({"sample": {"models": None}, "flags": [], "gold": None, **row})
         except RowError as error:
             raise InputError(f"{config.gold}: id {row.get('id')!r}: {error}") from error
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{where}: no record of jlm grade ({error})") from error
+        except KeyError as error:
+            raise InputError(
+                f"{where}: field {error.args[0]} is missing; grades have it"
+            ) from error
+        except TypeError as error:
+            raise InputError(f"{where}: a damaged record: {error}") from error
     if not tally.n_judged:
         raise InputError(f"{path}: holds no grades")
-    return {"n_judged": tally.n_judged, "n_error": tally.n_error, **tally.summary()}
+    return {
+        "n_judged": tally.n_judged,
+        "n_error": tally.n_error,
+        "gold": {"n": len(tally.questions), "without_verdict": unreadable},
+        **gold.joined(path),
+        **tally.summary(),
+    }
 
 
 def _scores_in(gold: Any) -> Any:
@@ -314,19 +332,49 @@ def _key(row: Json, where: str) -> Any:
         raise InputError(f"{where}: {error}") from error
 
 
-def _gold_by_id(path: Path | None) -> dict[Any, Any] | None:
-    """What a gold file says of each id, as it stands there."""
-    if path is None:
-        return None
-    found: dict[Any, Any] = {}
-    for row, where in _records(str(path), None):
+class _GoldOf:
+    """Gold of each record: what `--gold` says of its id, or else what the record holds."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._by_id: dict[Key, Any] = {}
+        self._met: set[Key] = set()
+        self._missed: list[Any] = []
+        if path is None:
+            return
+        for row, where in _records(str(path), None):
+            key = _key(row, where)
+            if key in self._by_id:
+                raise InputError(f"{where}: id {key[1]!r} stands there twice; gold must be unique")
+            try:
+                self._by_id[key] = gold_in(row)
+            except RowError as error:
+                raise InputError(f"{where}: {error}") from error
+
+    def of(self, row: Json, where: str) -> Any:
+        """Raises InputError where an id that is joined by stands there twice."""
+        if self._path is None:
+            return row.get("gold")
         key = _key(row, where)
-        if key in found:
-            raise InputError(f"{where}: id {key[1]!r} stands there twice; gold must be unique")
-        if row.get("gold", row.get("verdict")) is None:
-            raise InputError(f"{where}: field gold is missing")
-        found[key] = row.get("gold", row.get("verdict"))
-    return found
+        if key in self._met:
+            raise InputError(f"{where}: id {key[1]!r} stands there twice; ids must be unique")
+        if key not in self._by_id:
+            self._missed.append(key[1])
+            return None
+        self._met.add(key)
+        return self._by_id[key]
+
+    def joined(self, path: str) -> Json:
+        """Ids that are missing on one side, as a summary names them. Raises InputError where none
+        is on both."""
+        if self._path is None:
+            return {}
+        if self._missed and not self._met:
+            hint = twin_hint(self._missed[0], self._by_id)
+            raise InputError(f"{path}: shares no id with {self._path}{hint}")
+        only_there = [key[1] for key in self._by_id if key not in self._met]
+        sides = {"only_there": only_there, "only_in_predictions": self._missed}
+        return {"joined": {"gold": sides}}
 
 
 RECORDS: dict[str, Callable[[str, MetricsConfig], Json]] = {

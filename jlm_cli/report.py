@@ -58,7 +58,14 @@ def escaped(text: str) -> str:
 
 
 class _Stderr(Console):
-    """A console whose reader may leave: the run goes on without a word."""
+    """A console whose reader may leave, and whose disk may be full: the run goes on without a
+    word."""
+
+    def print(self, *things: Any, **how: Any) -> None:
+        try:
+            super().print(*things, **how)
+        except OSError:
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

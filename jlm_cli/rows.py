@@ -79,7 +79,9 @@ class Rows:
                 raise self.references.missing(sample.id, "reference")
             sample = replace(sample, reference=reference)
         if self.gold is not None:
-            sample = replace(sample, gold=self._gold_of(sample), gold_unreadable=False)
+            gold = self._gold_of(sample)
+            unreadable = gold is None and self.gold.holds(sample.id)
+            sample = replace(sample, gold=gold, gold_unreadable=unreadable)
         return sample
 
     def _gold_of(self, sample: Sample) -> Gold | None:
@@ -115,4 +117,6 @@ def _source_of(config: Config) -> tuple[Source, Schema]:
             raise InputError(f"{source.where(0)}: one model's answers; give {more}")
     elif "-" in config.inputs:
         raise InputError("-: standard input cannot be one of several inputs")
+    elif len(set(config.inputs)) < len(config.inputs):
+        raise InputError(f"{config.inputs[-1]}: the same input is named twice")
     return joined(config.inputs, config.command, config.limit), SCHEMAS[0]

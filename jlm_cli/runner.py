@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 
 from jlm_cli import devices, loading, models, sharding, vocabularies
 from jlm_cli.batching import Plan, make_plan
-from jlm_cli.columns import PairTally, tally_of
+from jlm_cli.columns import PairTally
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines
 from jlm_cli.engine import Judge
 from jlm_cli.errors import (
     EXIT_OK,
     GO_ON,
+    Ended,
     InputError,
     JlmError,
     RowError,
@@ -42,7 +43,7 @@ from jlm_cli.records import Json, Sample, dump, dump_indented, judged_record
 from jlm_cli.report import Report, Written, exit_status, spoken
 from jlm_cli.rows import Rows, open_rows
 from jlm_cli.source import spool_stdin
-from jlm_cli.standings import GradeTally, RankTally, Tally
+from jlm_cli.standings import TALLIES, Tally
 from jlm_cli.summary import summary_of
 from jlm_cli.survey import AT_ONCE, Survey, encoded, take_survey
 from jlm_cli.tasks import Task, in_turn
@@ -103,6 +104,10 @@ def run(config: Config) -> int:
             config = replace(config, stdin=spool_stdin(scratch / "stdin"))
         partial = scratch if config.output is None else folder_of(config.output)
         return sharding.run_workers(replace(config, partial=partial), work)
+    except (KeyboardInterrupt, Ended):
+        if config.output is not None and begun(folder_of(config.output)):
+            Report(config.quiet).note(f"ended; what is done is kept: {GO_ON}")
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -237,12 +242,21 @@ def _begin(now: Run, journal: Journal, report: Report) -> int:
         left[good] = False
     if not left.all():
         report.note(f"going on: {int((~left).sum())} of {len(left)} rows are done")
-    survey = take_survey(
-        now.rows,
-        now.encoder,
-        lambda errors: journal.append([one for one in errors if left[one[0]]]),
-    )
+    try:
+        survey = take_survey(
+            now.rows,
+            now.encoder,
+            lambda errors: journal.append([one for one in errors if left[one[0]]]),
+        )
+    except InputError:  # of --strict: nothing is judged yet that a mended input could go on from
+        if not len(done):
+            journal.remove()
+        raise
     report.preflight(_facts_of(now, survey))
+    if now.rows.gold is not None and len(survey.rows) and not survey.n_with_gold:
+        first = now.rows.sample(survey.rows[0]).id
+        if not survey.n_unreadable_gold:
+            report.note(f"no row has gold: {now.rows.gold.missing(first, 'gold')}")
     plan = plan_of(now, survey)
     todo = [number for number in range(len(plan)) if left[plan.batch(number)].any()]
     draft = journal.folder / "plan.tmp.npz"
@@ -377,12 +391,11 @@ def _sum_up(now: Run, journal: Journal, report: Report, n_new: int, seconds: flo
 
 def _measured(now: Run, records: Iterator[Json]) -> tuple[Tally | PairTally, Json]:
     """Counts of all records, and the figures that the command's summary has."""
-    if now.config.command == "judge":
-        pairs = tally_of(records)
-        return pairs, summary_of(pairs.columns(), now.config.swap)
-    tally = GradeTally() if now.config.command == "grade" else RankTally()
+    tally = TALLIES[now.config.command]()
     for record in records:
         tally.add(record)
+    if isinstance(tally, PairTally):
+        return tally, summary_of(tally.columns(), now.config.swap)
     return tally, tally.summary()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,7 +177,8 @@ SCHEMAS = (
 
 
 def mapped(pairs: tuple[tuple[str, str], ...]) -> Schema:
-    """The schema of `--map NATIVE=FIELD`; FIELD may be dotted, answers may be answer_1, answer_2.
+    """The schema of `--map NATIVE=FIELD`; FIELD may be dotted (`choices.0.text`), answers may be
+    answer_1, answer_2.
     Fields that already have native names keep them; with no FIELD, one is left out.
 
     Raises InputError for a native name that does not exist.
@@ -201,7 +203,8 @@ def mapped(pairs: tuple[tuple[str, str], ...]) -> Schema:
 
     def native(row: Json) -> Json:
         fields = {name: row[name] for name in as_they_are if name in row}
-        fields |= {name: _dotted(row, field) for name, field in plain if field}
+        there = [pair for pair in plain if pair[1] and (_is_due(pair[0]) or _has(row, pair[1]))]
+        fields |= {name: _dotted(row, field) for name, field in there}
         if numbered:
             fields["answers"] = [_dotted(row, field) for _, field in numbered]
         return _native(fields)
@@ -209,21 +212,53 @@ def mapped(pairs: tuple[tuple[str, str], ...]) -> Schema:
     return Schema("map", frozenset(), native, dict(pairs).get("id") or "id")
 
 
+def _is_due(name: str) -> bool:
+    """Other fields may be missing in some rows, as they may in native ones."""
+    return name == "question" or name.startswith("answer")
+
+
+def _has(row: Json, field: str) -> bool:
+    try:
+        _dotted(row, field)
+    except RowError:
+        return False
+    return True
+
+
+def _check_named(source: Source, pairs: tuple[tuple[str, str], ...]) -> None:
+    """Raises InputError for a field that `--map` names and no row has: a slip of the pen."""
+    wanted = {field for name, field in pairs if field and not _is_due(name)}
+    n_rows = 0
+    for raw in source:
+        if not wanted:
+            return
+        with suppress(RowError):
+            row = parse_row(raw)
+            wanted -= {field for field in wanted if _has(row, field)}
+            n_rows += 1
+    if wanted and n_rows:
+        raise InputError(f"{source.name}: no row has the field {min(wanted)} (named by --map)")
+
+
 def _dotted(row: Json, path: str) -> Any:
     if path in row:
         return row[path]
     value: Any = row
     for part in path.split("."):
-        if not isinstance(value, dict) or part not in value:
-            raise RowError("missing-field", f"field {path} (named by --map) is missing")
-        value = value[part]
+        place: Any = int(part) if isinstance(value, list) and part.isdecimal() else part
+        try:
+            value = value[place]
+        except (LookupError, TypeError):
+            raise RowError("missing-field", f"field {path} (named by --map) is missing") from None
     return value
 
 
 def recognise(source: Source, name: str, pairs: tuple[tuple[str, str], ...]) -> Schema:
     """The schema of an input: by `--map`, by name, or by the fields of its first JSON object."""
     if pairs:
-        return mapped(pairs)
+        schema = mapped(pairs)
+        _check_named(source, pairs)
+        return schema
     if name != "auto":
         by_name = {schema.name: schema for schema in SCHEMAS}
         if name not in by_name:
@@ -247,7 +282,8 @@ def _fitting(row: Json, where: str) -> Schema:
     found = ", ".join(sorted(row)) or "none"
     raise InputError(
         f"{where}: no schema fits the fields {found}; the nearest is {nearest.name}, "
-        f"which also needs {missing}; name fields with --map question=FIELD --map answer_1=FIELD"
+        f"which also needs {missing}; name fields with --map question=FIELD --map answer_1=FIELD, "
+        f"or take --schema {nearest.name} where only some rows lack them"
     )
 
 
@@ -258,10 +294,19 @@ def parse_row(raw: bytes) -> Json:
     try:
         row = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise RowError("bad-json", f"not JSON: {error.msg}, column {error.colno}") from error
+        raise RowError("bad-json", _why_no_json(raw, error)) from error
     if not isinstance(row, dict):
         raise RowError("bad-type", "the line is no JSON object")
     return row
+
+
+def _why_no_json(raw: bytes, error: orjson.JSONDecodeError) -> str:
+    try:
+        raw.decode()
+    except UnicodeDecodeError as wrong:
+        byte, column = raw[wrong.start], wrong.start + 1
+        return f"not UTF-8: byte {byte:#04x} at {column}; convert the file (iconv -t utf-8)"
+    return f"not JSON: {error.msg}, column {error.colno}"
 
 
 def without_reference(row: Json) -> Json:

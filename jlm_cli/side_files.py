@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from jlm_cli.schemas import parse_row, reference_text
 from jlm_cli.source import Source, open_source
 
 Key = tuple[type, Any]
+GOLD_FIELDS = ("gold", "verdict", "text", "score", "scores")
 
 
 def key_of(row_id: Any) -> Key:
@@ -33,17 +33,24 @@ class Joined:
     def find(self, row_id: Any) -> Any | None:
         return self.by_id.get(key_of(row_id))
 
+    def holds(self, row_id: Any) -> bool:
+        return key_of(row_id) in self.by_id
+
     def missing(self, row_id: Any, what: str) -> RowError:
         """The error record of a row whose id the file does not hold."""
-        other = str(row_id) if not isinstance(row_id, str) else _number(row_id)
-        hint = ""
-        if other is not None and key_of(other) in self.by_id:
-            hint = f" (it has {other!r}: a text and a number are two ids)"
-        return RowError(f"missing-{what}", f"id {row_id!r} is not in {self.name}{hint}")
+        why = twin_hint(row_id, self.by_id)
+        return RowError(f"missing-{what}", f"id {row_id!r} is not in {self.name}{why}")
 
 
-def _number(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"\d{1,18}", text) else None
+def twin_hint(row_id: Any, keys: Container[Key]) -> str:
+    """Why a file may not have an id: it has the number for the text, or the other way round."""
+    if not isinstance(row_id, str):
+        twin: Any = str(row_id)
+    else:
+        twin = int(row_id) if re.fullmatch(r"\d{1,18}", row_id) else None
+    if twin is None or key_of(twin) not in keys:
+        return ""
+    return f" (it has {twin!r}: a text and a number are two ids)"
 
 
 def id_in(row: Json) -> Any:
@@ -61,11 +68,12 @@ def _reference_in(row: Json) -> str | None:
     raise RowError("missing-field", "field reference is missing")
 
 
-def _gold_in(row: Json, n_answers: int | None) -> Gold | None:
-    for name in ("gold", "verdict", "text", "score"):
-        if row.get(name) is not None:
-            return read_gold(row[name], n_answers or _n_judged(row[name]))
-    raise RowError("missing-field", "field gold (or verdict, text, score) is missing")
+def gold_in(row: Json) -> Any | None:
+    """What a line of a gold file says, under any of gold's names; None where that is nothing.
+    Raises RowError where it has none of them."""
+    if not any(name in row for name in GOLD_FIELDS):
+        raise RowError("missing-field", "field gold (or verdict, text, score) is missing")
+    return next((row[name] for name in GOLD_FIELDS if row.get(name) is not None), None)
 
 
 def load_references(path: Path) -> Joined:
@@ -86,12 +94,21 @@ def load_gold(path: Path, n_answers: int | None) -> Joined:
 
     Raises InputError on a duplicate id, and where gold is of another kind.
     """
-    by_id: dict[Key, Any] = {}
+
+    def read(row: Json) -> tuple[bool, Gold | None]:
+        given = gold_in(row)
+        return given is not None, given and read_gold(given, n_answers or _n_judged(given))
+
+    by_id: dict[Key, Gold | None] = {}  # None: of no use
     with open_source(str(path)) as source:
-        for key, gold in _side_rows(source, partial(_gold_in, n_answers=n_answers)):
+        for key, (there, gold) in _side_rows(source, read):
             if key in by_id:
-                raise InputError(f"{path}: id {key[1]!r} stands there twice; gold must be unique")
-            by_id[key] = gold
+                raise InputError(
+                    f"{path}: id {key[1]!r} stands there twice; gold must be unique (jlm metrics "
+                    "also tells pairs by their models)"
+                )
+            if there:
+                by_id[key] = gold
         return Joined(str(path), by_id, source.sha256())
 
 

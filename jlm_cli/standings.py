@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from jlm_cli.columns import checksum, clusters_of
+from jlm_cli.columns import PairTally, checksum, clusters_of
 from jlm_cli.metrics import (
     RESAMPLES,
     Codes,
@@ -284,3 +285,11 @@ def _intervals(counts: Counts, wins: Counts) -> tuple[dict[str, Any], dict[str, 
 def _win_rates(wins: Counts) -> Counts:
     games = wins + np.swapaxes(wins, -1, -2)
     return np.asarray(wins.sum(-1) / games.sum(-1))
+
+
+# what counts the records of each command
+TALLIES: dict[str, Callable[[], PairTally | Tally]] = {
+    "judge": PairTally,
+    "grade": GradeTally,
+    "rank": RankTally,
+}

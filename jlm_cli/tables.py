@@ -65,8 +65,7 @@ def grids_of(result: Json) -> list[Grid]:
 def _headline(protocol: str, judges: dict[str, Json]) -> Grid:
     """The paper's table: judges, then what reads nothing."""
     rows = [(name, _flat(protocol, summary)) for name, summary in judges.items()]
-    for name, baseline in next(iter(judges.values())).get("baselines", {}).items():
-        rows.append((f"baseline: {name.replace('_', ' ')}", baseline))
+    rows += _baselines({name: summary.get("baselines", {}) for name, summary in judges.items()})
     if protocol == "aspects":
         for judge, summary in judges.items():
             named = [
@@ -76,6 +75,17 @@ def _headline(protocol: str, judges: dict[str, Json]) -> Grid:
             ]
             rows = [*named, *rows]
     return _grid(_TITLES[protocol], rows, _COLUMNS[protocol])
+
+
+def _baselines(by_judge: dict[str, Json]) -> list[tuple[str, Json]]:
+    """Once where all judges were measured on the same rows, else for each."""
+    first = next(iter(by_judge.values()))
+    alike = all(baselines == first for baselines in by_judge.values())
+    return [
+        (f"baseline{'' if alike else f', {judge}'}: {name.replace('_', ' ')}", baseline)
+        for judge, baselines in list(by_judge.items())[: 1 if alike else None]
+        for name, baseline in baselines.items()
+    ]
 
 
 def _flat(protocol: str, summary: Json) -> Json:

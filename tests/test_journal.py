@@ -247,6 +247,52 @@ def test_retrying_judges_again_what_has_changed(tmp_path: Path, jlm: Jlm) -> Non
     assert (after[1]["sample"]["question"], after[2]["gold"]) == ("Another?", "2")
 
 
+def test_retrying_needs_to_know_how_the_output_was_made(tmp_path: Path, jlm: Jlm) -> None:
+    """Else rows of two models would stand under the name of one."""
+    write_rows(tmp_path / "in.jsonl", [pair(1), pair(2), {"id": 3}])
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q").code == 3
+    (tmp_path / "out.metrics.json").unlink()
+    done = jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q", "--retry-errors")
+    assert done.code == 2 and "out.metrics.json: is not there, or no summary" in done.err
+
+
+def test_retrying_counts_and_times_only_what_it_judged(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [pair(n) for n in range(40)]
+    write_rows(tmp_path / "in.jsonl", [*rows, {"id": 40}])
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q").code == 3
+    write_rows(tmp_path / "in.jsonl", [*rows, pair(40)])
+    done = jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q", "--retry-errors", "--json")
+    found = json.loads(done.out)
+    assert (found["n_judged"], found["n_error"]) == (41, 0)
+    assert found["items_per_second"] * found["seconds"] == pytest.approx(1, abs=0.1)
+
+
+def test_an_output_that_was_edited_is_not_gone_on_from(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1), pair(2)])
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q").code == 0
+    text = (tmp_path / "out.jsonl").read_text()
+    (tmp_path / "out.jsonl").write_text(text.replace('"2":', '"3":', 1))
+    done = jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q", "--retry-errors")
+    assert done.code == 2 and "out.jsonl:1: is no record of jlm" in done.err
+    assert not (tmp_path / "out.jsonl.partial").exists()
+
+
+def test_a_mended_input_goes_on_after_strict_refused_it(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1), {"id": 2}])
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q", "--strict").code == 2
+    assert not (tmp_path / "out.jsonl.partial").exists()
+    write_rows(tmp_path / "in.jsonl", [pair(1), pair(2)])
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q", "--strict").code == 0
+
+
+def test_notes_that_nobody_can_write_down_do_not_stop_a_run(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    words = [sys.executable, "-m", "jlm_cli", "judge", "in.jsonl", "-m", "fake", "-o", "out.jsonl"]
+    with Path("/dev/full").open("wb") as full:
+        assert subprocess.run(words, cwd=tmp_path, stderr=full).returncode == 0
+    assert len(read_rows(tmp_path / "out.jsonl")) == 1
+
+
 def test_plan_as_json(tmp_path: Path, jlm: Jlm) -> None:
     write_rows(tmp_path / "in.jsonl", [pair(1), {"id": 2, "question": "Q"}])
     done = jlm("judge", "in.jsonl", "--plan", "--json", "-q")
@@ -278,6 +324,7 @@ def test_plan_writes_nothing(tmp_path: Path, jlm: Jlm) -> None:
 def test_retrying_what_is_no_output_of_this_input(tmp_path: Path, jlm: Jlm, text: str) -> None:
     """Refused in one line; and nothing is left behind that would let the next run replace it."""
     write_rows(tmp_path / "in.jsonl", [pair(1), pair(2)])
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q").code == 0
     (tmp_path / "out.jsonl").write_text(text)
     done = jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q", "--retry-errors")
     assert done.code == 2 and done.err.startswith("jlm: out.jsonl"), done.err

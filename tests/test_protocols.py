@@ -272,7 +272,7 @@ def test_pandalm(tmp_path: Path, jlm: Jlm) -> None:
     words = ["metrics", "pred.jsonl", "--gold", "gold.json", "--protocol", "pandalm"]
     done = jlm(*words, "--reversed", "turned.jsonl", "--json")
     found = json.loads(done.out)
-    assert done.code == 0 and "1 rows have gold that is no verdict: 4" in done.err
+    assert done.code == 0 and "1 rows have gold without a verdict: 4" in done.err
     # finals: 1, tie (a conflict), tie, 1
     assert found["combined"]["accuracy"]["value"] == 0.5
     assert found["reliability"]["consistency"]["value"] == 0.75
