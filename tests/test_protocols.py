@@ -302,3 +302,45 @@ def test_rewardbench(tmp_path: Path, jlm: Jlm) -> None:
     assert found["subsets"]["safety"] == {"accuracy": {"value": 1.0, "ci95": [1.0, 1.0]}, "n": 1}
     assert found["subset_mean"]["value"] == pytest.approx(2 / 3, abs=1e-6)
     assert "mean of subsets" in jlm(*words, "--html", "report.html").out
+
+
+def test_grades_name_the_ids_that_gold_misses(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "p.jsonl", [{"id": n, "score": n, "expected": n} for n in range(6)])
+    words = ["metrics", "p.jsonl", "--protocol", "grade", "--json", "--gold"]
+    gold = [
+        {"id": 0, "score": 1},
+        {"id": 1, "gold": 2},
+        {"id": 2, "gold": "bad"},
+        {"id": 9, "gold": 3},
+    ]
+    write_rows(tmp_path / "gold.jsonl", gold)
+    done = jlm(*words, "gold.jsonl")
+    assert json.loads(done.out)["objective"]["n"] == 2
+    assert "1 ids of gold are not among the predictions of p: 9" in done.err
+    assert "3 predictions of p have no row in gold: 3, 4, 5" in done.err
+    assert "1 rows have gold without a verdict: 2" in done.err
+    write_rows(tmp_path / "gold.jsonl", [{"id": str(n), "gold": n} for n in range(6)])
+    done = jlm(*words, "gold.jsonl")
+    assert done.code == 2 and "p.jsonl: shares no id with gold.jsonl (it has '0'" in done.err
+    write_rows(tmp_path / "p.jsonl", [{"id": 1, "score": 3, "expected": 3}] * 2)
+    write_rows(tmp_path / "gold.jsonl", [{"id": 1, "gold": 3}])
+    done = jlm(*words, "gold.jsonl")
+    assert done.code == 2 and "p.jsonl:2: id 1 stands there twice" in done.err
+    done = jlm("metrics", "p.jsonl", "--protocol", "grade")
+    assert "no gold, so no agreement; give --gold" in done.err
+
+
+@pytest.mark.parametrize("n, named", [(4, 1), (3, 2)])
+def test_baselines_are_of_the_rows_they_were_measured_on(
+    tmp_path: Path, jlm: Jlm, n: int, named: int
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": k, "verdict": "12"[k % 2], "gold": "12"[k > 2]} for k in range(4)
+    ]
+    write_rows(tmp_path / "a.jsonl", rows)
+    write_rows(tmp_path / "b.jsonl", rows[:n])
+    done = jlm("metrics", "a.jsonl", "b.jsonl")
+    assert done.code == 0
+    lines = [line for line in done.out.splitlines() if line.startswith("baseline")]
+    assert sum("majority" in line for line in lines) == named
+    assert any(line.startswith("baseline, b: majority") for line in lines) == (named == 2)

@@ -236,3 +236,41 @@ def test_error_records_keep_their_ids(tmp_path: Path, jlm: Jlm, row: dict[str, A
     records = jlm("judge", "in.jsonl", "-o", "-", "-q").out.splitlines()
     assert [json.loads(line)["id"] for line in records] == [7, 7]
     assert "error" in json.loads(records[1])
+
+
+def test_mapped_fields_may_be_missing_where_native_ones_may(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [
+        {"q": "Q", "says": [{"text": "a"}, {"text": "b"}], "lab": "1", "meta": {"uid": n}}
+        for n in range(3)
+    ]
+    del rows[0]["lab"], rows[1]["meta"]
+    rows.append({"q": "Q", "says": [{"text": "a"}]})
+    write_rows(tmp_path / "in.jsonl", rows)
+    names = {"question": "q", "answer_1": "says.0.text", "answer_2": "says.1.text"}
+    words = [f"--map={native}={name}" for native, name in {**names, "id": "meta.uid"}.items()]
+    assert jlm("judge", "in.jsonl", "-q", *words, "--map=gold=lab").code == 3
+    judged = read_rows(tmp_path / "in.judge.jsonl")
+    assert [(one["id"], one.get("gold")) for one in judged] == [
+        (0, None),
+        (None, "1"),
+        (2, "1"),
+        (None, None),
+    ]
+    assert "field says.1.text (named by --map) is missing" in judged[3]["error"]["message"]
+    done = jlm("judge", "in.jsonl", "-q", "--overwrite", *words, "--map=gold=label")
+    assert done.code == 2 and "in.jsonl: no row has the field label (named by --map)" in done.err
+
+
+def test_gold_files_are_read_alike(tmp_path: Path, jlm: Jlm) -> None:
+    """A line that says nothing is a row without gold; what cannot be read is counted."""
+    write_rows(tmp_path / "in.jsonl", [pair(n) for n in range(4)])
+    gold = [{"id": 0, "gold": "2"}, {"id": 1, "gold": None}, {"id": 2, "text": "A"}]
+    write_rows(tmp_path / "gold.jsonl", gold)
+    facts = json.loads(jlm("judge", "in.jsonl", "--gold", "gold.jsonl", "--plan", "--json").out)
+    assert (facts["rows_without_gold"], facts["rows_with_unreadable_gold"]) == (3, 1)
+    assert jlm("judge", "in.jsonl", "--gold", "gold.jsonl").code == 0
+    done = jlm("metrics", "in.judge.jsonl", "--gold", "gold.jsonl", "--json")
+    assert done.code == 0 and json.loads(done.out)["gold"]["n"] == 1
+    write_rows(tmp_path / "other.jsonl", [{"id": "0", "gold": "1"}])
+    done = jlm("judge", "in.jsonl", "--gold", "other.jsonl", "--overwrite")
+    assert "no row has gold: id 0 is not in other.jsonl (it has '0': a text" in done.err
