@@ -51,7 +51,7 @@ def wanted(rows: Path, made: tuple[Path, bytes]) -> bytes:
 
 def start(folder: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "jlm_cli", "judge", "in.jsonl", "-o", "out.jsonl", "-q", *words],
+        [sys.executable, "-m", "jlm_cli", "judge", "in.jsonl", "-o", "out.jsonl", *words],
         cwd=folder,
         env={**os.environ, "JLM_MODEL": "fake", **(env or {})},
         stderr=subprocess.PIPE,
@@ -129,6 +129,7 @@ def test_signals_end_with_their_code_and_can_be_resumed(
     process.send_signal(number)
     found, err = end(process)
     assert (found, "Traceback" in err) == (code, False), err
+    assert err.count("ended; what is done is kept: the same command goes on") == 1
     assert jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q").code == 3
     assert (tmp_path / "out.jsonl").read_bytes() == wanted
 
