@@ -81,7 +81,8 @@ def _finished(trainer: JudgeTrainer, course: Course, watch: Watch) -> Trained:
     found = watch.judge_watched()
     save_weights(trainer, course)
     history = [_rounded(entry) for entry in trainer.state.log_history]
-    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    # ZeRO-3 leaves a process its share of each weight, and the whole one's size in `ds_numel`
+    sizes = [(getattr(w, "ds_numel", w.numel()), w.requires_grad) for w in model.parameters()]
     return Trained(
         history=history,
         figures=found,

@@ -28,6 +28,7 @@ from jlm_cli.standings import GradeTally, compared
 from jlm_cli.summary import objective, summary_of
 
 GRADES = ("right", "half", "wrong")
+_WON: dict[str, float] = {"1": 1.0, "2": 0.0, "tie": 0.5}  # of a pair, by its first answer
 _GRADE_OF_NUMBER = {1: "right", 0.5: "half", 0: "wrong"}
 
 
@@ -286,7 +287,7 @@ def _add_pair(one: Ranked, row: Json, where: str) -> None:
     if final not in PLACE:
         raise InputError(f"{where}: no judgment of a pair (field verdict)")
     first, second = _pair_in(one, row, where)
-    won = {"1": 1.0, "2": 0.0, "tie": 0.5}[final]
+    won = _WON[final]
     one.pairs[min(first, second), max(first, second)] = won if first < second else 1 - won
 
 
@@ -312,7 +313,7 @@ def _pairs_of_scores(one: Ranked, scores: list[float], where: str) -> None:
         raise InputError(f"{where}: {len(scores)} scores of gold for {one.count} answers")
     for first, second in combinations(range(len(scores)), 2):
         verdict = verdict_of((scores[first], scores[second]))
-        one.pairs[first, second] = {"1": 1.0, "2": 0.0, "tie": 0.5}[verdict]
+        one.pairs[first, second] = _WON[verdict]
 
 
 def _falling(count: int) -> list[float]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from jlm_cli.columns import (
     NONE,
+    OTHER,
     SPLIT,
     TIE,
     TIE_WITHIN,
@@ -256,9 +257,8 @@ def effects(columns: Columns) -> Json:
     longest = longest_answer(columns.lengths, 0)
     known &= longest != TIE
     if known.any():
-        other = np.array([1, 0, TIE, NONE])
-        verdict = np.where(longest == 0, columns.verdict, other[columns.verdict])
-        gold = np.where(longest == 0, gold, other[gold])
+        verdict = np.where(longest == 0, columns.verdict, OTHER[columns.verdict])
+        gold = np.where(longest == 0, gold, OTHER[gold])
         found["length"] = figures(PREFERENCE, _cells(columns, known, (gold, 4), (verdict, 3)))
     return found
 

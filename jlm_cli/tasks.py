@@ -39,13 +39,18 @@ def in_turn(tasks: Iterable[Task[Result]], at_once: int) -> Iterator[Result]:
     under_way: dict[Task[Result], Pause] = {}
     alone: deque[Task[Result]] = deque()  # those that wait until no other is under way
     more = iter(tasks)
+
+    def next_to_go_on() -> Task[Result] | None:
+        for task, pause in under_way.items():
+            if pause():
+                return task
+        if not alone and len(under_way) < at_once and (new := next(more, None)) is not None:
+            return new
+        return next(iter(under_way), None)
+
     try:
         while True:
-            task = next((one for one, pause in under_way.items() if pause()), None)
-            if task is None and not alone and len(under_way) < at_once:
-                task = next(more, None)
-            if task is None:
-                task = next(iter(under_way), None)
+            task = next_to_go_on()
             if task is None and not alone:
                 return
             if task is None:
