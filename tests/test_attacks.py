@@ -331,6 +331,7 @@ def test_readers_that_leave(tmp_path: Path) -> None:
         (f"{run} --json -q | true", "0"),
         (f"{run} --overwrite 2>&1 >/dev/null | true", "0"),
         (f"{run} -o closed.jsonl 2>&-", "0"),
+        (f"{run} -o full.jsonl 2>/dev/full", "0"),
         (f"{run} -o - -q >&-", "2"),
         (f"{run} -o - -q >/dev/full", "1"),
     ):
@@ -340,7 +341,7 @@ def test_readers_that_leave(tmp_path: Path) -> None:
         done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True)
         assert (tmp_path / "code").read_text().strip() == code, (command, done)
         assert b"Traceback" not in done.stderr and b"Exception" not in done.stderr, (command, done)
-    for name in ("in.judge", "closed"):
+    for name in ("in.judge", "closed", "full"):
         assert len(read_rows(tmp_path / f"{name}.jsonl")) == 300
         assert json.loads((tmp_path / f"{name}.metrics.json").read_bytes())["n_judged"] == 300
     assert not list(tmp_path.glob("*.partial"))

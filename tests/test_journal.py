@@ -285,14 +285,6 @@ def test_a_mended_input_goes_on_after_strict_refused_it(tmp_path: Path, jlm: Jlm
     assert jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q", "--strict").code == 0
 
 
-def test_notes_that_nobody_can_write_down_do_not_stop_a_run(tmp_path: Path, jlm: Jlm) -> None:
-    write_rows(tmp_path / "in.jsonl", [pair(1)])
-    words = [sys.executable, "-m", "jlm_cli", "judge", "in.jsonl", "-m", "fake", "-o", "out.jsonl"]
-    with Path("/dev/full").open("wb") as full:
-        assert subprocess.run(words, cwd=tmp_path, stderr=full).returncode == 0
-    assert len(read_rows(tmp_path / "out.jsonl")) == 1
-
-
 def test_plan_as_json(tmp_path: Path, jlm: Jlm) -> None:
     write_rows(tmp_path / "in.jsonl", [pair(1), {"id": 2, "question": "Q"}])
     done = jlm("judge", "in.jsonl", "--plan", "--json", "-q")
