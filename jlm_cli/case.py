@@ -20,6 +20,7 @@ from jlm_cli.schemas import SCHEMAS, parse_row, read_sample
 from jlm_cli.source import Source, open_source
 
 _MODES = {"judge": ("verdict", "scores"), "grade": ("score", "expected")}
+_NO_JUDGMENT = "is no judgment; give a file that jlm judge or grade wrote"
 _IDS_NAMED = 8  # in a message that says what there is
 
 
@@ -37,6 +38,8 @@ class Choice:
             raise UsageError("-: standard input is the conversation; name the file")
         with open_source(self.judged) as source:
             records = [_parsed(source, row) for row in range(len(source))]
+        if records and not any("mode" in record for record in records):
+            raise InputError(f"{self.judged}: {_NO_JUDGMENT}")
         found = [record for record in records if self._is_wanted(record)]
         if len(found) == 1:
             return self._checked(found[0])
@@ -75,7 +78,7 @@ class Choice:
         if mode == "rank":
             raise InputError(f"{where}: is of jlm rank; chat talks about one of judge or grade")
         if mode not in _MODES or not {"text", "p", *_MODES[mode]} <= record.keys():
-            raise InputError(f"{where}: is no judgment; give a file that jlm judge or grade wrote")
+            raise InputError(f"{where}: {_NO_JUDGMENT}")
         return record
 
 

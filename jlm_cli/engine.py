@@ -281,21 +281,21 @@ def _result(walk: Walk) -> LineDistribution | RowError:
 class ReadAtOnce:
     """A batch of an engine that has read what it is given before it goes on.
 
-    `behind(row, path)` gives the log-probabilities of the columns behind a row's prompt and a path
-    of drafted tokens.
+    `behind(row, paths)` gives the log-probabilities of the columns, [paths, columns], behind a
+    row's prompt and each of some paths of drafted tokens; first of the empty path alone.
     """
 
     def __init__(
         self,
         drafts: Sequence[LineDraft],
         n_columns: int,
-        behind: Callable[[int, list[int]], Floats],
+        behind: Callable[[int, Sequence[Ids]], Floats],
     ) -> None:
         self._n_columns = n_columns
         self._behind = behind
         self._fed: list[list[int]] = [[] for _ in drafts]
         self._known: list[Floats] = []
-        ends = [behind(row, []) for row in range(len(drafts))]
+        ends = [behind(row, [()]) for row in range(len(drafts))]
         self.extend(drafts)
         self._known = [np.vstack(rows) for rows in zip(ends, self._known, strict=True)]
 
@@ -318,8 +318,7 @@ class ReadAtOnce:
         fed = self._fed[row]
         fed.extend(token.token for token in draft)
         paths = [[*(fed[slot] for slot in token.path), token.token] for token in draft]
-        known = [self._behind(row, path) for path in paths]
-        return np.array(known).reshape(len(draft), self._n_columns)
+        return self._behind(row, paths) if paths else np.empty((0, self._n_columns))
 
 
 FAKE_ECHO = 60  # bytes of a prompt that a fake reply repeats
@@ -342,9 +341,11 @@ class FakeEngine:
     ) -> Batch:
         time.sleep(self._delay)
         seeds = [_digest(bytes(prompt)) for prompt in prompts]
-        return ReadAtOnce(
-            drafts, len(columns), lambda row, path: _fake_behind(bytes(path), seeds[row], columns)
-        )
+
+        def behind(row: int, paths: Sequence[Ids]) -> Floats:
+            return np.vstack([_fake_behind(bytes(path), seeds[row], columns) for path in paths])
+
+        return ReadAtOnce(drafts, len(columns), behind)
 
     def forget(self) -> None:
         pass

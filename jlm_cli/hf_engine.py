@@ -19,10 +19,11 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from jlm_cli.attention import computing
 from jlm_cli.batching import DRAFT_ROOM
 from jlm_cli.encoding import Vocabulary
-from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce
+from jlm_cli.engine import Batch, Ids, LineDraft
 from jlm_cli.hub import Say, first_line, unsaid
 from jlm_cli.memory import within_memory
 from jlm_cli.packing import ATTENTION, Blocks, Fan, Fans, Pack, Segment, Tokens, shared_start
+from jlm_cli.row_by_row import CachedEngine, PlainEngine, log_p
 from jlm_cli.scoreline import Floats
 from jlm_cli.transfers import Coming, sent
 from jlm_cli.walk import DraftToken
@@ -32,13 +33,6 @@ from jlm_cli.writing import Writer
 # for the caches
 CPU_PACK_BYTES = 4800
 GPU_PACK = 16384
-_LOGITS_AT_ONCE = 64  # rows of logits turned into log-probabilities at a time, to bound memory
-
-
-def log_p(logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """[n, vocabulary] → float32 [n, columns], normalised over the vocabulary."""
-    parts = logits.split(_LOGITS_AT_ONCE)  # type: ignore[no-untyped-call]
-    return torch.cat([rows.log_softmax(-1, dtype=torch.float32)[:, columns] for rows in parts])
 
 
 class PackedEngine(Writer):
@@ -64,10 +58,6 @@ class PackedEngine(Writer):
     def take_back(self, blocks: Blocks) -> None:
         """For the next batch: memory that is written already need not be asked for again."""
         self._spare.append(blocks)
-
-    @property
-    def n_layers(self) -> int:
-        return int(self.model.config.get_text_config().num_hidden_layers)
 
     def forget(self) -> None:
         self._spare.clear()
@@ -163,6 +153,11 @@ class PackedBatch:
         self._coming = []
         self._engine.forget()
 
+    def has_all_layers(self) -> bool:
+        """Whether every layer took the packed attention."""
+        layers = self._engine.model.config.get_text_config().num_hidden_layers
+        return self.blocks.n_layers == int(layers)
+
     def cache_of(self, prompts: Sequence[Ids]) -> Cache | None:
         """Keys and values of the prompts of this batch that others go on from, all ending at the
         same place; None where one of them goes on from none."""
@@ -245,60 +240,38 @@ def only(model: PreTrainedModel, kept: Sequence[int]) -> Iterator[None]:
         hook.remove()
 
 
-class PlainEngine(Writer):
-    """Scores by a full pass for every prefix: slow, and right for any causal model."""
-
-    at_once = 1
-
-    @within_memory
-    def begin(
-        self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
-    ) -> ReadAtOnce:
-        wanted = sent(list(columns), self.device)
-        return ReadAtOnce(
-            drafts, len(columns), lambda row, path: self._behind([*prompts[row], *path], wanted)
-        )
-
-    @within_memory
-    def _behind(self, ids: list[int], columns: torch.Tensor) -> Floats:
-        """[columns]"""
-        with computing():
-            logits = self.model(sent([ids], self.device), logits_to_keep=1).logits
-            known: Floats = Coming(log_p(logits[:, -1], columns)).arrived()[0]
-        return known
-
-
 def make_engine(
     model: PreTrainedModel, vocabulary: Vocabulary, say: Say = unsaid
-) -> PackedEngine | PlainEngine:
-    """The packed engine where the model really follows it, found out by a short trial."""
+) -> PackedEngine | CachedEngine | PlainEngine:
+    """The fastest engine that the model really follows, found out by a short trial."""
     packed, plain = PackedEngine(model, vocabulary), PlainEngine(model, vocabulary)
     if (why := _why_not(packed, plain)) is None:
         return packed
-    say(f"this model's rows cannot be packed, which is slow: {why}")
-    return plain
+    say(f"this model's rows cannot be packed and are read one by one: {why}")
+    cached = CachedEngine(model, vocabulary)
+    return cached if _why_not(cached, plain) is None else plain
 
 
 _TRIAL_TOLERANCE = 0.05  # relative, in log-probability; a mask that is ignored is off by far more
 _ROUNDING = 0.1  # more of it where numbers have 16 bits, which alone are off by 0.05
 
 
-def _why_not(packed: PackedEngine, plain: PlainEngine) -> str | None:
+def _why_not(engine: PackedEngine | CachedEngine, plain: PlainEngine) -> str | None:
     """Both engines on two short rows with two branches each; None where they agree."""
     texts = ("one two three four five six:", "seven:")
-    prompts = [encoding.ids for encoding in packed.vocabulary.encode(texts)]
+    prompts = [encoding.ids for encoding in plain.vocabulary.encode(texts)]
     columns = prompts[0][:4]
     forks = [DraftToken(columns[n], 1, ()) for n in (0, 1)]
     draft = [*forks, DraftToken(columns[2], 2, (0,))]
     try:
-        batch = packed.begin(prompts, [draft, []], columns)
+        batch = engine.begin(prompts, [draft, []], columns)
         found = _both(batch, draft)
-        if batch.blocks.n_layers != packed.n_layers:
+        if isinstance(batch, PackedBatch) and not batch.has_all_layers():
             return "not every layer has ordinary attention"
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         return first_line(error)
     wanted = _both(plain.begin(prompts, [draft, []], columns), draft)
-    allowed = _TRIAL_TOLERANCE + (_ROUNDING if packed.model.dtype.itemsize == 2 else 0)
+    allowed = _TRIAL_TOLERANCE + (_ROUNDING if plain.model.dtype.itemsize == 2 else 0)
     agree = all(
         bool(np.all(np.abs(a - b) < allowed * (1 + np.abs(b))))
         for a, b in zip(found, wanted, strict=True)

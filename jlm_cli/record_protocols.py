@@ -234,6 +234,8 @@ def rank(path: str, config: MetricsConfig) -> Json:
 
 def _ranked(row: Json, where: str, use_gold: bool) -> Ranked:
     scores: Any = row.get("scores")
+    if row.get("mode") == "judge":
+        raise InputError(f"{where}: a verdict on a pair, not a ranking; take --protocol judgelm")
     if not is_numbers(scores) or len(scores) < 2:
         raise InputError(f"{where}: field scores: a number for each answer is needed")
     ranking = row["ranking"] if isinstance(row.get("ranking"), list) else ranking_of(scores)

@@ -18,9 +18,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from jlm_cli.columns import tally_of
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder
-from jlm_cli.engine import Judge
+from jlm_cli.engine import Engine, Judge
 from jlm_cli.errors import Ended, RowError
-from jlm_cli.hf_engine import PackedEngine, PlainEngine, make_engine
+from jlm_cli.hf_engine import make_engine
 from jlm_cli.metrics import cells_of_counts, figures, share_of
 from jlm_cli.modes import Mode, Reading, flags_of, mode_of
 from jlm_cli.records import Json, Sample, judged_record
@@ -49,7 +49,7 @@ class Watch(TrainerCallback):
         self.signal: int | None = None
         self._course = course
         self._report = report
-        self._engine: PackedEngine | PlainEngine | None = None
+        self._engine: Engine | None = None
         self._warned = False
         config = Config(
             inputs=(),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from accelerate import dispatch_model
 from conftest import Loaded
 
@@ -18,11 +19,12 @@ from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines, Prompt
 from jlm_cli.engine import Engine, Judge, following, reading_lines, unheard
 from jlm_cli.errors import RowError
-from jlm_cli.hf_engine import PackedBatch, PackedEngine, PlainEngine, make_engine
+from jlm_cli.hf_engine import PackedBatch, PackedEngine, make_engine
 from jlm_cli.modes import Reading, View, mode_of
 from jlm_cli.packing import SHARED_START
 from jlm_cli.prompts import load
 from jlm_cli.records import Sample
+from jlm_cli.row_by_row import CachedEngine, PlainEngine
 from jlm_cli.scoreline import Grammar, LineDistribution, LineTokens
 from jlm_cli.tasks import Task, finish, in_turn
 from jlm_cli.walk import DraftToken, Walk
@@ -238,37 +240,60 @@ def _numbered(n: int, task: Task[Any]) -> Task[tuple[int, Any]]:
     return n, result
 
 
-def test_plain_engine_agrees_with_the_tree(released: Loaded) -> None:
+@pytest.mark.parametrize("kind", [CachedEngine, PlainEngine])
+def test_other_engines_agree_with_the_tree(
+    released: Loaded, kind: type[CachedEngine | PlainEngine]
+) -> None:
     prompts = prompts_of(released)
     tree = lines_of(tree_of(released), prompts, released.tokens)
-    plain = lines_of(PlainEngine(released.model, released.vocabulary), prompts, released.tokens)
-    for a, b in zip(tree, plain, strict=True):
+    other = lines_of(kind(released.model, released.vocabulary), prompts, released.tokens)
+    for a, b in zip(tree, other, strict=True):
         assert isinstance(a, LineDistribution) and isinstance(b, LineDistribution)
         assert a.text == b.text
         assert a.outcome() == pytest.approx(b.outcome(), abs=2e-5)
 
 
-def test_models_without_a_mask_take_the_plain_path(released: Loaded) -> None:
-    """A sliding window and a recurrent model: neither takes the tree step, both are judged."""
-    from transformers import MambaConfig, MambaForCausalLM, MistralConfig, MistralForCausalLM
+SMALL: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
 
-    window = MistralConfig(
-        vocab_size=32000,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        sliding_window=8,
-    )
-    recurrent = MambaConfig(vocab_size=32000, hidden_size=32, num_hidden_layers=2)
+
+@pytest.mark.parametrize(
+    "family, more, kind",
+    [
+        ("Mistral", {"sliding_window": 8}, CachedEngine),
+        ("Gemma2", {"sliding_window": 8}, CachedEngine),
+        ("Gemma3Text", {"sliding_window": 8, "num_hidden_layers": 7}, CachedEngine),
+        ("Mamba", {}, PlainEngine),
+    ],
+)
+def test_models_that_cannot_be_packed_are_read_row_by_row(
+    released: Loaded, family: str, more: dict[str, Any], kind: type[CachedEngine | PlainEngine]
+) -> None:
+    """Sliding windows, of some layers or all, and a recurrent model: as full passes have it."""
+    config = getattr(transformers, f"{family}Config")(**{**SMALL, **more})
     torch.manual_seed(0)
-    for model in (MistralForCausalLM(window), MambaForCausalLM(recurrent)):
-        said: list[str] = []
-        engine = make_engine(model, released.vocabulary, said.append)
-        assert isinstance(engine, PlainEngine) and "cannot be packed" in said[0]
-        (result,) = lines_of(engine, prompts_of(released)[:1], released.tokens)
-        assert isinstance(result, LineDistribution) and 0 < result.mass <= 1
+    causal = f"{family.removesuffix('Text')}ForCausalLM"
+    model = getattr(transformers, causal)(config)
+    said: list[str] = []
+    engine = make_engine(model, released.vocabulary, said.append)
+    assert type(engine) is kind and "cannot be packed" in said[0]
+    prompts = prompts_of(released)[:2]
+    plain = PlainEngine(model, released.vocabulary)
+    for found, wanted in zip(
+        lines_of(engine, prompts, released.tokens),
+        lines_of(plain, prompts, released.tokens),
+        strict=True,
+    ):
+        assert isinstance(found, LineDistribution) and isinstance(wanted, LineDistribution)
+        assert found.text == wanted.text and 0 < found.mass <= 1
+        assert found.outcome() == pytest.approx(wanted.outcome(), abs=2e-5)
 
 
 @pytest.mark.parametrize(

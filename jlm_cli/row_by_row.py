@@ -1,0 +1,96 @@
+"""Engines for models whose attention cannot be packed: they read one row at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from transformers import Cache
+
+from jlm_cli.attention import computing
+from jlm_cli.engine import Ids, LineDraft, ReadAtOnce
+from jlm_cli.memory import within_memory
+from jlm_cli.scoreline import Floats
+from jlm_cli.transfers import Coming, sent
+from jlm_cli.writing import Writer
+
+_COPIED = 8192  # tokens of a prompt, times its copies, for the paths that are read at once
+_LOGITS_AT_ONCE = 64  # rows of logits turned into log-probabilities at a time, to bound memory
+
+
+def log_p(logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """[n, vocabulary] → float32 [n, columns], normalised over the vocabulary."""
+    parts = logits.split(_LOGITS_AT_ONCE)  # type: ignore[no-untyped-call]
+    return torch.cat([rows.log_softmax(-1, dtype=torch.float32)[:, columns] for rows in parts])
+
+
+class CachedEngine(Writer):
+    """Each prompt is read once; what is drafted goes on from copies of its keys and values."""
+
+    at_once = 1
+
+    @within_memory
+    def begin(
+        self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
+    ) -> ReadAtOnce:
+        wanted = sent(list(columns), self.device)
+        caches: dict[int, Cache] = {}
+
+        def behind(row: int, paths: Sequence[Ids]) -> Floats:
+            if row not in caches:
+                caches[row], known = self._prefill(prompts[row], wanted)
+                return known
+            return self._go_on(caches[row], paths, wanted)
+
+        return ReadAtOnce(drafts, len(columns), behind)
+
+    @within_memory
+    def _prefill(self, prompt: Ids, columns: torch.Tensor) -> tuple[Cache, Floats]:
+        """A prompt's cache, and what is known behind it, [1, columns]."""
+        with computing():
+            ids = sent([list(prompt)], self.device)
+            out = self.model(ids, use_cache=True, logits_to_keep=1)
+            cache: Cache = out.past_key_values
+            return cache, Coming(log_p(out.logits[:, -1], columns)).arrived()
+
+    @within_memory
+    def _go_on(self, cache: Cache, paths: Sequence[Ids], columns: torch.Tensor) -> Floats:
+        """Paths of one length go through together: [paths, columns]."""
+        known: Floats = np.empty((len(paths), len(columns)))
+        most = max(1, _COPIED // cache.get_seq_length())
+        for length in sorted({len(path) for path in paths}):
+            alike = [n for n, path in enumerate(paths) if len(path) == length]
+            for some in (alike[at : at + most] for at in range(0, len(alike), most)):
+                with computing():
+                    mine = copy.deepcopy(cache)
+                    mine.batch_repeat_interleave(len(some))
+                    ids = sent([list(paths[n]) for n in some], self.device)
+                    out = self.model(ids, past_key_values=mine, use_cache=True, logits_to_keep=1)
+                    known[some] = Coming(log_p(out.logits[:, -1], columns)).arrived()
+        return known
+
+
+class PlainEngine(Writer):
+    """Scores by a full pass for every path: slow, and right for any causal model."""
+
+    at_once = 1
+
+    @within_memory
+    def begin(
+        self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
+    ) -> ReadAtOnce:
+        wanted = sent(list(columns), self.device)
+
+        def behind(row: int, paths: Sequence[Ids]) -> Floats:
+            return np.vstack([self._behind([*prompts[row], *path], wanted) for path in paths])
+
+        return ReadAtOnce(drafts, len(columns), behind)
+
+    @within_memory
+    def _behind(self, ids: list[int], columns: torch.Tensor) -> Floats:
+        """[1, columns]"""
+        with computing():
+            logits = self.model(sent([ids], self.device), logits_to_keep=1).logits
+            return Coming(log_p(logits[:, -1], columns)).arrived()
