@@ -57,19 +57,29 @@ class CachedEngine(Writer):
 
     @within_memory
     def _go_on(self, cache: Cache, paths: Sequence[Ids], columns: torch.Tensor) -> Floats:
-        """Paths of one length go through together: [paths, columns]."""
+        """[paths, columns]; a path that others begin with is read with one of them."""
+        leaves = [path for path in paths if not any(_goes_on(other, path) for other in paths)]
+        leaf = [next(n for n, one in enumerate(leaves) if one[: len(p)] == p) for p in paths]
         known: Floats = np.empty((len(paths), len(columns)))
         most = max(1, _COPIED // cache.get_seq_length())
-        for length in sorted({len(path) for path in paths}):
-            alike = [n for n, path in enumerate(paths) if len(path) == length]
-            for some in (alike[at : at + most] for at in range(0, len(alike), most)):
-                with computing():
-                    mine = copy.deepcopy(cache)
-                    mine.batch_repeat_interleave(len(some))
-                    ids = sent([list(paths[n]) for n in some], self.device)
-                    out = self.model(ids, past_key_values=mine, use_cache=True, logits_to_keep=1)
-                    known[some] = Coming(log_p(out.logits[:, -1], columns)).arrived()
+        for at in range(0, len(leaves), most):
+            some = leaves[at : at + most]
+            longest = max(map(len, some))
+            ids = [[*path, *[0] * (longest - len(path))] for path in some]
+            here = [n for n in range(len(paths)) if at <= leaf[n] < at + most]
+            rows, ends = [leaf[n] - at for n in here], [len(paths[n]) - 1 for n in here]
+            with computing():
+                mine = copy.deepcopy(cache)
+                mine.batch_repeat_interleave(len(some))
+                logits = self.model(
+                    sent(ids, self.device), past_key_values=mine, logits_to_keep=longest
+                ).logits
+                known[here] = Coming(log_p(logits[rows, ends], columns)).arrived()
         return known
+
+
+def _goes_on(path: Ids, start: Ids) -> bool:
+    return len(path) > len(start) and path[: len(start)] == start
 
 
 class PlainEngine(Writer):
