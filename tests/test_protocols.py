@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Done, Jlm, write_rows
+from conftest import Done, Jlm, pair, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_fscore_support
@@ -344,3 +344,12 @@ def test_baselines_are_of_the_rows_they_were_measured_on(
     lines = [line for line in done.out.splitlines() if line.startswith("baseline")]
     assert sum("majority" in line for line in lines) == named
     assert any(line.startswith("baseline, b: majority") for line in lines) == (named == 2)
+
+
+def test_rankings_are_no_verdicts_on_pairs(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    assert jlm("judge", "in.jsonl", "-q").code == 0
+    done = jlm("metrics", "in.judge.jsonl", "--protocol", "rank")
+    assert done.code == 2 and "in.judge.jsonl:1: a verdict on a pair, not a ranking" in done.err
+    done = jlm("metrics", "in.judge.jsonl", "--protocol", "grade")
+    assert done.code == 2 and "in.judge.jsonl:1: field score is missing" in done.err
