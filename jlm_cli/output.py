@@ -63,10 +63,10 @@ def check_ordinary(path: Path, instead: str) -> None:
     or a device."""
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name a file")
-    if path.is_symlink():
-        raise UsageError(f"{path}: is a link; name the file itself")
     if path.exists() and not path.is_file():
         raise UsageError(f"{path}: is no ordinary file; {instead}")
+    if path.is_symlink():
+        raise UsageError(f"{path}: is a link; name the file itself")
 
 
 def _same_file(path: Path, other: Path) -> bool:
