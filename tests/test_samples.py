@@ -121,18 +121,21 @@ def test_an_answer_without_its_counterpart_is_an_error_record(tmp_path: Path, jl
         (("a.jsonl",), "a.jsonl:1: one model's answers; give the files of two models"),
         (("a.jsonl", "twice.jsonl"), "twice.jsonl:2: '1' stands there twice"),
         (("a.jsonl", "short.jsonl"), "short.jsonl:2: field question_body is missing"),
-        (("a.jsonl", "a.jsonl", "a.jsonl"), "judge takes two models' answers"),
-        (("m.jsonl", "m.jsonl"), "MT-bench's question file is needed"),
+        (("a.jsonl", "b.jsonl", "c.jsonl"), "judge takes two models' answers"),
+        (("m.jsonl", "n.jsonl"), "MT-bench's question file is needed"),
     ],
 )
 def test_files_that_do_not_fit(
     tmp_path: Path, jlm: Jlm, files: tuple[str, ...], message: str
 ) -> None:
-    write_rows(tmp_path / "a.jsonl", answers("a", [1, 2]))
+    for name in "abc":
+        write_rows(tmp_path / f"{name}.jsonl", answers(name, [1, 2]))
     write_rows(tmp_path / "twice.jsonl", answers("b", [1, 1]))
     write_rows(tmp_path / "short.jsonl", [*answers("b", [1]), {"question_id": 2}])
     turns = [{"turns": ["t"]}]
-    write_rows(tmp_path / "m.jsonl", [{"question_id": 1, "model_id": "m", "choices": turns}])
+    for name in "mn":
+        row = {"question_id": 1, "model_id": name, "choices": turns}
+        write_rows(tmp_path / f"{name}.jsonl", [row])
     done = jlm("judge", *files, "-o", "out.jsonl")
     assert done.code == 2, done.err
     assert message in done.err.strip().splitlines()[-1]
