@@ -45,22 +45,22 @@ def test_float32_stays(released: Loaded) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_norms_are_fused_in_any_format(builtin: Loaded, dtype: torch.dtype) -> None:
-    plain = copy.deepcopy(builtin.model).to(dtype)
+def test_norms_are_fused_in_any_format(released: Loaded, dtype: torch.dtype) -> None:
+    plain = copy.deepcopy(released.model).to(dtype)
     fused = copy.deepcopy(plain)
     fuse_norms(fused)
     assert count(fused, RMSNorm) == 2 * plain.config.num_hidden_layers + 1
     assert count(fused, LaidOut) == 0
-    ids = torch.tensor(builtin.vocabulary.encode(["Which answer is better? " * 9])[0].ids)[None]
+    ids = torch.tensor(released.vocabulary.encode(["Which answer is better? " * 9])[0].ids)[None]
     with torch.inference_mode():
         exact, before, after = (
-            model(ids).logits.float().log_softmax(-1) for model in (builtin.model, plain, fused)
+            model(ids).logits.float().log_softmax(-1) for model in (released.model, plain, fused)
         )
     assert (after - exact).norm() <= 1.2 * (before - exact).norm() + 1e-6 * exact.norm()
 
 
-def test_a_norm_of_a_model_over_several_devices_still_fetches_its_states(builtin: Loaded) -> None:
-    model = copy.deepcopy(builtin.model)
+def test_a_norm_of_a_model_over_several_devices_still_fetches_its_states(released: Loaded) -> None:
+    model = copy.deepcopy(released.model)
     dispatch_model(model, device_map={"": "cpu"}, force_hooks=True)
     hook = model.model.norm._hf_hook
     fuse_norms(model)

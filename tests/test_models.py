@@ -111,13 +111,20 @@ def test_adapter_folder(tmp_path: Path, replica: Path, released: Loaded) -> None
     assert not torch.allclose(ours, plain, atol=1e-2)
 
 
-def test_an_adapter_is_rounded_once(builtin: Loaded) -> None:
+def test_an_adapter_is_rounded_once(tmp_path: Path, released: Loaded) -> None:
     """As if all were merged in float32; of a large model that would not fit."""
-    files = dataclasses.replace(builtin.files, adapter=models.ADAPTER)
-    exact = loading.load_model(files, "float32", "cpu")
-    merged = loading.load_model(files, "bfloat16", "cpu")
-    for one, other in zip(merged.parameters(), exact.parameters(), strict=True):
-        assert one.dtype == torch.bfloat16 and torch.equal(one, other.to(torch.bfloat16))
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    base = loading.load_model(released.files, "bfloat16", "cpu")
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    get_peft_model(base, lora).save_pretrained(str(tmp_path))
+    files = dataclasses.replace(released.files, adapter=tmp_path)
+    plain, merged = (loading.load_model(one, "bfloat16", "cpu") for one in (released.files, files))
+    exact = dict(loading.load_model(files, "float32", "cpu").named_parameters())
+    for (name, weight), before in zip(merged.named_parameters(), plain.parameters(), strict=True):
+        assert weight.dtype == torch.bfloat16 and torch.equal(weight, exact[name].bfloat16())
+        assert torch.equal(weight, before) != name.endswith("proj.weight")
 
 
 def test_each_worker_of_a_machine_has_its_gpus() -> None:
