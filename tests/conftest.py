@@ -62,6 +62,17 @@ def runs() -> Iterator[Runs]:
     started.close()
 
 
+@pytest.fixture
+def quick(tmp_path: Path, runs: Runs) -> Jlm:
+    """`jlm` in this way, for tests of what it reads and says."""
+
+    def run(*words: str) -> Done:
+        done = runs(tmp_path, *words)
+        return Done(done.code, done.out, done.err)
+
+    return run
+
+
 def write_rows(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

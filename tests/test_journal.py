@@ -23,6 +23,11 @@ FACTS = {"model": "m", "input": "abc"}
 RECORDS = [(n, json.dumps({"id": n, "text": "ü\t" * n}).encode()) for n in (4, 0, 3, 1, 2)]
 
 
+@pytest.fixture
+def jlm(quick: Jlm) -> Jlm:
+    return quick
+
+
 def filled(folder: Path) -> bytes:
     """A journal of two parts; the bytes of the first, which holds two batches."""
     folder.mkdir()

@@ -19,6 +19,11 @@ from jlm_cli.scoreline import SCORES, Grammar
 SAMPLES = ROOT / "samples"
 
 
+@pytest.fixture
+def jlm(quick: Jlm) -> Jlm:
+    return quick
+
+
 def graded(row_id: Any, **more: Any) -> dict[str, Any]:
     return {"id": row_id, "question": "Q?", "answer": f"A {row_id}", "reference": "R", **more}
 

@@ -24,6 +24,11 @@ HOSTILE = [
 ]
 
 
+@pytest.fixture
+def jlm(quick: Jlm) -> Jlm:
+    return quick
+
+
 def judged(n: int, odd: bool = False) -> dict[str, Any]:
     verdict, other = "1", "2" if odd else "1"
     text = HOSTILE[n % len(HOSTILE)]

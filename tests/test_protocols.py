@@ -16,6 +16,11 @@ from sklearn.metrics import precision_recall_fscore_support
 from jlm_cli.ranking import n_moved, ranking_of
 
 
+@pytest.fixture
+def jlm(quick: Jlm) -> Jlm:
+    return quick
+
+
 def summary(done: Done) -> dict[str, Any]:
     assert (done.code, done.err) == (0, "")
     found: dict[str, Any] = json.loads(done.out)

@@ -33,6 +33,11 @@ OTHER_COMMANDS = {
 }
 
 
+@pytest.fixture
+def jlm(quick: Jlm) -> Jlm:
+    return quick
+
+
 @pytest.mark.parametrize("name", OTHER_COMMANDS)
 def test_sample_runs_with_other_commands(tmp_path: Path, jlm: Jlm, name: str) -> None:
     command, files = OTHER_COMMANDS[name]

@@ -40,6 +40,11 @@ PANDALM = {
 }
 
 
+@pytest.fixture
+def jlm(quick: Jlm) -> Jlm:
+    return quick
+
+
 def samples(path: Path, schema: str = "auto", pairs: tuple[Any, ...] = ()) -> list[Sample]:
     with open_source(str(path)) as source:
         found = recognise(source, schema, pairs)
