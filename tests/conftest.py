@@ -66,8 +66,10 @@ def runs() -> Iterator[Runs]:
 def quick(tmp_path: Path, runs: Runs) -> Jlm:
     """`jlm` in this way, for tests of what it reads and says."""
 
-    def run(*words: str) -> Done:
-        done = runs(tmp_path, *words)
+    def run(*words: str, stdin: str | bytes = b"") -> Done:
+        given = tmp_path.with_name(f"{tmp_path.name}-stdin")
+        given.write_bytes(stdin.encode() if isinstance(stdin, str) else stdin)
+        done = runs(tmp_path, *words, stdin=str(given))
         return Done(done.code, done.out, done.err)
 
     return run

@@ -280,3 +280,11 @@ def test_package_data_is_found(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": ""}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, env=env)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_help_and_readme_name_the_same_options_of_metrics(jlm: Jlm) -> None:
+    env = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+    shown = set(re.findall(r"--[a-z][a-z-]+", jlm("metrics", "--help", env=env).out))
+    section = (ROOT / "README.md").read_text().split("## Measure", 1)[1].split("\n## ", 1)[0]
+    named = set(re.findall(r"--[a-z][a-z-]+", section)) | {"--quiet", "--help"}
+    assert shown == named - {"--compact"}

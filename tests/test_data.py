@@ -39,6 +39,11 @@ WORDS = [
 ]
 
 
+@pytest.fixture
+def jlm(quick: Jlm) -> Jlm:
+    return quick
+
+
 def rated(n: int, **more: Any) -> Json:
     """A question with six answers, each of which names its question and its quality."""
     answers = [

@@ -7,16 +7,20 @@ import io
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Jlm, pair, read_rows, write_rows
+from conftest import Jlm, pair, read_rows, write_rows
 
 from jlm_cli.records import VERDICTS
+
+
+@pytest.fixture
+def jlm(quick: Jlm) -> Jlm:
+    return quick
 
 
 def judge_lines(count: int, seed: int) -> list[dict[str, Any]]:
@@ -198,14 +202,6 @@ def test_bad_use_is_one_line(tmp_path: Path, jlm: Jlm, words: list[str], message
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("jlm: ") and message in done.err
     assert done.err.count("\n") == 1 and "Traceback" not in done.err
-
-
-def test_help_and_readme_name_the_same_options(jlm: Jlm) -> None:
-    env = {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
-    shown = set(re.findall(r"--[a-z][a-z-]+", jlm("metrics", "--help", env=env).out))
-    section = (ROOT / "README.md").read_text().split("## Measure", 1)[1].split("\n## ", 1)[0]
-    named = set(re.findall(r"--[a-z][a-z-]+", section)) | {"--quiet", "--help"}
-    assert shown == named - {"--compact"}
 
 
 def test_metrics_loads_no_model_library(tmp_path: Path, jlm: Jlm) -> None:

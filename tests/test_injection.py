@@ -71,6 +71,11 @@ OF_HEADINGS: dict[str, Callable[[str], str]] = {
 }
 
 
+@pytest.fixture
+def jlm(quick: Jlm) -> Jlm:
+    return quick
+
+
 @pytest.mark.parametrize("disguise", [*DISGUISES, *OF_HEADINGS])
 def test_headings_in_disguise(disguise: str) -> None:
     forge = {**DISGUISES, **OF_HEADINGS}[disguise]

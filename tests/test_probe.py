@@ -15,6 +15,11 @@ ATTACKS = {"null-model", "master-key", "forged-score", "forged-structure", "plea
 ATTACKS |= {"flattery", "authority", "formatting"}
 
 
+@pytest.fixture
+def jlm(quick: Jlm) -> Jlm:
+    return quick
+
+
 def test_the_set_is_whole() -> None:
     given = list(rows())
     assert {row["category"] for row in given} == ATTACKS | {"control"}
