@@ -36,7 +36,15 @@ from jlm_cli.errors import (
     SystemFailure,
     UsageError,
 )
-from jlm_cli.journal import Journal, begun, folder_of, naming, write_stdout, write_whole
+from jlm_cli.journal import (
+    Journal,
+    begun,
+    first_difference,
+    folder_of,
+    naming,
+    write_stdout,
+    write_whole,
+)
 from jlm_cli.modes import Mode, Reading, flags_of, identity, mode_of
 from jlm_cli.output import MADE_WITH, check_output, good_rows, summary_path
 from jlm_cli.records import Json, Sample, dump, dump_indented, judged_record
@@ -170,12 +178,21 @@ def preflight(config: Config) -> int:
 def _preflight(config: Config, report: Report) -> int:
     now = open_run(config, report)
     survey = take_survey(now.rows, now.encoder, lambda errors: None)
-    facts = _facts_of(now, survey)
+    facts = {**_facts_of(now, survey), "rows_done": _n_done(now)}
     if now.config.print_json:
         write_stdout(iter([dump_indented({**facts, **now.compute.sizes()})]))
     else:
         report.plan(facts, now.compute)
     return EXIT_OK
+
+
+def _n_done(now: Run) -> int:
+    """Rows that the same command, given before, has left to go on from."""
+    if now.config.output is None or not begun(folder := folder_of(now.config.output)):
+        return 0
+    journal = Journal(folder)
+    ours = first_difference(journal.facts(), _fingerprint(now)) is None
+    return journal.n_records() if ours else 0
 
 
 def _facts_of(now: Run, survey: Survey) -> Json:

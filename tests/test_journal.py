@@ -298,6 +298,17 @@ def test_plan_as_json(tmp_path: Path, jlm: Jlm) -> None:
     assert found["rows"] == 2 and found["errors"] == {"missing-field": 1} and "memory" in found
 
 
+def test_plan_tells_what_is_done(tmp_path: Path, jlm: Jlm) -> None:
+    """Of a run that ended with a bad row in its journal."""
+    write_rows(tmp_path / "in.jsonl", [pair(1), {"id": 2}, pair(3)])
+    in_the_way = tmp_path / "in.judge.jsonl.partial" / "plan.tmp.npz"
+    in_the_way.mkdir(parents=True)
+    assert jlm("judge", "in.jsonl").code == 1
+    for words, done in (((), 1), (("--swap",), 0)):
+        facts = json.loads(jlm("judge", "in.jsonl", "--plan", "--json", "-q", *words).out)
+        assert facts["rows_done"] == done
+
+
 def test_plan_writes_nothing(tmp_path: Path, jlm: Jlm) -> None:
     given = [pair(1), pair(1), {"question": "Q", "answers": ["a", "b"]}, {"question": "Q"}]
     write_rows(tmp_path / "in.jsonl", given)
