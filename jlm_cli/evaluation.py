@@ -49,7 +49,7 @@ def check(config: MetricsConfig) -> None:
         )
     if several and len(set(config.predictions)) < len(config.predictions):
         raise UsageError("the same predictions are named twice")
-    if str(config.reversed) in config.predictions:
+    if config.reversed is not None and str(config.reversed) in config.predictions:
         raise UsageError(f"{config.reversed}: is named for both orders; --reversed is another file")
     if config.protocol in RECORDS and config.abstain is not None:
         raise UsageError(f"--abstain is of no use for {config.protocol}")

@@ -22,7 +22,7 @@ from jlm_cli.predictions import is_numbers, rows_of
 from jlm_cli.prompts import load
 from jlm_cli.ranking import Ranking, n_moved, ranking_of
 from jlm_cli.records import Json, Verdict, read_gold, verdict_of
-from jlm_cli.side_files import Key, gold_in, id_in, key_of, twin_hint
+from jlm_cli.side_files import Key, gold_in, id_in, key_of, load_once, twin_hint
 from jlm_cli.source import open_source
 from jlm_cli.standings import GradeTally, compared
 from jlm_cli.summary import objective, summary_of
@@ -339,43 +339,32 @@ class _GoldOf:
     """Gold of each record: what `--gold` says of its id, or else what the record holds."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._by_id: dict[Key, Any] = {}
+        self._gold = None if path is None else load_once(path, gold_in)
         self._met: set[Key] = set()
         self._missed: list[Any] = []
-        if path is None:
-            return
-        for row, where in _records(str(path), None):
-            key = _key(row, where)
-            if key in self._by_id:
-                raise InputError(f"{where}: id {key[1]!r} stands there twice; gold must be unique")
-            try:
-                self._by_id[key] = gold_in(row)
-            except RowError as error:
-                raise InputError(f"{where}: {error}") from error
 
     def of(self, row: Json, where: str) -> Any:
         """Raises InputError where an id that is joined by stands there twice."""
-        if self._path is None:
+        if self._gold is None:
             return row.get("gold")
         key = _key(row, where)
         if key in self._met:
             raise InputError(f"{where}: id {key[1]!r} stands there twice; ids must be unique")
-        if key not in self._by_id:
+        if key not in self._gold.by_id:
             self._missed.append(key[1])
             return None
         self._met.add(key)
-        return self._by_id[key]
+        return self._gold.by_id[key]
 
     def joined(self, path: str) -> Json:
         """Ids that are missing on one side, as a summary names them. Raises InputError where none
         is on both."""
-        if self._path is None:
+        if self._gold is None:
             return {}
         if self._missed and not self._met:
-            hint = twin_hint(self._missed[0], self._by_id)
-            raise InputError(f"{path}: shares no id with {self._path}{hint}")
-        only_there = [key[1] for key in self._by_id if key not in self._met]
+            hint = twin_hint(self._missed[0], self._gold.by_id)
+            raise InputError(f"{path}: shares no id with {self._gold.name}{hint}")
+        only_there = [key[1] for key in self._gold.by_id if key not in self._met]
         sides = {"only_there": only_there, "only_in_predictions": self._missed}
         return {"joined": {"gold": sides}}
 

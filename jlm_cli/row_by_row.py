@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -26,9 +26,10 @@ def log_p(logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     return torch.cat([rows.log_softmax(-1, dtype=torch.float32)[:, columns] for rows in parts])
 
 
-class CachedEngine(Writer):
-    """Each prompt is read once; what is drafted goes on from copies of its keys and values."""
+Behind = Callable[[int, Sequence[Ids]], Floats]  # of a row's prompt and some paths
 
+
+class RowByRow(Writer):
     at_once = 1
 
     @within_memory
@@ -36,15 +37,25 @@ class CachedEngine(Writer):
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> ReadAtOnce:
         wanted = sent(list(columns), self.device)
+        return ReadAtOnce(drafts, len(columns), self._reader(prompts, wanted))
+
+    def _reader(self, prompts: Sequence[Ids], columns: torch.Tensor) -> Behind:
+        raise NotImplementedError
+
+
+class CachedEngine(RowByRow):
+    """Each prompt is read once; what is drafted goes on from copies of its keys and values."""
+
+    def _reader(self, prompts: Sequence[Ids], columns: torch.Tensor) -> Behind:
         caches: dict[int, Cache] = {}
 
         def behind(row: int, paths: Sequence[Ids]) -> Floats:
             if row not in caches:
-                caches[row], known = self._prefill(prompts[row], wanted)
+                caches[row], known = self._prefill(prompts[row], columns)
                 return known
-            return self._go_on(caches[row], paths, wanted)
+            return self._go_on(caches[row], paths, columns)
 
-        return ReadAtOnce(drafts, len(columns), behind)
+        return behind
 
     @within_memory
     def _prefill(self, prompt: Ids, columns: torch.Tensor) -> tuple[Cache, Floats]:
@@ -82,21 +93,13 @@ def _goes_on(path: Ids, start: Ids) -> bool:
     return len(path) > len(start) and path[: len(start)] == start
 
 
-class PlainEngine(Writer):
+class PlainEngine(RowByRow):
     """Scores by a full pass for every path: slow, and right for any causal model."""
 
-    at_once = 1
-
-    @within_memory
-    def begin(
-        self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
-    ) -> ReadAtOnce:
-        wanted = sent(list(columns), self.device)
-
-        def behind(row: int, paths: Sequence[Ids]) -> Floats:
-            return np.vstack([self._behind([*prompts[row], *path], wanted) for path in paths])
-
-        return ReadAtOnce(drafts, len(columns), behind)
+    def _reader(self, prompts: Sequence[Ids], columns: torch.Tensor) -> Behind:
+        return lambda row, paths: np.vstack(
+            [self._behind([*prompts[row], *path], columns) for path in paths]
+        )
 
     @within_memory
     def _behind(self, ids: list[int], columns: torch.Tensor) -> Floats:

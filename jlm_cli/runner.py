@@ -270,10 +270,10 @@ def _begin(now: Run, journal: Journal, report: Report) -> int:
             journal.remove()
         raise
     report.preflight(_facts_of(now, survey))
-    if now.rows.gold is not None and len(survey.rows) and not survey.n_with_gold:
+    gold, n_known = now.rows.gold, survey.n_with_gold + survey.n_unreadable_gold
+    if gold is not None and survey.rows and not n_known:
         first = now.rows.sample(survey.rows[0]).id
-        if not survey.n_unreadable_gold:
-            report.note(f"no row has gold: {now.rows.gold.missing(first, 'gold')}")
+        report.note(f"no row has gold: {gold.missing(first, 'gold')}")
     plan = plan_of(now, survey)
     todo = [number for number in range(len(plan)) if left[plan.batch(number)].any()]
     draft = journal.folder / "plan.tmp.npz"

@@ -195,7 +195,7 @@ def mapped(pairs: tuple[tuple[str, str], ...]) -> Schema:
         for name, field in pairs
         if name.startswith("answer_")
     )
-    plain = [(name, field) for name, field in pairs if not name.startswith("answer_")]
+    plain = [(name, field) for name, field in pairs if field and not name.startswith("answer_")]
     named = {name for name, _ in pairs}
     if any(name.startswith("answer") for name in named):
         named |= {"answer", "answers"}
@@ -203,8 +203,12 @@ def mapped(pairs: tuple[tuple[str, str], ...]) -> Schema:
 
     def native(row: Json) -> Json:
         fields = {name: row[name] for name in as_they_are if name in row}
-        there = [pair for pair in plain if pair[1] and (_is_due(pair[0]) or _has(row, pair[1]))]
-        fields |= {name: _dotted(row, field) for name, field in there}
+        for name, field in plain:
+            try:
+                fields[name] = _dotted(row, field)
+            except RowError:
+                if _is_due(name):
+                    raise
         if numbered:
             fields["answers"] = [_dotted(row, field) for _, field in numbered]
         return _native(fields)

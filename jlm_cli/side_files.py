@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +99,22 @@ def load_gold(path: Path, n_answers: int | None) -> Joined:
         given = gold_in(row)
         return given is not None, given and read_gold(given, n_answers or _n_judged(given))
 
-    by_id: dict[Key, Gold | None] = {}  # None: of no use
+    found = load_once(path, read)  # gold that is None: of no use
+    there = {key: gold for key, (is_there, gold) in found.by_id.items() if is_there}
+    return replace(found, by_id=there)
+
+
+def load_once(path: Path, value_in: Callable[[Json], Any]) -> Joined:
+    """A side file in which an id stands once. Raises InputError."""
+    by_id: dict[Key, Any] = {}
     with open_source(str(path)) as source:
-        for key, (there, gold) in _side_rows(source, read):
+        for index, (key, value) in enumerate(_side_rows(source, value_in)):
             if key in by_id:
                 raise InputError(
-                    f"{path}: id {key[1]!r} stands there twice; gold must be unique (jlm metrics "
-                    "also tells pairs by their models)"
+                    f"{source.where(index)}: id {key[1]!r} stands there twice; gold must be unique "
+                    "(jlm metrics also tells pairs by their models)"
                 )
-            if there:
-                by_id[key] = gold
+            by_id[key] = value
         return Joined(str(path), by_id, source.sha256())
 
 
