@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from throughput import machine, tell
 
-from jlm_cli import loading, runner
+from jlm_cli import loading, preflight
 from jlm_cli.config import Config
 from jlm_cli.engine import Engine, following
 from jlm_cli.report import Report
@@ -37,7 +37,7 @@ def main() -> None:
         limit=options.rows,
         dtype="float32",
     )
-    run = runner.open_run(config, Report(quiet=True))
+    run = preflight.open_run(config, Report(quiet=True))
     encoded = run.encoder.encode([run.rows.sample(row) for row in range(len(run.rows))])
     prompts = [one[0] for one in encoded if isinstance(one, list)]
     tokens = [run.lines.of(prompt.view.template, len(prompt.view.shown)) for prompt in prompts]

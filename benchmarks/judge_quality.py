@@ -214,7 +214,7 @@ def valid_free_lines(options: argparse.Namespace, asked: Sequence[Answered]) -> 
     """What `generate` writes for 200 pairs, up to its first newline."""
     import torch
 
-    from jlm_cli import loading, runner
+    from jlm_cli import loading, preflight
     from jlm_cli.config import Config
     from jlm_cli.report import Report
 
@@ -224,7 +224,7 @@ def valid_free_lines(options: argparse.Namespace, asked: Sequence[Answered]) -> 
     ][: 2 * _CASES]
     given = options.work / "free.jsonl"
     given.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
-    run = runner.open_run(
+    run = preflight.open_run(
         Config(inputs=(str(given),), output=None, model=options.model), Report(quiet=True)
     )
     model: Any = loading.load_model(run.files, run.compute.dtype, run.compute.device)

@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from throughput import machine, tell
 
-from jlm_cli import loading, runner
+from jlm_cli import loading, preflight, runner
 from jlm_cli.batching import Plan, make_plan
 from jlm_cli.config import Config
 from jlm_cli.engine import Judge
@@ -105,12 +105,12 @@ def measured(options: argparse.Namespace) -> tuple[Costs, NDArray[np.int64], int
     config = Config(
         inputs=(str(options.input),), output=None, model=options.model, limit=options.rows
     )
-    run = runner.open_run(config, Report(quiet=True))
+    run = preflight.open_run(config, Report(quiet=True))
     survey = take_survey(run.rows, run.encoder, lambda _: None)
     tokens = np.asarray(survey.tokens, np.int64)
     engine = loading.load_engine(run.files, run.lines.vocabulary, run.compute)
     judge = Judge(engine, run.lines, reason=False, new_tokens=0)
-    full = runner.plan_of(run, survey)
+    full = preflight.plan_of(run, survey)
     torch.set_num_threads(1)  # as each of the workers has
     list(runner.judged_batches(run, [full.batch(0)], judge))  # warms up
     facts, seconds = [], []

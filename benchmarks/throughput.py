@@ -37,7 +37,7 @@ import torch
 from shapes import draw_weights, is_shape
 from transformers import GenerationConfig, PreTrainedModel
 
-from jlm_cli import loading, runner
+from jlm_cli import loading, preflight, runner
 from jlm_cli.batching import Plan
 from jlm_cli.config import Config
 from jlm_cli.devices import choose_device
@@ -62,7 +62,7 @@ Json = dict[str, Any]
 class Setting:
     """The same for all ways: rows, model, device, dtype."""
 
-    run: runner.Run
+    run: preflight.Run
     prompts: list[list[int]]
     reason: int  # tokens at most; 0 for scores alone
 
@@ -89,7 +89,7 @@ class Setting:
 
     @property
     def plan(self) -> Plan:
-        return runner.plan_of(
+        return preflight.plan_of(
             self.run, take_survey(self.run.rows, self.run.encoder, lambda _: None)
         )
 
@@ -105,7 +105,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
         dtype=options.dtype,
         reason=bool(options.reason),
     )
-    run = runner.open_run(config, Report(quiet=True))
+    run = preflight.open_run(config, Report(quiet=True))
     encoded = run.encoder.encode([run.rows.sample(row) for row in range(len(run.rows))])
     prompts = [list(one[0].ids) for one in encoded if isinstance(one, list)]
     shared = run.compute.device == "cuda" and options.way not in (None, "jlm")

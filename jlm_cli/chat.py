@@ -241,7 +241,7 @@ def talk(config: Config, choice: Choice | None) -> int:
         record = choice.find()
         config = replace(config, command=record["mode"])
         case = case_of(record, config)
-    mode_of(config)  # as runner.open_run does
+    mode_of(config)  # as preflight.open_run does
     report = Report()
     files = models.find(config.model, report.note)
     mode = mode_of(config, files.template)

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from jlm_cli.errors import ReaderLeft, UsageError
@@ -254,6 +255,29 @@ def _sync_folder(folder: Path) -> None:
 def begun(folder: Path) -> bool:
     """Whether a run is under way in the folder, or was ended before it was done."""
     return (folder / _ABOUT).exists()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for this run alone; the lock dies with its owner. A folder in which no run
+    was begun goes with it."""
+    lock = folder / "lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock).acquire(timeout=0)
+    except Timeout:
+        raise UsageError(f"{folder}: another run is writing there") from None
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written: {error.strerror}") from error
+    with held:
+        try:
+            yield
+        except BaseException:
+            if not begun(folder):
+                with suppress(OSError):
+                    lock.unlink()
+                    folder.rmdir()
+            raise
 
 
 def write_stdout(lines: Iterator[bytes]) -> None:

@@ -10,21 +10,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import orjson
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from jlm_cli import devices, loading, models, sharding, vocabularies
-from jlm_cli.batching import Plan, make_plan
+from jlm_cli import loading, sharding
+from jlm_cli.batching import Plan
 from jlm_cli.columns import PairTally
 from jlm_cli.config import Config
-from jlm_cli.encoding import Encoder, Lines
 from jlm_cli.engine import Judge
 from jlm_cli.errors import (
     EXIT_OK,
@@ -39,21 +37,22 @@ from jlm_cli.errors import (
 from jlm_cli.journal import (
     Journal,
     begun,
-    first_difference,
     folder_of,
+    locked,
     naming,
     write_stdout,
     write_whole,
 )
-from jlm_cli.modes import Mode, Reading, flags_of, identity, mode_of
+from jlm_cli.modes import Reading, flags_of
 from jlm_cli.output import MADE_WITH, check_output, good_rows, summary_path
+from jlm_cli.preflight import Run, facts_of, fingerprint, open_run, plan_of, preflight
 from jlm_cli.records import Json, Sample, dump, dump_indented, judged_record
 from jlm_cli.report import Report, Written, exit_status, spoken
-from jlm_cli.rows import Rows, open_rows
+from jlm_cli.rows import Rows
 from jlm_cli.source import spool_stdin
 from jlm_cli.standings import TALLIES, Tally
 from jlm_cli.summary import summary_of
-from jlm_cli.survey import AT_ONCE, Survey, encoded, take_survey
+from jlm_cli.survey import AT_ONCE, encoded, take_survey
 from jlm_cli.tasks import Task, in_turn
 
 _RECORDS_SHOWN = 13
@@ -61,19 +60,6 @@ _OF_A_MACHINE = {"model", "batch_tokens"}  # its copy of the weights, its memory
 _PLAN = "plan.npz"
 
 Judged = tuple[int, bytes]  # a row's number and its record
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run works with, before any weight is loaded."""
-
-    config: Config
-    rows: Rows
-    files: models.ModelFiles
-    mode: Mode
-    lines: Lines
-    encoder: Encoder
-    compute: devices.Compute
 
 
 def start(config: Config) -> int:
@@ -153,103 +139,11 @@ def _kept(config: Config) -> Iterator[None]:
         raise SystemFailure(f"{failure}; what is done is kept: {GO_ON}") from error
 
 
-def open_run(config: Config, report: Report) -> Run:
-    """Input, schema, tokenizer and templates of a run. Raises JlmError."""
-    mode_of(config)  # what is asked for wrongly is told before a model is fetched
-    rows = open_rows(config)
-    files = models.find(config.model, report.note)
-    mode = mode_of(config, files.template)
-    compute = devices.choose_compute(files, config)
-    report.note(f"model {files.name} on {compute.device} in {compute.dtype}")
-    lines = Lines(vocabularies.load_vocabulary(files))
-    return Run(config, rows, files, mode, lines, Encoder(lines, mode, config), compute)
-
-
-def preflight(config: Config) -> int:
-    """`--plan`: what a run would do, without loading a weight or writing a file."""
-    report = Report(config.quiet)
-    if "-" in config.inputs:
-        with tempfile.TemporaryDirectory(prefix="jlm-") as scratch:
-            stdin = spool_stdin(Path(scratch) / "stdin")
-            return _preflight(replace(config, stdin=stdin), report)
-    return _preflight(config, report)
-
-
-def _preflight(config: Config, report: Report) -> int:
-    now = open_run(config, report)
-    survey = take_survey(now.rows, now.encoder, lambda errors: None)
-    facts = {**_facts_of(now, survey), "rows_done": _n_done(now)}
-    if now.config.print_json:
-        write_stdout(iter([dump_indented({**facts, **now.compute.sizes()})]))
-    else:
-        report.plan(facts, now.compute)
-    return EXIT_OK
-
-
-def _n_done(now: Run) -> int:
-    """Rows that the same command, given before, has left to go on from."""
-    if now.config.output is None or not begun(folder := folder_of(now.config.output)):
-        return 0
-    journal = Journal(folder)
-    ours = first_difference(journal.facts(), _fingerprint(now)) is None
-    return journal.n_records() if ours else 0
-
-
-def _facts_of(now: Run, survey: Survey) -> Json:
-    """What a survey found, for people and for programs."""
-    tokens = np.asarray(survey.tokens, np.int64)
-    measured = survey.n_with_gold > 0 or now.config.gold is not None
-    return {
-        "rows": len(now.rows),
-        "blank": now.rows.source.n_blank,
-        "schema": now.rows.schema.name,
-        "judgeable": len(survey.rows),
-        "errors": dict(sorted(survey.errors.items())),
-        "tokens": int(tokens.sum()),
-        "tokens_median": int(np.median(tokens)) if len(tokens) else 0,
-        "tokens_longest_prompt": survey.longest,
-        "over_the_context": survey.n_cut + survey.errors["too-long"],
-        "missing_references": survey.errors["missing-reference"],
-        "rows_without_gold": len(survey.rows) - survey.n_with_gold if measured else 0,
-        "rows_with_unreadable_gold": survey.n_unreadable_gold,
-        "rows_without_id": survey.n_without_id,
-        "rows_with_a_double_id": survey.n_double_ids,
-        "batches": len(plan_of(now, survey)),
-    }
-
-
-def plan_of(now: Run, survey: Survey) -> Plan:
-    return make_plan(survey.rows, survey.tokens, survey.groups, now.compute.batch_tokens)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this run alone; the lock dies with its owner. A folder in which no run
-    was begun goes with it."""
-    lock = folder / "lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(lock).acquire(timeout=0)
-    except Timeout:
-        raise UsageError(f"{folder}: another run is writing there") from None
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be written: {error.strerror}") from error
-    with held:
-        try:
-            yield
-        except BaseException:
-            if not begun(folder):
-                with suppress(OSError):
-                    lock.unlink()
-                    folder.rmdir()
-            raise
-
-
 def _begin(now: Run, journal: Journal, report: Report) -> int:
     """Survey all rows, and leave for every worker the plan of what is still to be judged; how many
     rows that are."""
     left = np.ones(len(now.rows), bool)
-    facts = _fingerprint(now)
+    facts = fingerprint(now)
     output = now.config.output if now.config.retry_errors else None
     good = None if output is None else good_rows(output, now.rows, facts)
     done = journal.begin(facts, discard=now.config.overwrite)
@@ -269,7 +163,7 @@ def _begin(now: Run, journal: Journal, report: Report) -> int:
         if not len(done):
             journal.remove()
         raise
-    report.preflight(_facts_of(now, survey))
+    report.preflight(facts_of(now, survey))
     gold, n_known = now.rows.gold, survey.n_with_gold + survey.n_unreadable_gold
     if gold is not None and survey.rows and not n_known:
         first = now.rows.sample(survey.rows[0]).id
@@ -292,25 +186,11 @@ def _keep(now: Run, journal: Journal, good: NDArray[np.bool_]) -> None:
             journal.append(some)
 
 
-def _fingerprint(now: Run) -> Json:
-    """All that can change a byte of the output, by the names that a refusal gives."""
-    return {
-        **now.config.settings(),
-        **now.compute.settings(),
-        "input": now.rows.source.sha256(),
-        "reference": None if now.rows.references is None else now.rows.references.sha256,
-        "gold": None if now.rows.gold is None else now.rows.gold.sha256,
-        "model": now.files.identity(),
-        "template": identity(now.mode.templates),
-        **devices.versions(),
-    }
-
-
 def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: Report) -> None:
     """Judge batches until none is left."""
     workers.ready()
     if workers.rank > 0:
-        journal.check(_fingerprint(now), but=_OF_A_MACHINE)
+        journal.check(fingerprint(now), but=_OF_A_MACHINE)
     with np.load(journal.folder / _PLAN) as saved:
         plan, todo, left = Plan(saved["order"], saved["cuts"]), saved["todo"], saved["left"]
     if workers.rank >= len(todo):  # the others take what there is; no weights are loaded for none

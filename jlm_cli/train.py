@@ -22,14 +22,13 @@ from jlm_cli.config import file_sha256, refuse_huge
 from jlm_cli.encoding import Lines
 from jlm_cli.errors import EXIT_OK, InputError, JlmError, RowError, UsageError
 from jlm_cli.examples import ExampleMaker, Form, Schedule, TaughtTemplates, make_schedule
-from jlm_cli.journal import Journal, folder_of
+from jlm_cli.journal import Journal, folder_of, locked
 from jlm_cli.lessons import Lesson, Shares, question_key, read_lesson, showing_of, showings
 from jlm_cli.model_card import model_card
 from jlm_cli.modes import identity
 from jlm_cli.recipes import Recipe, by_name
 from jlm_cli.records import Json, Sample, dump_indented
 from jlm_cli.report import Report
-from jlm_cli.runner import locked
 from jlm_cli.schemas import recognise
 from jlm_cli.source import open_source
 

@@ -19,7 +19,7 @@ import pytest
 from conftest import Jlm, pair, read_rows, write_rows
 from filelock import FileLock
 
-from jlm_cli import loading, runner, sharding, slurm
+from jlm_cli import loading, preflight, runner, sharding, slurm
 from jlm_cli.config import Config
 from jlm_cli.journal import Journal
 from jlm_cli.report import Report
@@ -249,7 +249,7 @@ def test_a_worker_that_no_batch_is_left_for_loads_no_weights(
     tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = Config(command="judge", inputs=(str(rows),), output=None, model="fake", limit=3)
-    now, journal = runner.open_run(config, Report(True)), Journal(tmp_path / "partial", 0)
+    now, journal = preflight.open_run(config, Report(True)), Journal(tmp_path / "partial", 0)
     journal.folder.mkdir()
     runner._begin(now, journal, Report(True))
     monkeypatch.setattr(loading, "load_engine", lambda *_: pytest.fail("weights were loaded"))

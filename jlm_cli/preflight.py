@@ -1,0 +1,118 @@
+"""Before a weight is loaded: what a run works with, and what `--plan` tells of it."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from jlm_cli import devices, models, vocabularies
+from jlm_cli.batching import Plan, make_plan
+from jlm_cli.config import Config
+from jlm_cli.encoding import Encoder, Lines
+from jlm_cli.errors import EXIT_OK
+from jlm_cli.journal import Journal, begun, first_difference, folder_of, write_stdout
+from jlm_cli.modes import Mode, identity, mode_of
+from jlm_cli.records import Json, dump_indented
+from jlm_cli.report import Report
+from jlm_cli.rows import Rows, open_rows
+from jlm_cli.source import spool_stdin
+from jlm_cli.survey import Survey, take_survey
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run works with, before any weight is loaded."""
+
+    config: Config
+    rows: Rows
+    files: models.ModelFiles
+    mode: Mode
+    lines: Lines
+    encoder: Encoder
+    compute: devices.Compute
+
+
+def open_run(config: Config, report: Report) -> Run:
+    """Input, schema, tokenizer and templates of a run. Raises JlmError."""
+    mode_of(config)  # what is asked for wrongly is told before a model is fetched
+    rows = open_rows(config)
+    files = models.find(config.model, report.note)
+    mode = mode_of(config, files.template)
+    compute = devices.choose_compute(files, config)
+    report.note(f"model {files.name} on {compute.device} in {compute.dtype}")
+    lines = Lines(vocabularies.load_vocabulary(files))
+    return Run(config, rows, files, mode, lines, Encoder(lines, mode, config), compute)
+
+
+def fingerprint(now: Run) -> Json:
+    """All that can change a byte of the output, by the names that a refusal gives."""
+    return {
+        **now.config.settings(),
+        **now.compute.settings(),
+        "input": now.rows.source.sha256(),
+        "reference": None if now.rows.references is None else now.rows.references.sha256,
+        "gold": None if now.rows.gold is None else now.rows.gold.sha256,
+        "model": now.files.identity(),
+        "template": identity(now.mode.templates),
+        **devices.versions(),
+    }
+
+
+def plan_of(now: Run, survey: Survey) -> Plan:
+    return make_plan(survey.rows, survey.tokens, survey.groups, now.compute.batch_tokens)
+
+
+def facts_of(now: Run, survey: Survey) -> Json:
+    """What a survey found, for people and for programs."""
+    tokens = np.asarray(survey.tokens, np.int64)
+    measured = survey.n_with_gold > 0 or now.config.gold is not None
+    return {
+        "rows": len(now.rows),
+        "blank": now.rows.source.n_blank,
+        "schema": now.rows.schema.name,
+        "judgeable": len(survey.rows),
+        "errors": dict(sorted(survey.errors.items())),
+        "tokens": int(tokens.sum()),
+        "tokens_median": int(np.median(tokens)) if len(tokens) else 0,
+        "tokens_longest_prompt": survey.longest,
+        "over_the_context": survey.n_cut + survey.errors["too-long"],
+        "missing_references": survey.errors["missing-reference"],
+        "rows_without_gold": len(survey.rows) - survey.n_with_gold if measured else 0,
+        "rows_with_unreadable_gold": survey.n_unreadable_gold,
+        "rows_without_id": survey.n_without_id,
+        "rows_with_a_double_id": survey.n_double_ids,
+        "batches": len(plan_of(now, survey)),
+    }
+
+
+def preflight(config: Config) -> int:
+    """`--plan`: what a run would do, without loading a weight or writing a file."""
+    report = Report(config.quiet)
+    if "-" in config.inputs:
+        with tempfile.TemporaryDirectory(prefix="jlm-") as scratch:
+            stdin = spool_stdin(Path(scratch) / "stdin")
+            return _preflight(replace(config, stdin=stdin), report)
+    return _preflight(config, report)
+
+
+def _preflight(config: Config, report: Report) -> int:
+    now = open_run(config, report)
+    survey = take_survey(now.rows, now.encoder, lambda errors: None)
+    facts = {**facts_of(now, survey), "rows_done": _n_done(now)}
+    if now.config.print_json:
+        write_stdout(iter([dump_indented({**facts, **now.compute.sizes()})]))
+    else:
+        report.plan(facts, now.compute)
+    return EXIT_OK
+
+
+def _n_done(now: Run) -> int:
+    """Rows that the same command, given before, has left to go on from."""
+    if now.config.output is None or not begun(folder := folder_of(now.config.output)):
+        return 0
+    journal = Journal(folder)
+    ours = first_difference(journal.facts(), fingerprint(now)) is None
+    return journal.n_records() if ours else 0
