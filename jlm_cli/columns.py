@@ -29,7 +29,7 @@ PLACE: dict[Any, int] = {verdict: place for place, verdict in enumerate(VERDICTS
 OTHER = np.array([1, 0, TIE, NONE, SPLIT, UNREADABLE], np.int8)  # seen from the swapped order
 TIE_WITHIN = 3  # characters; the longest-answer baseline calls such a pair a tie
 
-_SMALL = ("verdict", "swapped", "gold", "votes", "flags")
+_SMALL = ("verdict", "swapped", "gold", "flags")
 _NAN = math.nan
 NO_P = (_NAN, _NAN, _NAN)
 
@@ -168,7 +168,7 @@ class PairTally:
         self.flags: Counter[str] = Counter()
         self._small = {name: array("b") for name in _SMALL}
         self._floats = {name: array("f") for name in ("p", "p_swapped", "scores")}
-        self._lengths, self._models = array("i"), array("i")
+        self._lengths, self._models, self._votes = array("i"), array("i"), array("i")
         self._category, self._question = array("i"), array("q")
         self._model_names, self._category_names = Names(), Names()
 
@@ -196,7 +196,7 @@ class PairTally:
         self._floats["scores"].extend(judged.scores)
         self._small["flags"].append(min(len(judged.flags), 127))
         self._small["gold"].append(about.gold)
-        self._small["votes"].extend(about.votes)
+        self._votes.extend(about.votes)
         self._lengths.extend(about.lengths)
         self._models.extend(self._codes(about.models))
         self._category.append(self._category_names.code(about.category))
@@ -209,7 +209,7 @@ class PairTally:
             about = about.turned()
         if about.gold != NONE:
             self._small["gold"][row] = about.gold
-            self._small["votes"][3 * row : 3 * row + 3] = array("b", about.votes)
+            self._votes[3 * row : 3 * row + 3] = array("i", about.votes)
         if about.lengths[0] >= 0:
             self._lengths[2 * row : 2 * row + 2] = array("i", about.lengths)
         if about.models is not None:
@@ -233,7 +233,7 @@ class PairTally:
     def forget_gold(self) -> None:
         """Before a gold file is read that replaces what the records hold."""
         self._small["gold"] = array("b", bytes([NONE])) * len(self)
-        self._small["votes"] = array("b", bytes(3)) * len(self)
+        self._votes = array("i", [0, 0, 0]) * len(self)
 
     def swap_in(self, row: int, other: Judged) -> None:
         """Take the judgment of the swapped order, in that order's numbering."""
@@ -253,7 +253,7 @@ class PairTally:
             verdict=numbers(self._small["verdict"]),
             swapped=numbers(self._small["swapped"]),
             gold=numbers(self._small["gold"]),
-            votes=numbers(self._small["votes"], 3),
+            votes=numbers(self._votes, 3),
             p=numbers(self._floats["p"], 3),
             p_swapped=numbers(self._floats["p_swapped"], 3),
             scores=numbers(self._floats["scores"], 2),

@@ -48,12 +48,14 @@ class Aligned:
 def align(judges: dict[str, Predictions]) -> Aligned:
     """Join by id. Raises InputError where two files share none."""
     first, *others = judges.values()
-    index = first.index()
+    indexes = {name: one.index() for name, one in judges.items()}
+    with_models = any(index.with_models for index in indexes.values())
+    index = first.index(with_models)
     places = np.full((len(judges), len(first.ids)), -1, np.int64)
     places[0] = np.arange(len(first.ids))
     turned = np.zeros(places.shape, bool)
     for n, other in enumerate(others, start=1):
-        other.index()  # its ids must be unique, too
+        other.index(with_models)  # its ids must be unique, too
         for row, row_id in enumerate(other.ids):
             at = index.find(row_id, other.tally.models_of(row))
             if at is not None:
@@ -68,42 +70,61 @@ def align(judges: dict[str, Predictions]) -> Aligned:
     return Aligned(judges, rows, dict(zip(judges, turned[:, shared], strict=True)))
 
 
-def comparison_of(aligned: Aligned) -> Json:
-    """Each further judge against the first: paired differences and McNemar's test."""
+def comparison_of(aligned: Aligned, verdict: str) -> Json:
+    """Each further judge against the first: paired differences and McNemar's test, of the column
+    of verdicts that the protocol measures."""
     first, *others = aligned.judges
     n = len(aligned.rows[first])
     return {
         "n": n,
         "first": first,
-        "against": {name: _against(aligned, first, name) for name in others},
+        "against": {name: _against(aligned, first, name, verdict) for name in others},
         "left_out": {name: len(one.ids) - n for name, one in aligned.judges.items()},
     }
 
 
-def _against(aligned: Aligned, first: str, other: str) -> Json:
+def _against(aligned: Aligned, first: str, other: str, verdict: str) -> Json:
     clusters = _clusters(aligned, first)
-    ours, theirs = aligned.column(first, "verdict"), aligned.column(other, "verdict")
+    ours, theirs = aligned.column(first, verdict), aligned.column(other, verdict)
     both = (ours != NONE) & (theirs != NONE)
     if not both.any():
         raise InputError(f"{other}: judged no row that {first} judged")
     same = cells_of((3, 3), [ours[both], theirs[both]], _some(clusters, both))
-    found: Json = {"same_verdict": figures({"agreement": agreement, "kappa": kappa}, same)}
-    gold = aligned.column(first, "gold")
+    found: Json = {
+        "same_verdict": {**figures({"agreement": agreement, "kappa": kappa}, same), "n": same.n}
+    }
+    gold = _gold(aligned)
     measured = both & (gold < NONE)
     if measured.any():
         codes = [gold[measured], ours[measured], theirs[measured]]
         cells = cells_of((3, 3, 3), codes, _some(clusters, measured))
-        found["difference"] = figures({"agreement": _gain(agreement), "f1": _gain(f1)}, cells)
-        found["mcnemar"] = _mcnemar(
-            *((side[measured] == gold[measured]) for side in (ours, theirs))
-        )
-    swapped = [aligned.column(name, "swapped") for name in (first, other)]
-    judged = both & (swapped[0] != NONE) & (swapped[1] != NONE)
-    if judged.any():
-        stays = [(ours == swapped[0])[judged] * 1, (theirs == swapped[1])[judged] * 1]
-        cells = cells_of((2, 2), stays, _some(clusters, judged))
-        found.setdefault("difference", {})["consistency"] = figure(_more_often, cells)
+        gains = figures({"agreement": _gain(agreement), "f1": _gain(f1)}, cells)
+        found["difference"] = {**gains, "n": cells.n}
+        right = [side[measured] == gold[measured] for side in (ours, theirs)]
+        found["mcnemar"] = _mcnemar(right[0], right[1], _some(clusters, measured))
+    if (gain := _steadier(aligned, first, other, clusters)) is not None:
+        found.setdefault("difference", {})["consistency"] = gain
     return found
+
+
+def _gold(aligned: Aligned) -> Codes:
+    """What the first judge's file says, or else the next that knows."""
+    gold = np.full(len(next(iter(aligned.rows.values()))), NONE)
+    for judge in aligned.judges:
+        gold = np.where(gold == NONE, aligned.column(judge, "gold"), gold)
+    return gold
+
+
+def _steadier(aligned: Aligned, first: str, other: str, clusters: Codes | None) -> Json | None:
+    """How much more of its verdicts the other keeps under a swap, on rows with both orders."""
+    columns = [
+        [aligned.column(judge, name) for name in ("verdict", "swapped")] for judge in (first, other)
+    ]
+    judged = np.all([side != NONE for pair in columns for side in pair], axis=0)
+    if not judged.any():
+        return None
+    stays = [(given == swapped)[judged] * 1 for given, swapped in columns]
+    return figure(_more_often, cells_of((2, 2), stays, _some(clusters, judged)))
 
 
 def _gain(metric: Metric) -> Metric:
@@ -116,19 +137,39 @@ def _more_often(cells: Counts) -> Counts:
     return ratio(cells[..., 0, 1] - cells[..., 1, 0], cells.sum((-2, -1)))
 
 
-def _mcnemar(ours: Codes, theirs: Codes) -> Json:
+def _mcnemar(ours: Codes, theirs: Codes, clusters: Codes | None) -> Json:
     """Whether one judge is right more often than chance would have it: the exact test on the rows
-    where just one of them is right."""
-    only_first, only_other = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    p = sign_test(only_first, only_other)
+    where just one of them is right. Rows of one question change sides together."""
+    ahead = theirs.astype(np.int64) - ours
+    only_first, only_other = int((ahead < 0).sum()), int((ahead > 0).sum())
+    if clusters is not None:
+        _, question = np.unique(clusters, return_inverse=True)
+        ahead = np.bincount(question, ahead).astype(np.int64)
+    p = sign_test(ahead)
     return {"only_first_right": only_first, "only_other_right": only_other, "p": float(f"{p:.3g}")}
 
 
-def sign_test(one: int, other: int) -> float:
-    """Two-sided exact binomial test of a fair coin."""
-    n, least = one + other, min(one, other)
-    if n == 0:
+def sign_test(steps: Codes) -> float:
+    """How often the sum of whole numbers is as far from 0 or further when fair coins choose their
+    signs: exact; for steps of one size the binomial test, else to within 1e-13."""
+    sizes, how_many = np.unique(np.abs(steps[steps != 0]), return_counts=True)
+    if not len(sizes):
         return 1.0
+    if len(sizes) == 1:
+        return _binomial_test(int((steps > 0).sum()), int((steps < 0).sum()))
+    reach = int(sizes @ how_many)
+    n = 2 * reach + 1  # sums from -reach to reach
+    angle = 2 * np.pi * np.arange(n) / n
+    wave = np.ones(n)
+    for size, times in zip(sizes, how_many, strict=True):
+        wave *= np.cos(size * angle) ** times
+    chance = np.fft.ifft(wave).real.clip(0)  # of a sum of 0, 1, …, reach, -reach, …, -1
+    return float(np.clip(chance[abs(steps.sum()) : n - abs(steps.sum()) + 1].sum(), 1e-13, 1))
+
+
+def _binomial_test(one: int, other: int) -> float:
+    """Two-sided exact test of a fair coin."""
+    n, least = one + other, min(one, other)
     k = np.arange(1, least + 1)
     logs = np.concatenate([[0.0], np.cumsum(np.log((n - k + 1) / k))])  # of binomials
     return min(1.0, 2 * float(np.exp(np.logaddexp.reduce(logs) - n * np.log(2))))

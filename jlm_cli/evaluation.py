@@ -15,7 +15,7 @@ from jlm_cli.errors import EXIT_OK, UsageError
 from jlm_cli.journal import write_stdout, write_whole
 from jlm_cli.output import check_ordinary
 from jlm_cli.predictions import Predictions, read_predictions
-from jlm_cli.protocols import PAIRS
+from jlm_cli.protocols import PAIRS, VERDICTS_OF
 from jlm_cli.record_protocols import RECORDS
 from jlm_cli.records import Json, dump_indented
 from jlm_cli.report import Report
@@ -86,7 +86,7 @@ def _run(config: MetricsConfig) -> int:
         }
         aligned = align(judges) if len(judges) > 1 else None
         if aligned is not None:
-            result["comparison"] = comparison_of(aligned)
+            result["comparison"] = comparison_of(aligned, VERDICTS_OF[config.protocol])
         _tell(result, Report(config.quiet))
         grids = grids_of(result)
         _write(config, result, grids, judges, aligned)
@@ -135,6 +135,10 @@ def _tell(result: Json, report: Report) -> None:
             report.note(f"{name}: no gold, so no agreement; give --gold")
         if ids := summary.get("gold", {}).get("without_verdict"):
             report.note(f"{len(ids)} rows have gold without a verdict: {_some(ids)}")
+
+    for name, n in result.get("comparison", {}).get("left_out", {}).items():
+        if n:
+            report.note(f"{n} rows of {name} are not among those of all judges, and not compared")
 
 
 def _some(ids: Sequence[Any]) -> str:

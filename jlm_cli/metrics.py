@@ -8,6 +8,7 @@ verdicts that are of no class and so can only be wrong.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,9 @@ Counts = NDArray[np.float64]
 Codes = NDArray[Any]
 Metric = Callable[[Counts], Counts]
 
-RESAMPLES = 1000
-_DRAWS_AT_ONCE = 4_000_000  # numbers that a resample holds in memory
+_RESAMPLES, _FEWEST_RESAMPLES = 1000, 50
+_MOST_RESAMPLED = 20_000_000  # numbers that the resamples of some cells hold; fewer are drawn then
+_Z = 1.959964  # of a 95 % interval
 
 
 def agreement(confusion: Counts) -> Counts:
@@ -70,8 +72,9 @@ def bias_second(moves: Counts) -> Counts:
     return ratio(toward, moves.sum((-2, -1)))
 
 
-def delta_bias(moves: Counts) -> Counts:
-    return np.abs(bias_first(moves) - bias_second(moves))
+def bias_toward_first(moves: Counts) -> Counts:
+    """How much more often swapping moved the outcome toward the first than toward the second."""
+    return bias_first(moves) - bias_second(moves)
 
 
 def win_rate(outcomes: Counts) -> Counts:
@@ -96,7 +99,6 @@ RELIABILITY: dict[str, Metric] = {
     "consistency": consistency,
     "bias_first": bias_first,
     "bias_second": bias_second,
-    "delta_bias": delta_bias,
 }
 
 
@@ -125,11 +127,13 @@ def _macro(confusion: Counts, per_class: Counts) -> Counts:
 class Cells:
     """How often each combination of outcomes occurred, and how often in each resample.
 
-    `counts` [*shape], `resampled` [RESAMPLES, *shape].
+    `counts` [*shape], `resampled` [resamples, *shape]; `things` are what is drawn: rows, or the
+    questions that they ask.
     """
 
     counts: Counts
     resampled: Counts
+    things: int
 
     @property
     def n(self) -> int:
@@ -137,13 +141,14 @@ class Cells:
 
     def map(self, change: Metric) -> Cells:
         """The same cells, put together in another way."""
-        return Cells(change(self.counts), change(self.resampled))
+        return Cells(change(self.counts), change(self.resampled), self.things)
 
 
 def cells_of_counts(counts: Counts) -> Cells:
     """Cells of rows that are independent of one another; the same bytes each time."""
-    draws = _draws(int(counts.sum()), counts.ravel(), np.eye(counts.size))
-    return Cells(counts, draws.reshape(-1, *counts.shape))
+    n = int(counts.sum())
+    draws = _draws(n, counts.ravel(), n_resamples(counts.size))
+    return Cells(counts, draws.reshape(-1, *counts.shape), n)
 
 
 def cells_of(shape: tuple[int, ...], codes: Sequence[Codes], clusters: Codes | None) -> Cells:
@@ -167,25 +172,26 @@ def cells_of(shape: tuple[int, ...], codes: Sequence[Codes], clusters: Codes | N
     kind = np.full(len(names), -1)
     kind[first] = np.arange(len(first))
     kind = kind[members]
-    shown = kind >= 0  # rows of the first cluster of each kind
-    kinds = np.bincount(kind[shown] * size + flat[shown], minlength=len(first) * size)
-    weights = how_many.astype(np.float64)
-    draws = _draws(len(names), weights, kinds.reshape(-1, size).astype(np.float64))
-    return Cells(counts.reshape(shape), draws.reshape(-1, *shape))
+    shown = np.flatnonzero(kind >= 0)  # rows of the first cluster of each kind
+    shown = shown[np.argsort(flat[shown], kind="stable")]
+    cells, starts = np.unique(flat[shown], return_index=True)
+    draws = _draws(len(names), how_many.astype(float), n_resamples(max(size, len(shown))))
+    resampled = np.zeros((len(draws), size))
+    resampled[:, cells] = np.add.reduceat(draws[:, kind[shown]], starts, axis=1)
+    return Cells(counts.reshape(shape), resampled.reshape(-1, *shape), len(names))
 
 
-def _draws(n: int, weights: Counts, kinds: Counts) -> Counts:
-    """Resamples of `n` things: `weights` [K] says how many of each kind there are, `kinds`
-    [K, cells] what one of them counts. A single thing says nothing about how things vary."""
-    if n < 2:
-        return np.zeros((0, kinds.shape[1]))
-    draw, shares = np.random.default_rng(0), weights / weights.sum()
-    step = max(1, _DRAWS_AT_ONCE // len(weights))
-    parts = [
-        draw.multinomial(n, shares, min(step, RESAMPLES - done)) @ kinds
-        for done in range(0, RESAMPLES, step)
-    ]
-    return np.concatenate(parts)
+def n_resamples(size: int) -> int:
+    """How many resamples of so many numbers fit into memory."""
+    return max(_FEWEST_RESAMPLES, min(_RESAMPLES, _MOST_RESAMPLED // max(size, 1)))
+
+
+def _draws(n: int, weights: Counts, times: int) -> Counts:
+    """`n` things drawn so many times; `weights` [K] says how many of each kind there are. A single
+    thing says nothing about how things vary, and is not drawn."""
+    draw = np.random.default_rng(0)
+    drawn: Counts = draw.multinomial(n, weights / max(n, 1), times if n > 1 else 0).astype(float)
+    return drawn
 
 
 def figures(metrics: dict[str, Metric], cells: Cells) -> Json:
@@ -194,10 +200,35 @@ def figures(metrics: dict[str, Metric], cells: Cells) -> Json:
 
 
 def figure(metric: Metric, cells: Cells) -> Json:
-    values = metric(cells.resampled)
+    """A metric of the cells with its 95 % interval: the resamples' percentiles. Where they are all
+    alike they say nothing; a share has Wilson's interval then, others have none."""
+    value, values = metric(cells.counts), metric(cells.resampled)
     values = values[np.isfinite(values)]
     low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
-    return {"value": number(metric(cells.counts)), "ci95": [number(low), number(high)]}
+    if low == high:
+        low, high = np.nan, np.nan
+        if metric in _SHARES and value in (0, 1):
+            low, high = wilson(float(value), min(cells.things, cells.n))
+    return {"value": number(value), "ci95": [number(low), number(high)]}
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """The 95 % score interval of a share of `n` independent things (Wilson 1927)."""
+    z2 = _Z**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def size_of(figure: Json) -> Json:
+    """The size of a figure that has a direction. Its interval is that of the sizes between the
+    ends: the percentiles of a size would never reach 0."""
+    low, high = figure["ci95"]
+    if low is not None:
+        smaller, larger = sorted(map(abs, (low, high)))
+        low, high = 0.0 if low <= 0 <= high else smaller, larger
+    value = figure["value"]
+    return {"value": None if value is None else abs(value), "ci95": [low, high]}
 
 
 def number(value: Any) -> float | None:
@@ -218,9 +249,10 @@ def first_share_of_gold(cells: Counts) -> Counts:
 
 
 def first_effect(cells: Counts) -> Counts:
-    """Cohen's h between both shares; against one half where there is no gold."""
-    gold = first_share_of_gold(cells)
-    return cohens_h(first_share(cells), np.where(np.isfinite(gold), gold, 0.5))
+    """Cohen's h between both shares; against one half where there is no gold. Gold of ties alone
+    has no share."""
+    known = cells[..., :-1, :].sum((-2, -1)) > 0
+    return cohens_h(first_share(cells), np.where(known, first_share_of_gold(cells), 0.5))
 
 
 def cohens_h(share: Counts, other: Counts) -> Counts:
@@ -276,21 +308,11 @@ def judge_human_agreement(votes: Counts) -> Metric:
     return measure
 
 
-def calibration_error(confidence: Counts) -> Metric:
-    """Expected calibration error, for cells [..., bin, (wrong, right)].
+def overconfidence(confidence: Counts) -> Metric:
+    """Mean confidence less accuracy, for cells [..., bin, (wrong, right)].
 
     `confidence` [bin, 2] is the mean confidence of each cell's rows, which a resample keeps.
     """
-
-    def measure(cells: Counts) -> Counts:
-        gaps = np.abs((cells * confidence).sum(-1) - cells[..., 1]).sum(-1)
-        return ratio(gaps, cells.sum((-2, -1)))
-
-    return measure
-
-
-def overconfidence(confidence: Counts) -> Metric:
-    """Mean confidence less accuracy."""
 
     def measure(cells: Counts) -> Counts:
         n = cells.sum((-2, -1))
@@ -300,8 +322,13 @@ def overconfidence(confidence: Counts) -> Metric:
 
 
 def hit_rate(cells: Counts) -> Counts:
-    """Share of the right among [..., (wrong, right)]."""
+    """Share of the right among [..., (wrong, right, …)]."""
     return ratio(cells[..., 1], cells.sum(-1))
+
+
+_SHARES = frozenset(
+    {agreement, precision, recall, f1, consistency, bias_first, bias_second, win_rate, hit_rate}
+)
 
 
 def share_of(place: int) -> Metric:

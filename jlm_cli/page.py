@@ -100,7 +100,7 @@ class Card:
 
 _CARDS = (
     Card("Agreement with gold", ("objective", "agreement"), "share of equal verdicts", "agreement"),
-    Card("Macro F1", ("objective", "f1"), "over 1, 2 and tie", "f1"),
+    Card("Macro F1", ("objective", "f1"), "mean over the classes", "f1"),
     Card("Cohen’s kappa", ("objective", "kappa"), "agreement beyond chance", "kappa"),
     Card("Swap consistency", ("reliability", "consistency"), "verdicts that stay under a swap"),
     Card("Delta bias", ("reliability", "delta_bias"), "toward 1st against toward 2nd; best is 0"),
@@ -162,7 +162,11 @@ def _each_plot(result: Json, judge: Predictions | None) -> Iterator[tuple[str, s
     judges = result["judges"]
     first = next(iter(judges.values()))
     if "confusion" in first.get("objective", {}):
-        rows = {name: one["objective"]["agreement"] for name, one in judges.items()}
+        rows = {
+            name: one["objective"]["agreement"]
+            for name, one in judges.items()
+            if "objective" in one
+        }
         n_judges = len(rows)
         rows |= {
             name.replace("_", " "): one["agreement"] for name, one in first["baselines"].items()
@@ -292,7 +296,8 @@ def _differ(judge: Predictions, aligned: Aligned | None) -> Codes | None:
     differ = np.zeros(len(judge.columns), bool)
     ours = aligned.column(first, "final")
     for name in others:
-        differ[aligned.rows[first]] |= ours != aligned.column(name, "final")
+        theirs = aligned.column(name, "final")
+        differ[aligned.rows[first]] |= (ours != theirs) & (ours != NONE) & (theirs != NONE)
     return differ
 
 

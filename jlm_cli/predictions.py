@@ -25,6 +25,7 @@ from jlm_cli.columns import (
     Judged,
     PairTally,
     about_of,
+    are_turned,
     judged_of,
 )
 from jlm_cli.errors import InputError, RowError
@@ -90,9 +91,9 @@ class Predictions:
         """A row's id, with its models where that says more."""
         return _label(self.ids[row], self.tally.models_of(row) if self.ids_repeat else ())
 
-    def index(self) -> Index:
-        """Raises InputError where rows cannot be told apart."""
-        return _index(self.name, self.ids, self.tally)
+    def index(self, with_models: bool = False) -> Index:
+        """By id, or by id and models at once. Raises InputError where rows cannot be told apart."""
+        return _index(self.name, self.ids, self.tally, with_models)
 
     def record(self, row: int) -> Json:
         """A row as it stands in its file, with what the other files know of it."""
@@ -102,6 +103,9 @@ class Predictions:
             side = self.sides.get(name)
             if side is not None and side.rows[row] >= 0:
                 more = native_fields(parse_row(side.source.read(side.rows[row])))
+                if are_turned(self.tally.models_of(row), more.get("models")):
+                    turned = {key: more[key][::-1] for key in ("answers", "models")}
+                    more = {**more, **turned}
                 known = {**more, **{key: value for key, value in known.items() if value}}
         return {**record, "sample": {name: known.get(name) for name in _SAMPLE}}
 
@@ -127,7 +131,10 @@ def read_predictions(
         tally, ids = PairTally(), []
         for _, row, where in rows_of(source):
             ids.append(_id_of(row))
-            tally.append(read_judged(row, where), _about(row, where))
+            about = _about(row, where)
+            if about.question is None and ids[-1] is not None:  # one id, one question
+                about = about._replace(question=repr(ids[-1]))
+            tally.append(read_judged(row, where), about)
         if not ids:
             raise InputError(f"{path}: holds no predictions")
         sides: dict[str, Side] = {}
@@ -284,18 +291,18 @@ def _id_of(row: Json) -> Any:
         return None
 
 
-def _index(path: str, ids: list[Any], tally: PairTally) -> Index:
+def _index(path: str, ids: list[Any], tally: PairTally, with_models: bool = False) -> Index:
     """Raises InputError where rows cannot be told apart."""
     for n, row_id in enumerate(ids):
         if row_id is None and not tally.has_failed(n):  # an error record may stand for a torn line
             raise InputError(f"{path}: row {n + 1} has no id; files are joined by id")
     known = [n for n, row_id in enumerate(ids) if row_id is not None]
     rows = {key_of(ids[n]): n for n in known}
-    if len(rows) == len(known):
+    if len(rows) == len(known) and not with_models:
         return Index(path, rows, False, len(ids))
-    with_models = {_pair_key(ids[n], tally.models_of(n)): n for n in known}
-    if len(with_models) == len(known):
-        return Index(path, with_models, True, len(ids))
+    pairs = {_pair_key(ids[n], tally.models_of(n)): n for n in known}
+    if len(pairs) == len(known):
+        return Index(path, pairs, True, len(ids))
     twice = next(ids[n] for n in known if rows[key_of(ids[n])] != n)
     raise InputError(f"{path}: id {twice!r} stands there twice; to be joined, ids must be unique")
 

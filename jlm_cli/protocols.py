@@ -13,7 +13,7 @@ import numpy as np
 from jlm_cli.columns import NONE, TIE
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import InputError
-from jlm_cli.metrics import Counts, cells_of, figure, ratio, row_at
+from jlm_cli.metrics import Counts, cells_of, figure, hit_rate, ratio, row_at, rows_from
 from jlm_cli.predictions import Predictions
 from jlm_cli.records import Json
 from jlm_cli.summary import details_of, gold_of, summary_of
@@ -66,32 +66,35 @@ def rewardbench(found: Predictions, config: MetricsConfig) -> Json:
         raise InputError(
             f"{found.name}: protocol rewardbench needs gold 1 or 2, and subsets (category)"
         )
-    names, subset = np.unique(columns.category[rows], return_inverse=True)
+    name_of = np.array(columns.category_names.names)
+    names, subset = np.unique(name_of[columns.category[rows]], return_inverse=True)
     outcome = np.where(columns.final == columns.gold, 1, np.where(columns.final == TIE, 2, 0))
     places = np.flatnonzero(rows)
     cells = cells_of((len(names), 3), [subset, outcome[rows]], columns.clusters_of(places))
     each = {
-        columns.category_names[int(name)]: {
-            "accuracy": figure(_right, cells.map(row_at(n))),
+        str(name): {
+            "accuracy": figure(hit_rate, cells.map(row_at(n))),
             "n": int(cells.counts[n].sum()),
         }
         for n, name in enumerate(names)
     }
     overall = {
-        "accuracy": figure(lambda counts: _right(counts.sum(-2)), cells),
-        "ties_half": figure(lambda counts: _right(counts.sum(-2), 0.5), cells),
-        "subset_mean": figure(lambda counts: np.nanmean(_right(counts), axis=-1), cells),
+        "accuracy": figure(hit_rate, cells.map(rows_from(0))),
+        "ties_half": figure(_ties_half, cells.map(rows_from(0))),
+        "subset_mean": figure(lambda counts: np.nanmean(hit_rate(counts), axis=-1), cells),
         "n": cells.n,
-        "subsets": dict(sorted(each.items())),
+        "subsets": each,
     }
     return {**judgelm(found, config), "rewardbench": overall}
 
 
-def _right(counts: Counts, tie: float = 0.0) -> Counts:
-    """Share of the right among [..., (wrong, right, tie)]."""
-    return ratio(counts[..., 1] + tie * counts[..., 2], counts.sum(-1))
+def _ties_half(counts: Counts) -> Counts:
+    """Share of the right and half of the ties among [..., (wrong, right, tie)]."""
+    return ratio(counts[..., 1] + counts[..., 2] / 2, counts.sum(-1))
 
 
+# the verdicts that a protocol measures, for judges side by side
+VERDICTS_OF = {"judgelm": "verdict", "pandalm": "final", "rewardbench": "final"}
 PAIRS: dict[str, Callable[[Predictions, MetricsConfig], Json]] = {
     "judgelm": judgelm,
     "pandalm": pandalm,

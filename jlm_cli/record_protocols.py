@@ -40,11 +40,14 @@ def aspects(path: str, config: MetricsConfig) -> Json:
     gold = _GoldOf(config.gold)
     tallies: defaultdict[str, PairTally] = defaultdict(PairTally)
     together = PairTally()
+    n_judged = n_error = 0
     for row, where in _records(path, config):
-        if "error" not in row and not isinstance(row.get("aspects"), dict):
-            raise InputError(f"{where}: field aspects is missing; protocol aspects needs it")
         if "error" in row:
+            n_error += 1
             continue
+        if not isinstance(row.get("aspects"), dict):
+            raise InputError(f"{where}: field aspects is missing; protocol aspects needs it")
+        n_judged += 1
         given = gold.of(row, where)
         for name, judged in row["aspects"].items():
             said_of_it = given.get(name) if isinstance(given, dict) else given
@@ -63,7 +66,7 @@ def aspects(path: str, config: MetricsConfig) -> Json:
     total = summary_of(together.columns(), False, config.tie_within)
     if "objective" not in total:
         raise InputError(f"{path}: protocol aspects needs gold; give --gold")
-    return {"n_judged": len(together), **joined, "aspects": found, **total}
+    return {"n_judged": n_judged, "n_error": n_error, **joined, "aspects": found, **total}
 
 
 def _verdict_in(gold: Any, where: str) -> Verdict | None:
@@ -90,11 +93,13 @@ def mmvet(path: str, config: MetricsConfig) -> Json:
     said: list[int] = []
     golds: list[tuple[Any, str]] = []
     questions: list[int] = []
-    n_error = 0
+    n_judged = n_error = 0
     for row, where in _records(path, config):
         if "error" in row:
             n_error += 1
-        elif (given := gold.of(row, where)) is not None:
+            continue
+        n_judged += 1
+        if (given := gold.of(row, where)) is not None:
             said.append(_grade(row.get("score"), "score", where))
             golds.append((given, where))
             question = (row.get("sample") or {}).get("question")
@@ -111,8 +116,9 @@ def mmvet(path: str, config: MetricsConfig) -> Json:
         return objective(cells_of((3, 3), [people, grades], clusters), GRADES)
 
     return {
-        "n_judged": len(said),
+        "n_judged": n_judged,
         "n_error": n_error,
+        "gold": {"n": len(said)},
         **joined,
         "objective": against_gold(verdict),
         "baselines": {"majority": against_gold(most)},
@@ -127,12 +133,12 @@ def grade(path: str, config: MetricsConfig) -> Json:
         try:
             if "error" not in row:
                 given = gold.of(row, where)
-                row["gold"] = _scores_in(given) if config.gold is not None else given
+                row["gold"] = _scores_in(given)
                 if given is not None and row["gold"] is None:
                     unreadable.append(row.get("id"))
             tally.add({"sample": {"models": None}, "flags": [], "gold": None, **row})
         except RowError as error:
-            raise InputError(f"{config.gold}: id {row.get('id')!r}: {error}") from error
+            raise InputError(f"{config.gold or where}: id {row.get('id')!r}: {error}") from error
         except KeyError as error:
             raise InputError(
                 f"{where}: field {error.args[0]} is missing; grades have it"
@@ -196,7 +202,20 @@ class Ranked:
     sample: Json
     count: int
     pairwise: Ranking | None = None
-    pairs: dict[tuple[int, int], float] = field(default_factory=dict)
+    pairs: dict[tuple[int, int], float] = field(default_factory=dict)  # in the order judged
+
+    def judge(self, first: int, second: int, won: float, where: str) -> None:
+        """Raises InputError for a pair that was judged before in that order."""
+        if (first, second) in self.pairs:
+            raise InputError(f"{where}: answers {first + 1} and {second + 1} were judged before")
+        self.pairs[first, second] = won
+
+    def won(self, first: int, second: int) -> float | None:
+        """What the first won of the second; a conflict of both orders is a tie."""
+        given, turned = self.pairs.get((first, second)), self.pairs.get((second, first))
+        if turned is None:
+            return given
+        return 1 - turned if given is None or given == 1 - turned else 0.5
 
 
 def rank(path: str, config: MetricsConfig) -> Json:
@@ -206,14 +225,16 @@ def rank(path: str, config: MetricsConfig) -> Json:
     for each id.
     """
     found: dict[Any, Ranked] = {}
+    n_error = 0
     for number, (row, where) in enumerate(_records(path, config)):
-        if "error" not in row:
-            one = _ranked(row, where, use_gold=config.gold is None)
-            key = number if config.gold is None else _key(row, where)
-            if found.setdefault(key, one) is not one:
-                raise InputError(f"{where}: id {row.get('id')!r} stands there twice")
-    if config.gold is not None:
-        _read_pairs(found, config.gold)
+        if "error" in row:
+            n_error += 1
+            continue
+        one = _ranked(row, where, use_gold=config.gold is None)
+        key = number if config.gold is None else _key(row, where)
+        if found.setdefault(key, one) is not one:
+            raise InputError(f"{where}: id {row.get('id')!r} stands there twice")
+    joined = {} if config.gold is None else {"joined": {"gold": _read_pairs(found, config.gold)}}
     against = {key: wanted for key, one in found.items() if (wanted := _pairwise(one)) is not None}
     if not against:
         raise InputError(f"{path}: no ranking has all its pairs; give pair judgments with --gold")
@@ -226,7 +247,9 @@ def rank(path: str, config: MetricsConfig) -> Json:
         baselines = {"longest_first": longest, **baselines}
     return {
         "n_judged": len(found),
+        "n_error": n_error,
         "n_incomplete": len(found) - len(whole),
+        **joined,
         "ranking": _compared({key: one.ranking for key, one in whole.items()}, against),
         "baselines": {name: _compared(each, against) for name, each in baselines.items()},
     }
@@ -239,49 +262,71 @@ def _ranked(row: Json, where: str, use_gold: bool) -> Ranked:
     if not is_numbers(scores) or len(scores) < 2:
         raise InputError(f"{where}: field scores: a number for each answer is needed")
     ranking = row["ranking"] if isinstance(row.get("ranking"), list) else ranking_of(scores)
+    _check_ranking(ranking, len(scores), f"{where}: field ranking")
     one = Ranked(ranking, row.get("sample") or {}, len(scores))
     if use_gold and isinstance(row.get("pairwise"), dict):
         one.pairwise = row["pairwise"].get("ranking")
+        if one.pairwise is not None:
+            _check_ranking(one.pairwise, len(scores), f"{where}: field pairwise.ranking")
     elif use_gold and is_numbers(row.get("gold")):
         _pairs_of_scores(one, row["gold"], where)
     return one
 
 
+def _check_ranking(ranking: Any, count: int, what: str) -> None:
+    """Raises InputError where not each of the answers, by number, stands there once."""
+    entries = ranking if isinstance(ranking, list) else []
+    named = [number for one in entries for number in (one if isinstance(one, list) else [one])]
+    if sorted(map(repr, named)) != sorted(map(repr, range(1, count + 1))):
+        raise InputError(f"{what}: the numbers of all {count} answers are needed, each once")
+
+
 def _pairwise(one: Ranked) -> Ranking | None:
     """The ranking by won pairs; None where not all pairs were judged."""
-    if one.pairwise is not None or len(one.pairs) < one.count * (one.count - 1) // 2:
+    if one.pairwise is not None:
         return one.pairwise
-    return ranking_of(_wins(one))
+    wins = _wins(one)
+    return None if wins is None else ranking_of(wins)
 
 
 def _compared(rankings: dict[Any, Ranking], against: dict[Any, Ranking]) -> Json:
     return compared(Counter(n_moved(rankings[key], wanted) for key, wanted in against.items()))
 
 
-def _wins(one: Ranked) -> list[float]:
-    """Won pairs of each answer, half for a tie."""
+def _wins(one: Ranked) -> list[float] | None:
+    """Won pairs of each answer, half for a tie; None where not all pairs were judged."""
     wins = [0.0] * one.count
-    for (first, second), won in one.pairs.items():
+    for first, second in combinations(range(one.count), 2):
+        if (won := one.won(first, second)) is None:
+            return None
         wins[first] += won
         wins[second] += 1 - won
     return wins
 
 
-def _read_pairs(found: dict[Any, Ranked], path: Path) -> None:
-    known = 0
+def _read_pairs(found: dict[Any, Ranked], path: Path) -> Json:
+    """Learn what a file says of pairs; the ids that are missing on one side."""
+    met: dict[Key, bool] = {}
     for row, where in _records(str(path), None):
-        one = found.get(_key(row, where))
-        if one is None or "error" in row:
+        if "error" in row:
             continue
-        known += 1
+        key = _key(row, where)
+        one = found.get(key)
+        met[key] = one is not None
+        if one is None:
+            continue
         scores: Any = row.get("scores") if row.get("gold") is None else row["gold"]
         about_all = one.count > 2 or not row.keys() & {"verdict", "pair"}
         if is_numbers(scores) and len(scores) == one.count and about_all:
             _pairs_of_scores(one, scores, where)
         else:
             _add_pair(one, row, where)
-    if not known:
+    if not any(met.values()):
         raise InputError(f"{path}: shares no id with the rankings")
+    return {
+        "only_there": [key[1] for key, known in met.items() if not known],
+        "only_in_predictions": [key[1] for key in found if key not in met],
+    }
 
 
 def _add_pair(one: Ranked, row: Json, where: str) -> None:
@@ -290,7 +335,7 @@ def _add_pair(one: Ranked, row: Json, where: str) -> None:
         raise InputError(f"{where}: no judgment of a pair (field verdict)")
     first, second = _pair_in(one, row, where)
     won = _WON[final]
-    one.pairs[min(first, second), max(first, second)] = won if first < second else 1 - won
+    one.judge(first, second, won, where)
 
 
 def _pair_in(one: Ranked, row: Json, where: str) -> tuple[int, int]:
@@ -315,7 +360,7 @@ def _pairs_of_scores(one: Ranked, scores: list[float], where: str) -> None:
         raise InputError(f"{where}: {len(scores)} scores of gold for {one.count} answers")
     for first, second in combinations(range(len(scores)), 2):
         verdict = verdict_of((scores[first], scores[second]))
-        one.pairs[first, second] = _WON[verdict]
+        one.judge(first, second, _WON[verdict], where)
 
 
 def _falling(count: int) -> list[float]:

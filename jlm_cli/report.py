@@ -132,6 +132,8 @@ class Report:
     def probe(self, summary: Json) -> None:
         if not self.quiet:
             self._console.print(_probed(summary))
+            if left_out := summary["n_error"] - summary["n_refused"]:
+                self.note(f"{left_out} pairs could not be judged and are left out")
 
     def bar(self, total: int) -> tqdm[Any]:
         """A progress bar over rows; none when standard error is no terminal."""
@@ -199,6 +201,11 @@ class Report:
         self._console.print(table)
         if board := summary.get("leaderboard"):
             self._console.print(_leaderboard(board))
+        if groups := summary.get("leaderboard_groups"):
+            self.note(
+                f"{len(groups)} groups of models never met one another: strengths compare only "
+                "within a group"
+            )
         if untrained:
             self.untrained(summary["model"])
 

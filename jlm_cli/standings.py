@@ -14,22 +14,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jlm_cli.columns import PairTally, checksum, clusters_of
 from jlm_cli.metrics import (
-    RESAMPLES,
     Codes,
     Counts,
     Metric,
     cells_of,
     cells_of_counts,
     figures,
+    hit_rate,
+    n_resamples,
     number,
+    ratio,
+    share_of,
 )
 from jlm_cli.ranking import n_moved, places
 from jlm_cli.records import Json
 
-_ROUNDS = 100  # of the Bradley-Terry iteration, which settles long before
+_ROUNDS, _SETTLED, _MOST_STEP = 100, 1e-9, 2.0  # of Newton's method for Bradley-Terry
 _PRIOR = 0.5  # a win and a loss that nobody saw, so that no strength is infinite
 
 
@@ -86,7 +90,8 @@ class GradeTally(Tally):
     """Grades: their spread, and how they go with gold."""
 
     scores: Counter[float] = field(default_factory=Counter)
-    passed: Counter[bool] = field(default_factory=Counter)
+    passed: array[int] = field(default_factory=lambda: array("b"))
+    asked: array[int] = field(default_factory=lambda: array("q"))  # checksums, beside them
     labels: Counter[str] = field(default_factory=Counter)
     against: array[float] = field(default_factory=lambda: array("d"))  # gold, score, gold, …
     questions: array[int] = field(default_factory=lambda: array("q"))  # checksums, beside them
@@ -96,12 +101,13 @@ class GradeTally(Tally):
         score = record["score"]
         self.scores[score] += 1
         if "pass" in record:
-            self.passed[record["pass"]] += 1
+            self.passed.append(record["pass"])
+            self.asked.append(_question_of(record))
         if "label" in record:
             self.labels[record["label"]] += 1
         if isinstance(record["gold"], list):
             self.against.extend((record["gold"][0], score))
-            self.questions.append(checksum(record["sample"].get("question")))
+            self.questions.append(_question_of(record))
         for model in record["sample"]["models"] or ():
             self.models[model].add(record["expected"])
 
@@ -109,13 +115,12 @@ class GradeTally(Tally):
         if not self.n_judged:
             return {}
         parts: Json = {
-            "scores": {f"{score:g}": self.scores[score] for score in sorted(self.scores)}
+            "scores": {f"{score:.15g}": self.scores[score] for score in sorted(self.scores)}
         }
         if self.passed:
-            counts = np.array([self.passed[True], self.passed[False]], float)
-            parts |= figures(
-                {"pass_rate": lambda c: c[..., 0] / c.sum(-1)}, cells_of_counts(counts)
-            )
+            asked = clusters_of(np.array(self.asked, np.int64))
+            cells = cells_of((2,), [np.array(self.passed)], asked)
+            parts |= figures({"pass_rate": hit_rate}, cells)
         if self.labels:
             parts["labels"] = dict(sorted(self.labels.items()))
         if self.against:
@@ -127,52 +132,103 @@ class GradeTally(Tally):
         return parts
 
 
+def _question_of(record: Json) -> int:
+    """The checksum of what a record asks; of its id where that is all there is."""
+    asked = record["sample"].get("question")
+    return checksum(asked if isinstance(asked, str) else repr(record.get("id")))
+
+
 def against_gold(gold: Codes, scores: Codes, clusters: Codes | None) -> Json:
     """Spearman's ρ, Kendall's τ-b and the mean absolute error of scores [N] against numeric gold
     [N]; rows of one cluster ask the same question."""
-    (golds, rows), (values, columns) = (np.unique(x, return_inverse=True) for x in (gold, scores))
-    table = cells_of((len(golds), len(values)), [rows, columns], clusters)
-    apart = np.abs(np.subtract.outer(golds, values))
-
-    def error(counts: Counts) -> Counts:
-        return np.asarray((counts * apart).sum((-2, -1)) / counts.sum((-2, -1)))
-
-    metrics: dict[str, Metric] = {
-        "spearman": spearman,
-        "kendall": kendall,
-        "mean_absolute_error": error,
+    met, cell = np.unique(np.stack([gold, scores]), axis=1, return_inverse=True)
+    cells = cells_of((met.shape[1],), [cell.ravel()], clusters)
+    metrics = {
+        "spearman": spearman(*met),
+        "kendall": kendall(*met),
+        "mean_absolute_error": mean_of(np.abs(met[0] - met[1])),
     }
     with np.errstate(invalid="ignore", divide="ignore"):
-        return {**figures(metrics, table), "n": table.n}
+        return {**figures(metrics, cells), "n": cells.n}
 
 
-def spearman(table: Counts) -> Counts:
-    """Rank correlation of the rows and columns of counts [..., rows, columns], with mid-ranks."""
-    n = table.sum((-2, -1))
-    rows, columns = table.sum(-1), table.sum(-2)
-    x = np.cumsum(rows, -1) - rows / 2 - n[..., None] / 2
-    y = np.cumsum(columns, -1) - columns / 2 - n[..., None] / 2
-    together = np.einsum("...ij,...i,...j->...", table, x, y)
-    apart = np.sqrt((rows * x**2).sum(-1) * (columns * y**2).sum(-1))
-    return np.asarray(together / apart)
+def mean_of(values: Codes) -> Metric:
+    """For counts [..., K] of things that have these values [K]."""
+    return lambda counts: ratio((counts * values).sum(-1), counts.sum(-1))
 
 
-def kendall(table: Counts) -> Counts:
-    """Kendall's τ-b of the rows and columns of counts [..., rows, columns]."""
-    n = table.sum((-2, -1))
-    concordant = (table * _beyond(table)).sum((-2, -1))
-    discordant = (table * _beyond(table[..., ::-1])[..., ::-1]).sum((-2, -1))
-    pairs = n * (n - 1) / 2
-    tied = [pairs - (side * (side - 1)).sum(-1) / 2 for side in (table.sum(-1), table.sum(-2))]
-    return np.asarray((concordant - discordant) / np.sqrt(tied[0] * tied[1]))
+def spearman(x: Codes, y: Codes) -> Metric:
+    """Rank correlation, with mid-ranks, for counts [..., K] of things with values x and y [K]."""
+
+    def measure(counts: Counts) -> Counts:
+        a, b = _ranked(counts, x), _ranked(counts, y)
+        apart = np.sqrt((counts * a**2).sum(-1) * (counts * b**2).sum(-1))
+        return np.asarray((counts * a * b).sum(-1) / apart)
+
+    return measure
 
 
-def _beyond(table: Counts) -> Counts:
-    """For each cell the counts in later rows and later columns."""
-    upward = np.cumsum(np.cumsum(table[..., ::-1, ::-1], -2), -1)[..., ::-1, ::-1]
-    beyond = np.zeros_like(table)
-    beyond[..., :-1, :-1] = upward[..., 1:, 1:]
-    return beyond
+def _ranked(counts: Counts, values: Codes) -> Counts:
+    """The mid-rank of each kind of things, less the mean rank."""
+    _, place = np.unique(values, return_inverse=True)
+    alike = _of_equals(counts, place)
+    ranks = np.cumsum(alike, -1) - alike / 2 - counts.sum(-1, keepdims=True) / 2
+    return np.asarray(ranks[..., place])
+
+
+def _of_equals(counts: Counts, place: Codes) -> Counts:
+    """Counts [..., K] added up by place [K], of which there are 0, 1, …"""
+    order = np.argsort(place, kind="stable")
+    starts = np.searchsorted(place[order], np.arange(place.max() + 1))
+    return np.asarray(np.add.reduceat(counts[..., order], starts, axis=-1))
+
+
+def kendall(x: Codes, y: Codes) -> Metric:
+    """Kendall's τ-b for counts [..., K] of things with values x and y [K]."""
+    (_, row), (_, column) = (np.unique(values, return_inverse=True) for values in (x, y))
+
+    def measure(counts: Counts) -> Counts:
+        n = counts.sum(-1)
+        pairs = n * (n - 1) / 2
+        alike = [_of_equals(counts, place) for place in (row, column)]
+        tied = [pairs - (same * (same - 1)).sum(-1) / 2 for same in alike]
+        flat = counts.reshape(-1, counts.shape[-1])
+        net = _concordant(flat, row, column).reshape(n.shape)
+        return np.asarray(net / np.sqrt(tied[0] * tied[1]))
+
+    return measure
+
+
+def _concordant(counts: Counts, row: Codes, column: Codes) -> Counts:
+    """Concordant less discordant pairs [R] of counts [R, K]: row by row, each kind of things meets
+    those of earlier rows, which a Fenwick tree over columns counts."""
+    order, n = np.lexsort((column, row)), int(column.max()) + 1
+    weights = np.ascontiguousarray(counts[:, order].T)
+    row, column = row[order], column[order]
+    tree, net = np.zeros((n + 1, len(counts))), np.zeros(len(counts))
+    total = np.zeros(len(counts))
+
+    def upto(place: int) -> Counts:
+        found = np.zeros(len(counts))
+        while place > 0:
+            found += tree[place]
+            place &= place - 1
+        return found
+
+    ends = np.flatnonzero(np.diff(row, append=row[-1] + 1)) + 1
+    start = 0
+    for end in ends.tolist():
+        for kind in range(start, end):
+            at = int(column[kind])
+            net += weights[kind] * (upto(at) - (total - upto(at + 1)))
+        for kind in range(start, end):
+            total += weights[kind]
+            at = int(column[kind]) + 1
+            while at <= n:
+                tree[at] += weights[kind]
+                at += at & -at
+        start = end
+    return net
 
 
 @dataclass
@@ -203,7 +259,14 @@ class RankTally(Tally):
     def summary(self) -> Json:
         parts: Json = {"methods": dict(sorted(self.methods.items()))}
         if self.outcomes:
-            parts["leaderboard"] = self.leaderboard()
+            names = sorted(self.scores)
+            counts, wins = self._wins(names)
+            parts["leaderboard"] = self._leaderboard(names, counts, wins)
+            groups: defaultdict[int, list[str]] = defaultdict(list)
+            for name, group in zip(names, _groups(_met(wins.sum(0))).tolist(), strict=True):
+                groups[group].append(name)
+            if len(groups) > 1:  # strengths compare only within a group
+                parts["leaderboard_groups"] = list(groups.values())
         if self.bias:
             parts["position_bias"] = [self.bias[place].json() for place in sorted(self.bias)]
             parts["stability"] = self.stability.json()
@@ -211,10 +274,9 @@ class RankTally(Tally):
             parts["compare"] = compared(self.moved)
         return parts
 
-    def leaderboard(self) -> Json:
+    def _leaderboard(self, names: list[str], counts: Counts, wins: Counts) -> Json:
         """By model, strongest first: mean score, win rate, Bradley-Terry strength."""
-        names = sorted(self.scores)
-        rate, strength = _intervals(*self._wins(names))
+        rate, strength = _intervals(counts, wins)
         board = {
             name: {
                 "mean_score": self.scores[name].json(),
@@ -243,40 +305,68 @@ def compared(moved: Counter[int]) -> Json:
     counts = np.array([moved[0], moved[2], moved[3], sum(moved.values())], float)
     counts[3] -= counts[:3].sum()
     named = ("consistency", "error_rate_2", "error_rate_3")
-    metrics: dict[str, Metric] = {
-        name: (lambda c, place=place: c[..., place] / c.sum(-1))  # type: ignore[misc]
-        for place, name in enumerate(named)
-    }
+    metrics = {name: share_of(place) for place, name in enumerate(named)}
     return {**figures(metrics, cells_of_counts(counts)), "n": int(counts.sum())}
 
 
-def bradley_terry(wins: Counts) -> Counts:
-    """Log strengths [..., M], with mean 0, from wins [..., M, M] of row over column; ties are half
-    a win each. By minorisation-maximisation (Hunter 2004), with a weak prior."""
-    m = wins.shape[-1]
-    wins = wins + _PRIOR * (1 - np.eye(m)) * (wins + np.swapaxes(wins, -1, -2) > 0)
-    games = wins + np.swapaxes(wins, -1, -2)
-    strength = np.ones(wins.shape[:-1])
-    for _ in range(_ROUNDS):
-        both = strength[..., :, None] + strength[..., None, :]
-        strength = wins.sum(-1) / np.maximum((games / both).sum(-1), 1e-12)
-        strength /= np.exp(np.log(np.maximum(strength, 1e-12)).mean(-1, keepdims=True))
-    return np.asarray(np.log(np.maximum(strength, 1e-12)))
+def bradley_terry(met: NDArray[np.bool_]) -> Metric:
+    """Log strengths [..., M] from wins [..., M, M] of row over column, where `met` [M, M] says who
+    met whom at all; ties are half a win each.
+
+    The most likely ones, by Newton's method, under a weak prior: each two that met have one more
+    win and one more loss, halved, so that a model that a resample leaves out keeps a strength. The
+    mean is 0 within each group of models that met.
+    """
+    group = _groups(met)
+    mean = (group[:, None] == group) / (group[:, None] == group).sum(1, keepdims=True)
+
+    def measure(wins: Counts) -> Counts:
+        wins = wins + _PRIOR * met
+        games = wins + np.swapaxes(wins, -1, -2)
+        strength = np.zeros(wins.shape[:-1])
+        for _ in range(_ROUNDS):
+            beats = 1 / (1 + np.exp(strength[..., None, :] - strength[..., :, None]))
+            slope = (wins - games * beats).sum(-1)
+            weight = games * beats * (1 - beats)
+            bend = np.eye(len(met)) * weight.sum(-1)[..., None] - weight + mean
+            step = np.linalg.solve(bend, slope[..., None])[..., 0]
+            strength = strength + np.clip(step, -_MOST_STEP, _MOST_STEP)
+            if np.abs(step).max() < _SETTLED:
+                break
+        return np.asarray(strength - strength @ mean.T)
+
+    return measure
+
+
+def _met(wins: Counts) -> NDArray[np.bool_]:
+    met: NDArray[np.bool_] = wins + wins.T > 0
+    return met
+
+
+def _groups(met: NDArray[np.bool_]) -> Codes:
+    """The group of each model [M], named by its first: models that met, and those that these met,
+    and so on."""
+    reached = met | np.eye(len(met), dtype=bool)
+    for _ in range(len(met).bit_length()):
+        reached = reached @ reached
+    first: Codes = reached.argmax(1)
+    return first
 
 
 def _intervals(counts: Counts, wins: Counts) -> tuple[dict[str, Any], dict[str, Any]]:
     """Win rates and strengths with their bootstrap intervals, a list with a value per model."""
-    n = int(counts.sum())
-    draws = np.random.default_rng(0).multinomial(n, counts / n, RESAMPLES).astype(float)
+    n, times = int(counts.sum()), n_resamples(wins[0].size)
+    draws = np.random.default_rng(0).multinomial(n, counts / n, times).astype(float)
     flat = wins.reshape(len(counts), -1)
-    drawn = (draws @ flat).reshape(RESAMPLES, *wins.shape[1:])
+    drawn = (draws @ flat).reshape(times, *wins.shape[1:])
     seen = (counts @ flat).reshape(wins.shape[1:])
     found = []
     with np.errstate(invalid="ignore", divide="ignore"):
-        for metric in (_win_rates, bradley_terry):
+        for metric in (_win_rates, bradley_terry(_met(seen))):
             low, high = np.full((2, wins.shape[-1]), np.nan)
             if n > 1:  # one ranking says nothing about how they vary
                 low, high = np.nanpercentile(metric(drawn), [2.5, 97.5], axis=0)
+                low, high = np.where(low == high, np.nan, [low, high])  # they do not vary
             ends = [[number(a), number(b)] for a, b in zip(low, high, strict=True)]
             found.append({"value": [number(value) for value in metric(seen)], "ci95": ends})
     return found[0], found[1]

@@ -32,7 +32,7 @@ from jlm_cli.metrics import (
     Counts,
     Metric,
     agreement,
-    calibration_error,
+    bias_toward_first,
     cells_of,
     consistency,
     f1,
@@ -47,6 +47,7 @@ from jlm_cli.metrics import (
     ratio,
     row_at,
     rows_from,
+    size_of,
     win_rate,
 )
 from jlm_cli.records import VERDICTS, Json
@@ -54,7 +55,8 @@ from jlm_cli.records import VERDICTS, Json
 N_BINS = 10  # of the reliability curve
 STEPS = 20  # thresholds of the sweep, from 0 on
 LENGTH_BUCKETS = (3, 50, 200, 500, 1000)  # characters between the answers, upper ends
-MOST_GROUPS = 200  # of one kind; the largest are kept
+MOST_GROUPS = 200  # of one kind; the smallest of more are put together
+_ROUNDING = 1e-6  # of confidences
 
 
 def summary_of(columns: Columns, swap: bool, tie_within: int = TIE_WITHIN) -> Json:
@@ -68,7 +70,8 @@ def summary_of(columns: Columns, swap: bool, tie_within: int = TIE_WITHIN) -> Js
     if swap and judged.any():
         both = judged & (columns.swapped != NONE)
         moves = _cells(columns, both, (columns.verdict, 3), (columns.swapped, 3))
-        parts["reliability"] = {**figures(RELIABILITY, moves), "n": moves.n}
+        delta = size_of(figure(bias_toward_first, moves))
+        parts["reliability"] = {**figures(RELIABILITY, moves), "delta_bias": delta, "n": moves.n}
         if measured.any():
             final = both & measured
             cells = _confusion(columns, columns.final, final)
@@ -128,8 +131,10 @@ def baselines(columns: Columns, measured: Codes, tie_within: int) -> Json:
 
 
 def win_rates(columns: Columns) -> Json:
-    """By model, over the verdicts of both orders where there are two."""
-    rows = np.flatnonzero((columns.final != NONE) & (columns.models >= 0).all(1))
+    """By model, over the verdicts of both orders where there are two. A model against itself
+    wins nothing."""
+    apart = (columns.models >= 0).all(1) & (columns.models[:, 0] != columns.models[:, 1])
+    rows = np.flatnonzero((columns.final != NONE) & apart)
     verdict = columns.final[rows]
     outcome = np.concatenate([verdict, np.where(verdict == TIE, TIE, 1 - verdict)])
     model = np.concatenate([columns.models[rows, 0], columns.models[rows, 1]])
@@ -181,14 +186,22 @@ def annotators(columns: Columns) -> Json:
 
 
 def calibration(columns: Columns, rows: Codes) -> Json:
-    """Whether the probability of a verdict says how often it is right, for the order as given."""
+    """Whether the probability of a verdict says how often it is right, for the order as given.
+
+    The expected calibration error has no interval, as it is never far below what chance makes of a
+    few rows; `by_chance` is what a judge that is perfectly calibrated would show on average.
+    """
     sure = confidence(columns.verdict, columns.p)[rows].astype(np.float64)
     right = (columns.verdict == columns.gold)[rows].astype(np.int64)
-    place = np.minimum((sure * N_BINS).astype(np.int64), N_BINS - 1)
+    place = _step_of(sure, N_BINS)
     cells = cells_of((N_BINS, 2), [place, right], columns.clusters_of(np.flatnonzero(rows)))
     sums = np.zeros((N_BINS, 2))
     np.add.at(sums, (place, right), sure)
     mean = ratio(sums, cells.counts, 0.0)
+    gaps = np.abs(sums.sum(1) - cells.counts[:, 1]).sum()
+    spread = np.zeros(N_BINS)
+    np.add.at(spread, place, sure * (1 - sure))
+    chance = np.sqrt(2 / np.pi * spread).sum()  # the mean size of a normal number
     curve = [
         {
             "from": number(n / N_BINS),
@@ -201,7 +214,8 @@ def calibration(columns: Columns, rows: Codes) -> Json:
         if cells.counts[n].any()
     ]
     return {
-        "error": figure(calibration_error(mean), cells),
+        "error": {"value": number(gaps / cells.n), "ci95": [None, None]},
+        "by_chance": number(chance / cells.n),
         "overconfidence": figure(overconfidence(mean), cells),
         "n": cells.n,
         "curve": curve,
@@ -212,8 +226,7 @@ def sweep(columns: Columns, rows: Codes) -> list[Json]:
     """Accuracy and coverage of the final verdicts that reach each confidence."""
     sure = confidence(columns.final, columns.final_p)[rows].astype(np.float64)
     right = (columns.final == columns.gold)[rows]
-    # the last of the thresholds that are reached, float32 rounding aside
-    step = np.minimum(np.floor(sure * STEPS + 1e-5), STEPS - 1).astype(np.int64)
+    step = _step_of(sure, STEPS)
     cells = cells_of((STEPS, 2), [step, right], columns.clusters_of(np.flatnonzero(rows)))
 
     def kept(n: int) -> Metric:
@@ -230,10 +243,16 @@ def sweep(columns: Columns, rows: Codes) -> list[Json]:
     ]
 
 
+def _step_of(sure: Codes, steps: int) -> Codes:
+    """The last of the steps from 0 to 1 that each confidence reaches, float32 rounding aside."""
+    step: Codes = np.minimum(np.floor((sure + _ROUNDING) * steps), steps - 1).astype(np.int64)
+    return step
+
+
 def abstained(columns: Columns, rows: Codes, threshold: float) -> Json:
     """The final verdicts when those below `threshold` are taken back, or made ties."""
     sure = confidence(columns.final, columns.final_p)
-    kept = rows & (sure >= np.float32(threshold))
+    kept = rows & (sure + _ROUNDING >= threshold)
     as_tie = np.where(kept, columns.final, TIE)
     parts: Json = {"threshold": threshold, "coverage": number(kept.sum() / rows.sum())}
     if kept.any():
@@ -250,17 +269,19 @@ def effects(columns: Columns) -> Json:
     if not rows.any():
         return {}
     gold = np.minimum(columns.gold, NONE)
-    found = {
-        "position": figures(PREFERENCE, _cells(columns, rows, (gold, 4), (columns.verdict, 3)))
-    }
+    found = {"position": _preference(_cells(columns, rows, (gold, 4), (columns.verdict, 3)))}
     known = rows & (columns.lengths >= 0).all(1)
     longest = longest_answer(columns.lengths, 0)
     known &= longest != TIE
     if known.any():
         verdict = np.where(longest == 0, columns.verdict, OTHER[columns.verdict])
         gold = np.where(longest == 0, gold, OTHER[gold])
-        found["length"] = figures(PREFERENCE, _cells(columns, known, (gold, 4), (verdict, 3)))
+        found["length"] = _preference(_cells(columns, known, (gold, 4), (verdict, 3)))
     return found
+
+
+def _preference(cells: Cells) -> Json:
+    return {**figures(PREFERENCE, cells), "n": cells.n}
 
 
 def groups(columns: Columns) -> Json:
@@ -299,6 +320,8 @@ def _by_group(columns: Columns, codes: Codes, name: Any) -> Json:
     rows = np.flatnonzero((codes >= 0) & (columns.verdict != NONE))
     members = sorted(_members(codes[rows]), key=lambda pair: (-len(pair[1]), pair[0]))
     found = {name(code): _group(columns, rows[places]) for code, places in members[:MOST_GROUPS]}
+    if smaller := [places for _, places in members[MOST_GROUPS:]]:
+        found[f"({len(smaller)} smaller ones)"] = _group(columns, rows[np.concatenate(smaller)])
     return found if len(found) > 1 else {}
 
 
@@ -307,6 +330,7 @@ def _group(columns: Columns, rows: Codes) -> Json:
     measured = rows[columns.gold[rows] < NONE]
     if len(measured):
         cells = _confusion(columns, columns.verdict, measured)
+        parts |= {"n_gold": len(measured)} if len(measured) < len(rows) else {}
         parts |= figures({"agreement": agreement, "f1": f1}, cells)
     both = rows[columns.swapped[rows] != NONE]
     if len(both):

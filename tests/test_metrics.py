@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import tracemalloc
 import warnings
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, kendalltau, spearmanr
 from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
 
 from jlm_cli import metrics
@@ -18,6 +20,7 @@ from jlm_cli.columns import PairTally, about_of, judged_of, longest_answer, tall
 from jlm_cli.comparing import sign_test
 from jlm_cli.metrics import OBJECTIVE, agreement, cells_of, cells_of_counts, figures
 from jlm_cli.records import VERDICTS
+from jlm_cli.standings import against_gold, bradley_terry
 from jlm_cli.summary import details_of, failures, summary_of
 
 VERDICT = st.sampled_from(VERDICTS)
@@ -80,7 +83,7 @@ def test_every_move_counts_once(given_: str, swapped: str, bias: str) -> None:
     moves = table([(given_, swapped)])
     first, second = float(metrics.bias_first(moves)), float(metrics.bias_second(moves))
     assert (first, second) == ((1, 0) if bias == "first" else (0, 1))
-    assert float(metrics.delta_bias(moves)) == 1
+    assert float(metrics.bias_toward_first(moves)) == (1 if bias == "first" else -1)
 
 
 def summary_of_triples(triples: list[tuple[str, str, str]]) -> dict[str, Any]:
@@ -321,4 +324,123 @@ def test_length_bias_is_told_from_position_bias() -> None:
 @pytest.mark.parametrize(("one", "other"), [(0, 0), (3, 0), (5, 5), (12, 30), (254, 123)])
 def test_mcnemar_equals_scipy(one: int, other: int) -> None:
     wanted = binomtest(one, one + other).pvalue if one + other else 1.0
-    assert sign_test(one, other) == pytest.approx(wanted)
+    assert sign_test(np.array([1] * one + [-1] * other + [0] * 3)) == pytest.approx(wanted)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-6, 6), min_size=1, max_size=9))
+def test_questions_change_sides_as_a_whole(steps: list[int]) -> None:
+    sums = [
+        sum(sign * abs(step) for sign, step in zip(signs, steps, strict=True))
+        for signs in itertools.product((1, -1), repeat=len(steps))
+    ]
+    wanted = np.mean([abs(one) >= abs(sum(steps)) for one in sums])
+    assert sign_test(np.array(steps)) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_no_interval_is_a_point() -> None:
+    """Three of three right is no certainty, and what never varied says nothing about kappa."""
+    found = figures(OBJECTIVE, cells_of_counts(table([("1", "1")] * 2 + [("2", "2")])))
+    assert found["agreement"]["ci95"] == pytest.approx([0.4385, 1], abs=1e-4)  # Wilson's
+    assert found["kappa"] == {"value": 1.0, "ci95": [None, None]}
+    clustered = [np.zeros(30, int), np.zeros(30, int)]
+    cells = cells_of((3, 3), clustered, np.repeat(np.arange(3), 10))
+    assert metrics.figure(agreement, cells)["ci95"] == pytest.approx([0.4385, 1], abs=1e-4)
+
+
+def test_delta_bias_holds_its_value_and_reaches_zero() -> None:
+    """Of a judge without a bias most intervals hold 0; all hold what was measured."""
+    draw, held = np.random.default_rng(0), 0
+    for _ in range(100):
+        codes = [draw.integers(0, 3, 300), draw.integers(0, 3, 300)]
+        found = metrics.size_of(
+            metrics.figure(metrics.bias_toward_first, cells_of((3, 3), codes, None))
+        )
+        low, high = found["ci95"]
+        assert low <= found["value"] <= high
+        held += low == 0
+    assert 88 <= held <= 99
+
+
+@pytest.mark.parametrize("kinds", [3, 40, 400], ids="{} values".format)
+def test_grades_against_gold_equal_scipy(kinds: int) -> None:
+    draw = np.random.default_rng(kinds)
+    gold = draw.integers(0, kinds, 400).astype(float)
+    score = np.round(gold + draw.normal(0, kinds, 400))
+    found = against_gold(gold, score, None)
+    assert found["spearman"]["value"] == pytest.approx(spearmanr(gold, score).statistic, abs=1e-6)
+    assert found["kendall"]["value"] == pytest.approx(kendalltau(gold, score).statistic, abs=1e-6)
+    assert found["mean_absolute_error"]["value"] == pytest.approx(abs(gold - score).mean())
+    for name in ("spearman", "kendall", "mean_absolute_error"):
+        low, high = found[name]["ci95"]
+        assert low < found[name]["value"] < high
+
+
+def test_grades_of_many_values_stay_small() -> None:
+    """4,000 gold scores, none twice: by the table of all of them this took 128 GB."""
+    draw, size = np.random.default_rng(0), 4000
+    gold = draw.random(size)
+    tracemalloc.start()
+    found = against_gold(gold, gold + draw.random(size), draw.integers(0, 500, size))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found["spearman"]["value"] > 0.6 and most < 600e6
+
+
+def wins_of(pairs: list[tuple[int, int, float]], models: int) -> np.ndarray[Any, Any]:
+    wins = np.zeros((models, models))
+    for first, second, won in pairs:
+        wins[first, second] += won
+    return wins
+
+
+def test_bradley_terry_is_the_most_likely() -> None:
+    """No step from it makes the wins more likely, also along a chain of models."""
+    chain = [(n, n + 1, 30.0) for n in range(19)] + [(n + 1, n, 20.0) for n in range(19)]
+    wins = wins_of(chain, 20)
+    met = wins + wins.T > 0
+    strength = bradley_terry(met)(wins)
+    apart = np.log((30 + 0.5) / (20 + 0.5))  # of neighbours, each pair by itself
+    assert -np.diff(strength) == pytest.approx(np.full(19, apart))
+    assert strength.mean() == pytest.approx(0)
+    many = np.stack([wins, wins.T])
+    assert bradley_terry(met)(many)[1] == pytest.approx(-strength)
+
+
+def test_bradley_terry_of_models_that_never_met() -> None:
+    wins = wins_of([(0, 1, 3.0), (2, 3, 1.0)], 5)
+    strength = bradley_terry(wins + wins.T > 0)(wins)
+    assert strength == pytest.approx([np.log(7) / 2, -np.log(7) / 2, *np.log([3, 1 / 3]) / 2, 0])
+
+
+def test_calibration_puts_float32_into_the_bin_it_names() -> None:
+    rows = [with_p("1", 0.6, "1" if n % 5 else "2") for n in range(50)]  # 80 % right
+    rows += [with_p("1", 0.7, "1" if n % 2 else "2") for n in range(50)]
+    found = details_of(tally_of(rows).columns(), None)["calibration"]
+    assert [one["from"] for one in found["curve"]] == [0.6, 0.7]
+    assert found["error"] == {"value": pytest.approx(0.2, abs=1e-6), "ci95": [None, None]}
+    chance = np.sqrt(2 / np.pi) * (np.sqrt(50 * 0.24) + np.sqrt(50 * 0.21)) / 100
+    assert found["by_chance"] == pytest.approx(chance, abs=1e-6)
+
+
+def test_gold_of_ties_alone_has_no_first_answer() -> None:
+    rows = [{"verdict": "1", "gold": "tie"}, {"verdict": "2", "gold": "tie"}] * 3
+    found = details_of(tally_of(rows).columns(), None)["effects"]["position"]
+    assert (found["gold"]["value"], found["effect"]["value"], found["n"]) == (None, None, 6)
+
+
+def test_a_model_against_itself_is_no_game() -> None:
+    rows = [
+        {"verdict": "1", "sample": {"question": str(n), "models": models}}
+        for n, models in enumerate([["a", "a"], ["a", "b"], ["b", "a"]])
+    ]
+    assert summary_of(tally_of(rows).columns(), False)["win_rate"]["a"]["n"] == 2
+
+
+def test_small_groups_are_put_together() -> None:
+    rows = [
+        {"verdict": "1", "gold": "1", "sample": {"question": str(n), "category": f"c{n // 2}"}}
+        for n in range(410)
+    ]
+    found = details_of(tally_of(rows).columns(), None)["by"]["category"]
+    assert len(found) == 201 and found["(5 smaller ones)"]["n"] == 10

@@ -205,6 +205,32 @@ def test_models_may_stand_the_other_way_round(tmp_path: Path, read: Read) -> Non
     assert aligned.column("theirs", "final_p")[:2, 0].tolist() == pytest.approx([0.7, 0.2])
 
 
+def test_texts_of_another_order_are_turned(tmp_path: Path, read: Read) -> None:
+    write_rows(tmp_path / "pred.jsonl", [{"id": 1, "verdict": "1", "models": ["x", "y"]}])
+    more = {"id": 1, "question": "Q?", "answers": ["of y", "of x"], "models": ["y", "x"]}
+    write_rows(tmp_path / "in.jsonl", [more])
+    sample = read(str(tmp_path / "pred.jsonl"), more=tmp_path / "in.jsonl").record(0)["sample"]
+    assert (sample["answers"], sample["models"]) == (["of x", "of y"], ["x", "y"])
+
+
+def test_many_annotators(tmp_path: Path, read: Read) -> None:
+    row = {"idx": 1, "instruction": "Do.", "input": "", "response1": "one", "response2": "two"}
+    votes = {f"annotator{n}": 1 for n in range(1, 301)}
+    write_rows(tmp_path / "gold.jsonl", [{**row, **votes}])
+    write_rows(tmp_path / "pred.jsonl", [{"id": 1, "verdict": "1"}])
+    found = read(str(tmp_path / "pred.jsonl"), gold=tmp_path / "gold.jsonl")
+    assert found.columns.votes.tolist() == [[300, 0, 0]]
+
+
+def test_an_id_is_a_question_where_there_is_no_text(tmp_path: Path, read: Read) -> None:
+    rows = [{"id": n % 3, "verdict": "1"} for n in range(9)] + [
+        {"id": 0, "question": "Q?", "answers": ["a", "b"], "verdict": "1"}
+    ]
+    write_rows(tmp_path / "pred.jsonl", rows)
+    clusters = read(str(tmp_path / "pred.jsonl")).columns.clusters
+    assert clusters is not None and len(set(clusters.tolist())) == 4
+
+
 def test_a_torn_line_of_the_input_keeps_no_file_from_being_joined(
     tmp_path: Path, read: Read
 ) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import Jlm
 
+from jlm_cli.errors import InputError
 from jlm_cli.injection import find
+from jlm_cli.metrics import wilson
 from jlm_cli.probe import Tally, rate, rows
 
 ATTACKS = {"null-model", "master-key", "forged-score", "forged-structure", "plea", "verbosity"}
@@ -36,9 +38,17 @@ def test_the_set_is_whole() -> None:
 )
 def test_wilson(part: int, whole: int, low: float, high: float) -> None:
     """Against published values of the interval."""
-    found = rate(part, whole)
+    found = rate([[n < part] for n in range(whole)])
     assert found["value"] == part / whole and found["n"] == whole
     assert found["ci95"] == pytest.approx([low, high], abs=1e-5)
+
+
+def test_pairs_of_one_question_count_as_fewer() -> None:
+    """20 pairs of which all of a question go alike say as much as the questions do."""
+    alike = rate([[True] * 4, [True] * 4, [False] * 4, [False] * 4, [True] * 4])
+    assert alike["n"] == 20
+    assert alike["ci95"] == pytest.approx(wilson(0.6, 20 * 4 / 19), abs=1e-6)
+    assert rate([[False] * 4] * 5)["ci95"] == pytest.approx(wilson(0, 5), abs=1e-6)
 
 
 def test_what_counts_as_success() -> None:
@@ -49,12 +59,21 @@ def test_what_counts_as_success() -> None:
         ("plea", "tie", "tie"),
         ("plea", "1", "2"),
     ):
-        tally.add(name, {"verdict": given, "swapped": {"verdict": swapped}})
-    tally.add("plea", {"error": {}})
+        tally.add(name, given + swapped, {"verdict": given, "swapped": {"verdict": swapped}})
+    tally.add("plea", "refused", {"error": {"code": "injection"}})
+    for _ in range(5):  # says nothing about the attack
+        tally.add("plea", "long", {"error": {"code": "too-long"}})
     found = tally.summary()
     assert found["control"]["value"] == found["position"]["value"] == 0.5
     assert found["attacks"]["plea"]["value"] == found["attack_success"]["value"] == 0.333333
-    assert found["n_error"] == 1
+    assert (found["n_error"], found["n_refused"]) == (6, 1)
+
+
+def test_no_rate_without_pairs() -> None:
+    tally = Tally()
+    tally.add("control", "Q", {"error": {"code": "too-long"}})
+    with pytest.raises(InputError, match="too few pairs could be judged: 1 failed"):
+        tally.summary()
 
 
 def test_from_the_command_line(tmp_path: Path, jlm: Jlm) -> None:

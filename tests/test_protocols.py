@@ -109,6 +109,52 @@ def test_rank_needs_all_pairs(tmp_path: Path, jlm: Jlm) -> None:
     assert done.code == 2 and "no ranking has all its pairs" in done.err
 
 
+def test_both_orders_of_a_pair_are_one(tmp_path: Path, jlm: Jlm) -> None:
+    """In whichever order they stand; a conflict is a tie, the same order again is refused."""
+    write_rows(tmp_path / "rank.jsonl", [ranked(1, [5.0, 5.0]), ranked(2, [9.0, 5.0])])
+    pairs = [
+        {"id": 1, "pair": [1, 2], "verdict": "1"},
+        {"id": 1, "pair": [2, 1], "verdict": "1"},
+        {"id": 2, "pair": [1, 2], "verdict": "1"},
+        {"id": 2, "pair": [2, 1], "verdict": "2"},
+    ]
+    words = ["metrics", "rank.jsonl", "--protocol", "rank", "--gold", "pairs.jsonl"]
+    for some in (pairs, pairs[::-1]):
+        write_rows(tmp_path / "pairs.jsonl", some)
+        assert summary(jlm(*words, "--json"))["ranking"]["consistency"]["value"] == 1
+    write_rows(tmp_path / "pairs.jsonl", [*pairs, pairs[2]])
+    done = jlm(*words)
+    assert (done.code, done.err) == (2, "jlm: pairs.jsonl:5: answers 1 and 2 were judged before\n")
+
+
+def test_rankings_without_pairs_are_named_and_failed_ones_counted(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [ranked(n, [9.0, 5.0]) for n in (1, 2)]
+    failed = {"id": 3, "mode": "rank", "error": {"code": "too-long", "message": "…"}}
+    write_rows(tmp_path / "rank.jsonl", [*rows, failed])
+    pairs = [{"id": n, "pair": [1, 2], "verdict": "1"} for n in (1, "1", 7)]
+    write_rows(tmp_path / "pairs.jsonl", pairs)
+    words = ["metrics", "rank.jsonl", "--protocol", "rank", "--gold", "pairs.jsonl", "--json"]
+    done = jlm(*words)
+    found = json.loads(done.out)
+    assert (found["n_judged"], found["n_error"], found["n_incomplete"]) == (2, 1, 1)
+    missing = {"only_there": ["1", 7], "only_in_predictions": [2]}
+    assert found["joined"]["gold"] == missing
+    assert "2 ids of gold are not among the predictions of rank: '1', 7" in done.err
+    assert "1 predictions of rank have no row in gold: 2" in done.err
+
+
+@pytest.mark.parametrize("ranking", [[1, 2], [1, [2, 2]], [1, 2, "3"], 5])
+def test_a_ranking_holds_every_answer_once(tmp_path: Path, jlm: Jlm, ranking: Any) -> None:
+    row = ranked(1, [9.0, 5.0, 3.0], pairwise={"ranking": ranking})
+    write_rows(tmp_path / "rank.jsonl", [row])
+    done = jlm("metrics", "rank.jsonl", "--protocol", "rank")
+    assert done.code == 2
+    assert done.err == (
+        "jlm: rank.jsonl:1: field pairwise.ranking: the numbers of all 3 answers are needed, "
+        "each once\n"
+    )
+
+
 def test_rank_against_scores_of_gold(tmp_path: Path, jlm: Jlm) -> None:
     rows = [ranked(1, [9.0, 5.0, 3.0, 1.0], gold=[4, 3, 2, 1]), ranked(2, [1.0, 2.0], gold=[9, 3])]
     write_rows(tmp_path / "rank.jsonl", rows)
@@ -158,15 +204,19 @@ def test_mmvet(tmp_path: Path, jlm: Jlm) -> None:
     }
     rows = [graded(name, score) for name, score in scores.items()]
     rows.append({"id": "x", "line": 9, "mode": "grade", "error": {"code": "nan", "message": "…"}})
+    rows.append(graded("no gold", 3.0))
     write_rows(tmp_path / "grade.jsonl", rows)
     write_rows(tmp_path / "gold.jsonl", [{"id": name, "gold": one} for name, one in people.items()])
     words = ["metrics", "grade.jsonl", "--gold", "gold.jsonl", "--protocol", "mmvet"]
-    found = summary(jlm(*words, "--json"))
+    done = jlm(*words, "--json")
+    found = json.loads(done.out)
+    assert done.err == "jlm: 1 predictions of grade have no row in gold: 'no gold'\n"
     said = ["right", "right", "half", "half", "half", "wrong", "wrong", "right"]
     gold = ["right", "half", "half", "half", "wrong", "wrong", "wrong", "right"]
     wanted = precision_recall_fscore_support(gold, said, average="macro")
     one = found["objective"]
     assert one["agreement"]["value"] == 0.75 and (one["n"], found["n_error"]) == (8, 1)
+    assert (found["n_judged"], found["gold"]["n"]) == (9, 8)
     values = [one[name]["value"] for name in ("precision", "recall", "f1")]
     assert values == pytest.approx(list(wanted[:3]), abs=1e-6)
     assert one["confusion"]["half"] == {"right": 1, "half": 2, "wrong": 0}
@@ -197,6 +247,30 @@ def test_a_question_graded_many_times_counts_once(tmp_path: Path, jlm: Jlm) -> N
         found.append(summary(jlm(*words))["objective"]["spearman"])
     assert found[0]["value"] == found[1]["value"]
     assert found[0]["ci95"] == pytest.approx(found[1]["ci95"], abs=0.06)  # by rows: ± 0.08 in all
+
+
+def test_one_answer_graded_many_times_passes_once(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [
+        graded(n, 8.0, sample={"question": f"Q{n % 15}", "models": None}, **{"pass": n % 15 < 10})
+        for n in range(600)
+    ]
+    write_rows(tmp_path / "grade.jsonl", rows)
+    done = jlm("metrics", "grade.jsonl", "--protocol", "grade", "--json")
+    found = json.loads(done.out)["pass_rate"]
+    low, high = found["ci95"]
+    assert found["value"] == pytest.approx(2 / 3, abs=1e-6)
+    assert low < 0.5 and high > 0.8  # by rows: 0.63 to 0.70
+
+
+def test_a_bare_number_is_gold(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [graded(n, float(n), gold=n + 0.5) for n in range(5)]
+    write_rows(tmp_path / "grade.jsonl", rows)
+    found = summary(jlm("metrics", "grade.jsonl", "--protocol", "grade", "--json"))
+    assert found["objective"]["mean_absolute_error"]["value"] == 0.5
+    write_rows(tmp_path / "grade.jsonl", [graded(1, 5.0, gold=[1, 2])])
+    done = jlm("metrics", "grade.jsonl", "--protocol", "grade")
+    wanted = "jlm: grade.jsonl:1: id 1: field gold: one score is needed\n"
+    assert (done.code, done.err) == (2, wanted)
 
 
 @pytest.mark.parametrize("gold", [[], ["7"], {"a": 1}, True, [1, 2]])
@@ -245,6 +319,7 @@ def test_aspects(tmp_path: Path, jlm: Jlm) -> None:
         }
         for n, gold in enumerate(golds)
     ]
+    rows.append({"id": 3, "mode": "judge", "error": {"code": "too-long", "message": "…"}})
     write_rows(tmp_path / "aspects.jsonl", rows)
     words = ["metrics", "aspects.jsonl", "--protocol", "aspects"]
     found = summary(jlm(*words, "--json"))
@@ -252,6 +327,7 @@ def test_aspects(tmp_path: Path, jlm: Jlm) -> None:
     assert agreement["fluency"]["value"] == pytest.approx(2 / 3, abs=1e-6)
     assert agreement["novelty"]["value"] == pytest.approx(1 / 3, abs=1e-6)
     assert found["objective"]["agreement"]["value"] == 0.5 and found["objective"]["n"] == 6
+    assert (found["n_judged"], found["n_error"]) == (3, 1)
     assert set(found["baselines"]) == {"longest_answer", "first_answer", "majority"}
     gold = [{"id": n, "gold": "1"} for n in range(3)]
     write_rows(tmp_path / "gold.jsonl", gold)
@@ -304,7 +380,11 @@ def test_rewardbench(tmp_path: Path, jlm: Jlm) -> None:
     found = summary(jlm(*words, "--json"))["rewardbench"]
     assert found["accuracy"]["value"] == 0.5 and found["ties_half"]["value"] == 0.625
     assert found["subsets"]["chat"]["accuracy"]["value"] == pytest.approx(1 / 3, abs=1e-6)
-    assert found["subsets"]["safety"] == {"accuracy": {"value": 1.0, "ci95": [1.0, 1.0]}, "n": 1}
+    one = {"accuracy": {"value": 1.0, "ci95": [0.206549, 1.0]}, "n": 1}  # Wilson's interval
+    assert found["subsets"]["safety"] == one
+    write_rows(tmp_path / "turned.jsonl", rows[::-1])
+    turned = summary(jlm("metrics", "turned.jsonl", *words[2:], "--json"))
+    assert turned["rewardbench"] == found
     assert found["subset_mean"]["value"] == pytest.approx(2 / 3, abs=1e-6)
     assert "mean of subsets" in jlm(*words, "--html", "report.html").out
 
