@@ -160,11 +160,14 @@ def _for_transformers(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """[B, heads, T, size] → [B, T, heads, size], over a padded batch."""
+    """[B, heads, T, size] → [B, T, heads, size], over a padded batch. Under autocast queries, keys
+    and the mask are float32, whose lowest number would be -inf in bfloat16."""
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if attention_mask is None:
         start = key.shape[2] - query.shape[2]
         return by_products.causal(query, key, value, start, scaling).transpose(1, 2), None
-    return by_products.masked(query, key, value, attention_mask, scaling).transpose(1, 2), None
+    sees = attention_mask.clamp(min=torch.finfo(value.dtype).min).to(value.dtype)
+    return by_products.masked(query, key, value, sees, scaling).transpose(1, 2), None
 
 
 AttentionInterface.register(PRODUCTS, _for_transformers)

@@ -30,7 +30,7 @@ from transformers.utils.import_utils import is_torch_tf32_available
 
 from jlm_cli import loading, vocabularies
 from jlm_cli.attention import PRODUCTS
-from jlm_cli.errors import Ended, UsageError
+from jlm_cli.errors import Ended, JlmError, UsageError
 from jlm_cli.examples import LINE, READ, Example
 from jlm_cli.low_rank import save_adapter
 from jlm_cli.recipes import Recipe
@@ -117,6 +117,7 @@ def training_arguments(course: Course) -> TrainingArguments:
         use_cpu=device == "cpu",
         ddp_backend="gloo" if device == "cpu" and world > 1 else None,
         logging_steps=max(1, steps // _LOGGED),
+        logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=max(1, math.ceil(steps / config.checkpoints)),
         save_total_limit=2,  # the older one stays until the newer is known to be whole
@@ -277,6 +278,12 @@ class JudgeTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Raises JlmError where the loss is no number any more."""
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise JlmError(
+                f"step {self.state.global_step}: the loss is {logs['loss']}: the weights are lost; "
+                "take a smaller --lr, or --dtype float32"
+            )
         if "loss" in logs:
             summed = self._line_loss.to(self.args.device, torch.float32)
             total = self.accelerator.reduce(summed)

@@ -260,6 +260,7 @@ def _packed_attention(
     """[1, heads, tokens, size] → [1, tokens, heads, size], each token with its own row."""
     if any(kwargs.get(name) is not None for name in ("softcap", "sliding_window", "s_aux")):
         raise NotImplementedError("this kind of attention is not packed")
+    query, key = query.to(value.dtype), key.to(value.dtype)  # turned in float32 under autocast
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     kernel = kernel_for(query.device, query.dtype)
     out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)

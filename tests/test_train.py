@@ -202,6 +202,30 @@ def test_two_processes_learn_alike(
     assert two == pytest.approx(one, rel=2e-3)
 
 
+def test_bfloat16_learns_as_float32_does(
+    tmp_path: Path, jlm: Jlm, data: Path, replica: Path
+) -> None:
+    """All weights, over padded batches, and judging while it trains."""
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        words = [one if one != "float32" else dtype for one in command(replica, dtype)]
+        done = jlm(*words)
+        assert done.code == 0, done.err
+        history = run_of(tmp_path / dtype)["history"]
+        found.append([entry["loss"] for entry in history if "loss" in entry])
+        assert any("watched_agreement" in entry for entry in history)
+    assert found[1] == pytest.approx(found[0], rel=0.02)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(
+    tmp_path: Path, jlm: Jlm, data: Path, replica: Path
+) -> None:
+    done = jlm(*command(replica, "m", "--lr", "1e30"))
+    assert done.code == 1 and "Traceback" not in done.err
+    assert "the weights are lost; take a smaller --lr, or --dtype float32" in done.err
+    assert not (tmp_path / "m").exists()
+
+
 def test_an_adapter_folder_judges(tmp_path: Path, jlm: Jlm, data: Path, replica: Path) -> None:
     """LoRA, and with it rows of JudgeLM's layout, mixed by weight."""
     shutil.copy(models_root() / "samples" / "judgelm_100k.jsonl", tmp_path / "more.jsonl")
