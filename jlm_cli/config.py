@@ -86,6 +86,11 @@ class Config:
     def __post_init__(self) -> None:
         refuse_huge(vars(self))
 
+    @property
+    def asks_for_references(self) -> bool:
+        """By an option, not only in rows."""
+        return self.reference is not None or self.reference_text is not None
+
     def settings(self) -> dict[str, Any]:
         """The options that can change a byte of the output, all but those that name files."""
         left_out = _CHANGES_NOTHING | _COMPARED_BY_CONTENT

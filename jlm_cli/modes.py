@@ -342,6 +342,10 @@ def _templates(config: Config, taught: str | None) -> tuple[Templates, Templates
             aspects = own
         else:
             main = own
+    if config.asks_for_references and not any(t.needs_reference for t in main.all):
+        raise UsageError(
+            f"template {main.plain.name} shows no reference; take one that does, or --no-reference"
+        )
     for template in main.all:
         if misfit := _misfit(template, config):
             raise UsageError(f"--template {template.name}: {misfit}")

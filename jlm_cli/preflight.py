@@ -84,6 +84,7 @@ def facts_of(now: Run, survey: Survey) -> Json:
         "rows_with_unreadable_gold": survey.n_unreadable_gold,
         "rows_without_id": survey.n_without_id,
         "rows_with_a_double_id": survey.n_double_ids,
+        "rows_whose_reference_is_not_shown": survey.n_unshown_references,
         "batches": len(plan_of(now, survey)),
     }
 

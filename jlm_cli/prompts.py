@@ -15,6 +15,8 @@ from jlm_cli.records import VERDICTS, Sample, Verdict
 from jlm_cli.scoreline import SCORES, Grammar
 
 _FIELD = re.compile(r"\{([a-z_]+(?:_\d+)?)\}")
+_ANSWER = re.compile(r"answer_[1-9]\d?")
+_SCORE = re.compile(r"\d+(\.\d+)?")
 _IN_ANSWER = {"answer", "number"}
 _IN_TEXT = {"question", "instruction", "input", "reference", "accepted", "answers"} | {
     "count",
@@ -198,6 +200,7 @@ def load(name: str) -> Template:
     plain = Template(path.stem, description, source, text, str(table.get("answer", "")))
     template = _with_line(path, plain, table)
     _check_fields(path, template)
+    _check_answers(path, template)
     return template
 
 
@@ -212,7 +215,10 @@ def _table(path: Path, name: str) -> dict[str, Any]:
     if "base" not in table:
         return table
     base = _table(folder() / f"{table['base']}.toml", str(table["base"]))
-    for change in table.get("replace", []):
+    changes = table.get("replace", [])
+    if not all(isinstance(one, dict) and one.keys() == {"old", "new"} for one in changes):
+        raise ModelError(f"{path}: each [[replace]] needs the texts old and new")
+    for change in changes:
         if base["text"].count(change["old"]) != 1:
             raise ModelError(f"{path}: not once in {table['base']}: {change['old'][:60]!r}")
         base["text"] = base["text"].replace(change["old"], change["new"])
@@ -222,12 +228,22 @@ def _table(path: Path, name: str) -> dict[str, Any]:
 def _with_line(path: Path, template: Template, table: dict[str, Any]) -> Template:
     """The keys that say what the judge writes."""
     texts = ("lead", "before_reason", "reason_first", "chat_system", "with_reference", "with_input")
-    line = table.get("line", {})
+    line, labels = table.get("line", {}), table.get("labels", {})
+    lists = isinstance(line, dict) and [line.get(key, []) for key in ("values", "verdicts")]
+    if not (lists and all(isinstance(one, list) for one in lists)):
+        raise ModelError(f"{path}: [line] is a table with lists of values and verdicts")
+    if not (isinstance(labels, dict) and all(type(one) in (int, float) for one in labels.values())):
+        raise ModelError(f"{path}: [labels] need a least score each, a number")
     values = tuple(map(str, line.get("values", SCORES)))
     verdicts = tuple(line["verdicts"]) if "verdicts" in line else None
-    if verdicts is not None and (len(verdicts) != len(values) or not set(verdicts) <= {*VERDICTS}):
+    if verdicts is not None and (
+        len(verdicts) != len(values) or any(one not in VERDICTS for one in verdicts)
+    ):
         raise ModelError(f"{path}: [line] needs a verdict 1, 2 or tie for each of its values")
-    labels = sorted(table.get("labels", {}).items(), key=lambda item: -item[1])
+    fit = all(map(str.strip, values)) if verdicts else all(map(_SCORE.fullmatch, values))
+    if not values or len(set(values)) < len(values) or not fit:
+        raise ModelError(f"{path}: [line] needs values that differ, numbers where no verdicts are")
+    labels = sorted(labels.items(), key=lambda item: -item[1])
     return replace(
         template,
         **{key: str(table[key]) for key in texts if key in table},
@@ -240,6 +256,21 @@ def _with_line(path: Path, template: Template, table: dict[str, Any]) -> Templat
 def _check_fields(path: Path, template: Template) -> None:
     for layout, known in ((template.text, _IN_TEXT), (template.answer, _IN_ANSWER)):
         for field in _FIELD.findall(layout):
-            if field not in known and not (known is _IN_TEXT and field.startswith("answer_")):
+            if field not in known and not (known is _IN_TEXT and _ANSWER.fullmatch(field)):
                 there = ", ".join(f"{{{name}}}" for name in sorted(known))
                 raise ModelError(f"{path}: field {{{field}}} is unknown; there are {there}")
+
+
+def _check_answers(path: Path, template: Template) -> None:
+    """A prompt without the answers would be judged as well as any."""
+    if template.uses("answers"):
+        if "{answer}" not in template.answer:
+            raise ModelError(
+                f"{path}: key 'answer' needs a text with {{answer}}; {{answers}} repeats it"
+            )
+        return
+    named = {int(number) for number in re.findall(r"\{answer_(\d+)\}", template.text)}
+    if not named or named != set(range(1, len(named) + 1)):
+        raise ModelError(
+            f"{path}: text does not show the answers; write {{answers}}, or {{answer_1}} and so on"
+        )

@@ -25,6 +25,7 @@ _ODD = (
     "rows_without_gold",
     "rows_with_unreadable_gold",
     "rows_with_a_double_id",
+    "rows_whose_reference_is_not_shown",
 )
 _MEMORY = {
     "weights": "weights, about",

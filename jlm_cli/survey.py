@@ -38,6 +38,7 @@ class Survey:
     n_without_id: int = 0
     n_with_gold: int = 0
     n_unreadable_gold: int = 0
+    n_unshown_references: int = 0
     _ids: array[int] = field(default_factory=lambda: array("q"))
 
     @property
@@ -52,6 +53,8 @@ class Survey:
         self.longest = max(self.longest, *(len(prompt.ids) for prompt in prompts))
         self.n_with_gold += sample.gold is not None
         self.n_unreadable_gold += sample.gold_unreadable
+        shown = any(prompt.view.template.needs_reference for prompt in prompts)
+        self.n_unshown_references += sample.reference is not None and not shown
         self.n_cut += any(flag.startswith("truncated") for p in prompts for flag in p.flags)
         if sample.id is None:
             self.n_without_id += 1

@@ -297,3 +297,16 @@ def test_real_model_in_every_mode(tmp_path: Path, jlm: Jlm, builtin: Loaded) -> 
             assert set(record["flags"]) <= {"low-mass", "reason-cut"}
     text = (tmp_path / "0.jsonl").read_text()
     assert '"factuality"' in text
+
+
+def test_references_are_shown_or_said_not_to_be(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [pair(n, **({"reference": "r"} if n else {})) for n in range(3)]
+    write_rows(tmp_path / "in.jsonl", rows)
+    done = jlm("judge", "in.jsonl", "--template", "judgelm")
+    assert done.code == 0 and "2 rows whose reference is not shown" in done.err
+    write_rows(tmp_path / "refs.jsonl", [{"id": n, "reference": "r"} for n in range(3)])
+    for words in (["-R", "the reference"], ["--reference", "refs.jsonl"]):
+        done = jlm("judge", "in.jsonl", "--overwrite", "--template", "pandalm", *words)
+        assert done.code == 2
+        assert "template pandalm shows no reference; take one that does" in done.err
+        assert jlm("judge", "in.jsonl", "--overwrite", *words).code == 0

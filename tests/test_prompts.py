@@ -105,6 +105,10 @@ def test_pieces_name_the_fields() -> None:
     }
 
 
+HEAD = 'description = "d"\nsource = "s"\n'
+PAIR = 'text = "{answer_1} {answer_2}"\n'
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -121,6 +125,19 @@ def test_pieces_name_the_fields() -> None:
             'description = "d"\nsource = "s"\ntext = "{answer}"\nanswer = "{answer}"',
             "field {answer} is unknown",
         ),
+        (f'{HEAD}text = "{{question}} {{answers}}"', "key 'answer' needs a text with {answer}"),
+        (f'{HEAD}text = "{{question}}"', "text does not show the answers"),
+        (f'{HEAD}text = "{{answer_0}} {{answer_1}}"', "field {answer_0} is unknown"),
+        (f'{HEAD}text = "{{answer_1}} {{answer_3}}"', "text does not show the answers"),
+        (f"{HEAD}{PAIR}[labels]\na = 'x'", r"\[labels\] need a least score each"),
+        (f"{HEAD}labels = 3\n{PAIR}", r"\[labels\] need a least score each"),
+        (f"{HEAD}line = 3\n{PAIR}", r"\[line\] is a table"),
+        (f"{HEAD}{PAIR}[line]\nvalues = []", r"\[line\] needs values that differ"),
+        (f"{HEAD}{PAIR}[line]\nvalues = ['1', 'x']", r"\[line\] needs values that differ"),
+        (f"{HEAD}{PAIR}[line]\nvalues = ['1', '']", r"\[line\] needs values that differ"),
+        (f"{HEAD}{PAIR}[line]\nvalues = ['1', '1']", r"\[line\] needs values that differ"),
+        (f"{HEAD}{PAIR}[line]\nvalues = ['a']\nverdicts = 1", r"\[line\] is a table"),
+        ('base = "judgelm"\n[[replace]]\nnew = ""', r"each \[\[replace\]\] needs the texts"),
     ],
 )
 def test_bad_templates_say_what_is_wrong(tmp_path: Path, text: str, words: str) -> None:
