@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, zip_longest
 
-from jlm_cli.encoding import Vocabulary
+from jlm_cli.encoding import Vocabulary, with_controls
 from jlm_cli.errors import RowError
 
 Ids = tuple[int, ...]
@@ -92,19 +91,8 @@ class Layout:
         said += [part for turn in turns for part in (turn.message, turn.reply)]
         said.append(message)
         for fixed, part in zip_longest(self.own(len(said), opening.system), said, fillvalue=""):
-            yield from self._controls(str(fixed))
+            yield from with_controls(self.vocabulary.tokenizer, str(fixed))
             yield part
-
-    def _controls(self, fixed: str) -> Iterator[str | Ids]:
-        """A template's own text, its control tokens as ids."""
-        added = self.vocabulary.tokenizer.get_added_tokens_decoder().items()
-        ids = {token.content: (token_id,) for token_id, token in added}
-        patterns = [
-            r"\s*" * token.lstrip + re.escape(token.content) + r"\s*" * token.rstrip
-            for _, token in sorted(added, key=lambda item: -len(item[1].content))
-        ]
-        for part in re.split(f"({'|'.join(patterns)})", fixed):
-            yield ids.get(part) or ids.get(part.strip()) or part
 
     def _spelled(self, text: str) -> list[int]:
         ids = list(self.vocabulary.locate(text).ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -24,9 +25,13 @@ _BREAKS = 4  # times that a sample's text is broken up; new tokens have never co
 
 @dataclass(frozen=True)
 class ChatWrap:
-    """What a model's chat template puts before and behind a user's text; `tail` is its end."""
+    """What a model's chat template puts around a user's text: `lead` and `trail` directly before
+    and behind it, to be spelled together with it, and ids from the nearest control token on.
+    `tail` is the end of all."""
 
     before: tuple[int, ...]
+    lead: str
+    trail: str
     after: tuple[int, ...]
     tail: str
 
@@ -128,10 +133,6 @@ class Draft:
     views: list[View]
     flags: tuple[str, ...]
 
-    @property
-    def texts(self) -> list[str]:
-        return [_text(_render(self.sample, view)) for view in self.views]
-
 
 class Encoder:
     """Turns samples into prompts, one for each view that is judged."""
@@ -147,7 +148,12 @@ class Encoder:
     def encode(self, samples: Sequence[Sample]) -> list[list[Prompt] | RowError]:
         """For each sample the prompts of its views, or why there are none."""
         drafts = [self._draft(sample) for sample in samples]
-        texts = [text for draft in drafts if isinstance(draft, Draft) for text in draft.texts]
+        texts = [
+            _text(self._render(draft.sample, view))
+            for draft in drafts
+            if isinstance(draft, Draft)
+            for view in draft.views
+        ]
         encodings = iter(self._vocabulary.encode(texts))
         prompts: list[list[Prompt] | RowError] = []
         for draft in drafts:
@@ -191,7 +197,8 @@ class Encoder:
             raise draft
         first = replace(draft, views=draft.views[:1])
         shown, _ = self._fit(first, self._ids(first.sample, first.views))
-        return shown.views[0], shown.texts[0], tuple(dict.fromkeys(shown.flags))
+        view = shown.views[0]
+        return view, _text(_rendered(shown.sample, view)), tuple(dict.fromkeys(shown.flags))
 
     def _finish(self, draft: Draft, ids: list[list[int]]) -> list[Prompt] | RowError:
         try:
@@ -229,6 +236,11 @@ class Encoder:
     def _any_special(self, ids: list[list[int]]) -> bool:
         return any(self._vocabulary.special.intersection(row) for row in ids)
 
+    def _render(self, sample: Sample, view: View) -> list[Piece]:
+        """A view, with what a chat template has spelled together with it."""
+        wrap, pieces = self._lines.wrap(view.template), _rendered(sample, view)
+        return pieces if wrap is None else [Piece(wrap.lead), *pieces, Piece(wrap.trail)]
+
     def _whole(self, view: View, ids: Sequence[int]) -> tuple[int, ...]:
         """The ids of a text with what stands around it."""
         wrap = self._lines.wrap(view.template)
@@ -253,7 +265,7 @@ class Encoder:
         return left - min(self._config.max_new_tokens, self._room // 4)
 
     def _ids(self, sample: Sample, views: Sequence[View]) -> list[list[int]]:
-        texts = [_text(_render(sample, view)) for view in views]
+        texts = [_text(self._render(sample, view)) for view in views]
         return [list(encoding.ids) for encoding in self._vocabulary.encode(texts)]
 
     def _neutralise(
@@ -272,7 +284,7 @@ class Encoder:
         """The special tokens that stem from a field, as (field, start, end) in its text, of the
         first view that has any."""
         for view in views:
-            render = _render(sample, view)
+            render = self._render(sample, view)
             encoding = self._vocabulary.locate(_text(render))
             places = [
                 offsets
@@ -309,7 +321,7 @@ class Encoder:
         return sample, ids
 
     def _cut_answers(self, sample: Sample, view: View, cut: int) -> Sample:
-        render = _render(sample, view)
+        render = self._render(sample, view)
         offsets = self._vocabulary.locate(_text(render)).offsets
         spans = [span for span in _spans(render) if span[0].startswith("answer_")]
         starts = [[s for s, _ in offsets if start <= s < end] for _, start, end in spans]
@@ -327,7 +339,19 @@ class Encoder:
         return sample
 
 
-def _render(sample: Sample, view: View) -> list[Piece]:
+def with_controls(tokenizer: Tokenizer, text: str) -> list[str | tuple[int, ...]]:
+    """A chat template's own text, in which control tokens are ids."""
+    added = tokenizer.get_added_tokens_decoder().items()
+    ids = {token.content: (token_id,) for token_id, token in added}
+    patterns = [
+        r"\s*" * token.lstrip + re.escape(token.content) + r"\s*" * token.rstrip
+        for _, token in sorted(added, key=lambda item: -len(item[1].content))
+    ]
+    parts = re.split(f"({'|'.join(patterns)})", text) if patterns else [text]
+    return [ids.get(part) or ids.get(part.strip()) or part for part in parts]
+
+
+def _rendered(sample: Sample, view: View) -> list[Piece]:
     """A view as pieces; its answers' fields in the numbering of the sample."""
     pieces = view.template.render(arranged(sample, view.shown), view.aspects)
     return [

@@ -20,10 +20,11 @@ from jlm_cli.attention import computing
 from jlm_cli.batching import DRAFT_ROOM
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft
+from jlm_cli.head import exact, log_p, only
 from jlm_cli.hub import Say, first_line, unsaid
 from jlm_cli.memory import within_memory
 from jlm_cli.packing import ATTENTION, Blocks, Fan, Fans, Pack, Segment, Tokens, shared_start
-from jlm_cli.row_by_row import CachedEngine, PlainEngine, log_p
+from jlm_cli.row_by_row import CachedEngine, PlainEngine
 from jlm_cli.scoreline import Floats
 from jlm_cli.transfers import Coming, sent
 from jlm_cli.walk import DraftToken
@@ -73,14 +74,20 @@ class PackedEngine(Writer):
     def run(self, tokens: Tokens, blocks: Blocks, columns: torch.Tensor) -> torch.Tensor:
         """One pass over packed tokens: [kept, columns]."""
         fans = Fans.of(tokens.fans, self.device, self.model.dtype) if tokens.fans else None
-        with computing(), attention(self.model, ATTENTION), only(self.model, tokens.kept):
+        with (
+            computing(),
+            attention(self.model, ATTENTION),
+            only(self.model, tokens.kept),
+            exact(self.model, columns) as head,
+        ):
             logits = self.model(
                 input_ids=sent([tokens.ids], self.device),
                 position_ids=sent([tokens.positions], self.device),
                 use_cache=False,
                 pack=Pack(blocks, tokens.segments, fans),
             ).logits
-            return log_p(logits[0], columns)
+            own = head.of(logits)
+            return log_p(logits[0], columns, None if own is None else own[0])
 
 
 class PackedBatch:
@@ -225,33 +232,30 @@ def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
         model.config._attn_implementation = before
 
 
-@contextmanager
-def only(model: PreTrainedModel, kept: Sequence[int]) -> Iterator[None]:
-    """The head is shown the states of these places alone. A tensor of `logits_to_keep` would be
-    moved to the first of several GPUs, where the states are no longer."""
-
-    def pick(_: torch.nn.Module, given: tuple[torch.Tensor]) -> torch.Tensor:
-        return given[0][:, sent(kept, given[0].device)]
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(pick)  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def make_engine(
     model: PreTrainedModel, vocabulary: Vocabulary, say: Say = unsaid
 ) -> PackedEngine | CachedEngine | PlainEngine:
     """The fastest engine that the model really follows, found out by a short trial."""
     packed, plain = PackedEngine(model, vocabulary), PlainEngine(model, vocabulary)
-    if (why := _why_not(packed, plain)) is None:
+    if (why := _unpackable(model) or _why_not(packed, plain)) is None:
         return packed
     say(f"this model's rows cannot be packed and are read one by one: {why}")
     cached = CachedEngine(model, vocabulary)
     return cached if _why_not(cached, plain) is None else plain
 
 
+def _unpackable(model: PreTrainedModel) -> str | None:
+    """What a short trial would not show: attention and places that change with a row's length."""
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    ropes = [rope, *(one for one in rope.values() if isinstance(one, dict))]
+    changing = {str(one.get("rope_type", one.get("type"))) for one in ropes} & _CHANGING_ROPES
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        return "it attends in chunks"
+    return f"its rotary embedding is {min(changing)}" if changing else None
+
+
+_CHANGING_ROPES = {"longrope", "dynamic"}
 _TRIAL_TOLERANCE = 0.05  # relative, in log-probability; a mask that is ignored is off by far more
 _ROUNDING = 0.1  # more of it where numbers have 16 bits, which alone are off by 0.05
 

@@ -11,20 +11,13 @@ from transformers import Cache
 
 from jlm_cli.attention import computing
 from jlm_cli.engine import Ids, LineDraft, ReadAtOnce
+from jlm_cli.head import Exact, exact, log_p
 from jlm_cli.memory import within_memory
 from jlm_cli.scoreline import Floats
 from jlm_cli.transfers import Coming, sent
 from jlm_cli.writing import Writer
 
 _COPIED = 8192  # tokens of a prompt, times its copies, for the paths that are read at once
-_LOGITS_AT_ONCE = 64  # rows of logits turned into log-probabilities at a time, to bound memory
-
-
-def log_p(logits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """[n, vocabulary] → float32 [n, columns], normalised over the vocabulary."""
-    parts = logits.split(_LOGITS_AT_ONCE)  # type: ignore[no-untyped-call]
-    return torch.cat([rows.log_softmax(-1, dtype=torch.float32)[:, columns] for rows in parts])
-
 
 Behind = Callable[[int, Sequence[Ids]], Floats]  # of a row's prompt and some paths
 
@@ -60,11 +53,11 @@ class CachedEngine(RowByRow):
     @within_memory
     def _prefill(self, prompt: Ids, columns: torch.Tensor) -> tuple[Cache, Floats]:
         """A prompt's cache, and what is known behind it, [1, columns]."""
-        with computing():
+        with computing(), exact(self.model, columns) as head:
             ids = sent([list(prompt)], self.device)
             out = self.model(ids, use_cache=True, logits_to_keep=1)
             cache: Cache = out.past_key_values
-            return cache, Coming(log_p(out.logits[:, -1], columns)).arrived()
+            return cache, _at_the_end(out.logits, head)
 
     @within_memory
     def _go_on(self, cache: Cache, paths: Sequence[Ids], columns: torch.Tensor) -> Floats:
@@ -79,14 +72,23 @@ class CachedEngine(RowByRow):
             ids = [[*path, *[0] * (longest - len(path))] for path in some]
             here = [n for n in range(len(paths)) if at <= leaf[n] < at + most]
             rows, ends = [leaf[n] - at for n in here], [len(paths[n]) - 1 for n in here]
-            with computing():
+            with computing(), exact(self.model, columns) as head:
                 mine = copy.deepcopy(cache)
                 mine.batch_repeat_interleave(len(some))
                 logits = self.model(
                     sent(ids, self.device), past_key_values=mine, logits_to_keep=longest
                 ).logits
-                known[here] = Coming(log_p(logits[rows, ends], columns)).arrived()
+                own = head.of(logits)
+                mine_own = None if own is None else own[rows, ends]
+                found = log_p(logits[rows, ends], columns, mine_own)
+                known[here] = Coming(found).arrived()
         return known
+
+
+def _at_the_end(logits: torch.Tensor, head: Exact) -> Floats:
+    """[1, columns] of a pass that kept its last place alone."""
+    own = head.of(logits)
+    return Coming(log_p(logits[:, -1], head.columns, None if own is None else own[:, -1])).arrived()
 
 
 def _goes_on(path: Ids, start: Ids) -> bool:
@@ -104,6 +106,6 @@ class PlainEngine(RowByRow):
     @within_memory
     def _behind(self, ids: list[int], columns: torch.Tensor) -> Floats:
         """[1, columns]"""
-        with computing():
+        with computing(), exact(self.model, columns) as head:
             logits = self.model(sent([ids], self.device), logits_to_keep=1).logits
-            return Coming(log_p(logits[:, -1], columns)).arrived()
+            return _at_the_end(logits, head)

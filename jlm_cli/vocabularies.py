@@ -5,14 +5,20 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jlm_cli.encoding import ChatWrap, Vocabulary
+import orjson
+
+from jlm_cli.encoding import ChatWrap, Vocabulary, with_controls
 from jlm_cli.errors import ModelError
 from jlm_cli.hub import LOADING_ERRORS, LOCKED_DOWN, first_line, quiet_transformers
 from jlm_cli.models import FAKE, ModelFiles
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 def load_vocabulary(files: ModelFiles) -> Vocabulary:
@@ -23,7 +29,20 @@ def load_vocabulary(files: ModelFiles) -> Vocabulary:
     config = text_config(files)
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"--model {files.name}: its tokenizer has no fast form")
-    return _vocabulary(tokenizer, getattr(config, "max_position_embeddings", None))
+    return _vocabulary(tokenizer, config, _ends(files, tokenizer, config))
+
+
+def _ends(files: ModelFiles, tokenizer: Any, config: Any) -> tuple[int, ...]:
+    """The tokens that end a text: the tokenizer's own first, and those of the model's settings,
+    which name more of them (the end of a turn)."""
+    told = getattr(config, "eos_token_id", None)
+    path = files.folder / "generation_config.json"
+    if files.gguf is None and path.is_file():
+        with suppress(orjson.JSONDecodeError, AttributeError):
+            told = orjson.loads(path.read_bytes()).get("eos_token_id", told)
+    more = told if isinstance(told, list) else [told]
+    given = [tokenizer.eos_token_id, *more]
+    return tuple(dict.fromkeys(one for one in given if type(one) is int))
 
 
 @cache
@@ -87,7 +106,7 @@ def _around(files: ModelFiles, count: int, system: str | None) -> list[str]:
     return parts[::2]
 
 
-def _vocabulary(tokenizer: Any, context: int | None) -> Vocabulary:
+def _vocabulary(tokenizer: Any, config: Any, ends: tuple[int, ...]) -> Vocabulary:
     from tokenizers import Tokenizer
 
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -98,15 +117,14 @@ def _vocabulary(tokenizer: Any, context: int | None) -> Vocabulary:
     special = (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
     opening = tokenizer("a").input_ids
     has_bos = bool(opening) and opening[0] == tokenizer.bos_token_id
-    eos = tokenizer.eos_token_id
     return Vocabulary(
         tokenizer=plain,
         bos=(opening[0],) if has_bos else (),
-        ends=() if eos is None else (eos,),
-        line_ends=_line_ends(plain.get_vocab(), () if eos is None else (eos,)),
+        ends=ends,
+        line_ends=_line_ends(plain.get_vocab(), ends),
         special=frozenset(special),
-        context=context,
-        wrap=_chat_wrap(tokenizer) if tokenizer.chat_template else None,
+        context=getattr(config, "max_position_embeddings", None),
+        wrap=_chat_wrap(tokenizer, plain) if tokenizer.chat_template else None,
     )
 
 
@@ -124,7 +142,7 @@ def _fake_vocabulary() -> Vocabulary:
     behind = "\nJudge:"
 
     def wrap(system: str) -> ChatWrap:
-        return ChatWrap(tuple(f"{system}\nUser: ".encode()), tuple(behind.encode()), behind)
+        return ChatWrap((), f"{system}\nUser: ", behind, (), behind)
 
     ends = _line_ends(tokenizer.get_vocab(), (256,))
     return Vocabulary(tokenizer, (), (256,), ends, frozenset({256}), None, wrap)
@@ -166,7 +184,7 @@ def copy_tokenizer(files: ModelFiles, folder: Path) -> None:
 _ANYTHING = "\ue000"  # stands for the user's text while a chat template is taken apart
 
 
-def _chat_wrap(tokenizer: Any) -> Callable[[str], ChatWrap]:
+def _chat_wrap(tokenizer: Any, plain: Tokenizer) -> Callable[[str], ChatWrap]:
     """What a tokenizer's chat template puts around a user's text, behind a system prompt."""
 
     def wrap(system: str) -> ChatWrap:
@@ -175,16 +193,25 @@ def _chat_wrap(tokenizer: Any) -> Callable[[str], ChatWrap]:
             text = _applied(tokenizer, [{"role": "system", "content": system}, user])
         except Exception:  # a template's own refusal can be anything: this one knows no system role
             text = _applied(tokenizer, [{**user, "content": f"{system}\n\n{_ANYTHING}"}])
-        before, _, after = text.partition(_ANYTHING)
-        ids = [tokenizer(part, add_special_tokens=False).input_ids for part in (before, after)]
-        tail = after
-        for token in tokenizer.all_special_tokens:
-            tail = tail.rpartition(token)[2]
-        return ChatWrap(tuple(ids[0]), tuple(ids[1]), tail)
+        before, _, after = (with_controls(plain, part) for part in text.partition(_ANYTHING))
+        lead, trail = str(before.pop()), str(after.pop(0))
+        tail = str(after[-1]) if after else trail
+        return ChatWrap(spelled(before), lead, trail, spelled(after), tail)
+
+    def spelled(parts: Sequence[str | tuple[int, ...]]) -> tuple[int, ...]:
+        ids = (
+            plain.encode(p, add_special_tokens=False).ids if isinstance(p, str) else p
+            for p in parts
+            if p
+        )
+        return tuple(token for some in ids for token in some)
 
     return wrap
 
 
 def _applied(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    """Without a thinking mode, where a template has one: the line follows at once."""
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
     return str(text)

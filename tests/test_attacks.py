@@ -60,7 +60,7 @@ def made_vocabulary(kind: str) -> Vocabulary:
     """A small tokenizer with added tokens of every sort, and with their text among its pieces."""
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
     from tokenizers import models as kinds
-    from transformers import PreTrainedTokenizerFast
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
 
     special = ["<unk>", "<s>", "</s>"]
     if kind == "byte-level":
@@ -86,7 +86,7 @@ def made_vocabulary(kind: str) -> Vocabulary:
     wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
-    return vocabulary_of(wrapped, 4096)
+    return vocabulary_of(wrapped, LlamaConfig(max_position_embeddings=4096), (2,))
 
 
 @pytest.mark.parametrize("field", FIELDS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from jlm_cli.errors import RowError
 from jlm_cli.models import FAKE, ModelFiles
 from jlm_cli.modes import arranged, mode_of
 from jlm_cli.records import Sample
-from jlm_cli.vocabularies import load_vocabulary
+from jlm_cli.vocabularies import _tokenizer, load_vocabulary
 
 SAMPLE = Sample("a", 1, "Why?", ("Because it is so.", "No idea."), "A reason.")
 LINE = 8
@@ -91,6 +93,59 @@ def test_released_prompt_is_what_sentencepiece_gives(released: Loaded) -> None:
     pieces = [reference.id_to_piece(id) for id in released.tokens.spell(["8", "5"])]
     assert pieces == ["8", "▁", "5"]
     assert reference.piece_to_id("<0x0A>") in released.tokens.ends
+
+
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endfor %}"
+)
+QWEN = (
+    "{% for m in messages %}<s>{{ m['role'] + '\n' + m['content'] }}</s>{% endfor %}<s>judge\n"
+    "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+)
+
+
+def judge_with(folder: Path, template: str, **settings: Any) -> ModelFiles:
+    """The replica with a chat template."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    return ModelFiles("replica", folder)
+
+
+def test_a_chat_template_is_spelled_with_what_it_holds(replica: Path, tmp_path: Path) -> None:
+    """As the whole is spelled, where no control token stands between."""
+    folder = tmp_path / "replica"
+    shutil.copytree(replica, folder, ignore=shutil.ignore_patterns("*.bin"))
+    files = judge_with(folder, MISTRAL)
+    vocabulary = load_vocabulary(files)
+    for name in ("chat-pair", "prometheus"):
+        template = prompts.load(name)
+        sample = replace(SAMPLE, reference=None)
+        (prompt,) = encoded(encoder_of(vocabulary, template=name), sample)
+        text = "".join(piece.text for piece in template.render(sample))
+        whole = f"[INST] {template.chat_system}\n\n{text} [/INST]"
+        assert list(prompt.ids) == _tokenizer(files)(whole).input_ids
+
+
+def test_a_model_that_could_think_first_does_not(replica: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "replica"
+    shutil.copytree(replica, folder, ignore=shutil.ignore_patterns("*.bin"))
+    vocabulary = load_vocabulary(judge_with(folder, QWEN))
+    assert vocabulary.wrap is not None
+    wrap = vocabulary.wrap("Be fair.")
+    assert wrap.tail == "judge\n" and wrap.after[0] == 2 and wrap.trail == ""
+    assert wrap.before[-1] == 1 and wrap.lead == "user\n"
+
+
+def test_all_ends_that_a_model_names_end_its_text(replica: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "replica"
+    shutil.copytree(replica, folder, ignore=shutil.ignore_patterns("*.bin"))
+    assert load_vocabulary(judge_with(folder, MISTRAL)).ends == (2,)
+    files = ModelFiles("other", judge_with(folder, MISTRAL, eos_token_id=[700, 2]).folder)
+    vocabulary = load_vocabulary(files)
+    assert vocabulary.ends == (2, 700) and {2, 700} <= {*vocabulary.line_ends}
 
 
 def test_cut_at_the_limit() -> None:

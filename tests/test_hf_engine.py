@@ -175,16 +175,17 @@ class Unseen:
         return np.full(self._shape, -4.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shared", [1, 3])
 def test_nothing_waits_for_the_device_within_a_batch(
-    released: Loaded, monkeypatch: pytest.MonkeyPatch, shared: int
+    released: Loaded, monkeypatch: pytest.MonkeyPatch, shared: int, dtype: torch.dtype
 ) -> None:
     """On torch's meta device: what would look at a number there, or mixes devices, fails."""
     monkeypatch.setattr("jlm_cli.hf_engine.Coming", Unseen)
     config = copy.deepcopy(released.model.config)
     config.num_key_value_heads = config.num_attention_heads // shared
     with torch.device("meta"):
-        engine = PackedEngine(type(released.model)(config), released.vocabulary)
+        engine = PackedEngine(type(released.model)(config).to(dtype), released.vocabulary)
     prompts = prompts_of(released)
     assert prompts[0][:SHARED_START] == prompts[1][:SHARED_START]
     batch = engine.begin(prompts, [[DraftToken(5, 1, ())]] * len(prompts), [1, 2, 3])
@@ -294,6 +295,69 @@ def test_models_that_cannot_be_packed_are_read_row_by_row(
         assert isinstance(found, LineDistribution) and isinstance(wanted, LineDistribution)
         assert found.text == wanted.text and 0 < found.mass <= 1
         assert found.outcome() == pytest.approx(wanted.outcome(), abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "why"),
+    [
+        ("Llama", {"rope_type": "dynamic", "factor": 2.0}, "its rotary embedding is dynamic"),
+        ("Phi3", {"rope_type": "longrope"}, "its rotary embedding is longrope"),
+        ("Llama4Text", {}, "it attends in chunks"),
+    ],
+)
+def test_what_changes_with_the_length_of_a_row_is_not_packed(
+    released: Loaded, family: str, more: dict[str, Any], why: str
+) -> None:
+    """Which no trial on short rows would show."""
+    factors = {name: [1.0] * 8 for name in ("short_factor", "long_factor")}
+    rope = {"rope_theta": 1e4, **more, **(factors if family == "Phi3" else {})}
+    rope |= {"original_max_position_embeddings": 64} if more else {}
+    given = {**SMALL, "pad_token_id": 0, **({"rope_parameters": rope} if more else {})}
+    config = getattr(transformers, f"{family}Config")(**given, sliding_window=None)
+    model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config)
+    said: list[str] = []
+    assert not isinstance(make_engine(model, released.vocabulary, said.append), PackedEngine)
+    assert said == [f"this model's rows cannot be packed and are read one by one: {why}"]
+
+
+@pytest.mark.parametrize("kind", [PackedEngine, CachedEngine, PlainEngine])
+def test_a_head_of_sixteen_bits_rounds_no_likelihood(
+    released: Loaded, kind: type[PackedEngine | CachedEngine | PlainEngine]
+) -> None:
+    """The asked tokens' logits are those of a float32 head over the same states."""
+    model: Any = copy.deepcopy(released.model)
+    model = model.to(torch.bfloat16)
+    with torch.no_grad():
+        model.lm_head.weight *= 40  # logits in the tens, where bfloat16 has steps of an eighth
+    ids, columns = prompts_of(released)[1], list(range(300, 340))
+    heard: list[torch.Tensor] = []
+    model.lm_head.register_forward_hook(lambda _, given, __: heard.append(given[0][0, -1]))
+    batch = kind(model, released.vocabulary).begin([ids], [[]], columns)
+    while batch.feed():
+        pass
+    (found,) = batch.known()
+    with torch.inference_mode():
+        logits = heard[0].float() @ model.lm_head.weight.float().T
+        rounded = (heard[0] @ model.lm_head.weight.T).float()
+    wanted = logits - rounded.logsumexp(-1)
+    assert np.abs(found[0] - wanted[columns].numpy()).max() < 0.02
+    assert (rounded - logits).abs().max() > 0.05
+
+
+def test_logits_that_a_model_scales_are_its_own(released: Loaded) -> None:
+    config = transformers.GraniteConfig(**SMALL, logits_scaling=0.1)
+    torch.manual_seed(0)
+    model: Any = transformers.GraniteForCausalLM(config)
+    model = model.to(torch.bfloat16)
+    engine = make_engine(model, released.vocabulary)
+    assert isinstance(engine, PackedEngine)
+    ids = prompts_of(released)[2]
+    batch = engine.begin([ids], [[]], list(range(50)))
+    while batch.feed():
+        pass
+    with torch.inference_mode():
+        logits = model(torch.tensor([ids])).logits[0, -1].float()
+    assert np.abs(batch.known()[0][0] - logits.log_softmax(-1)[:50].numpy()).max() < 0.3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""The head of a model: shown the wanted places alone, and exact in the tokens that are asked for.
+
+In 16 bits a logit of 26 is rounded to eighths: two scores are often equally likely then, and each
+likelihood is off by a few per cent. So the asked tokens' logits are computed once more, in float32
+from the same states and weights; the other thousands are only added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeGuard
+
+import torch
+from torch.nn import Linear, Module, Parameter, functional
+from transformers import PreTrainedModel
+
+from jlm_cli.transfers import sent
+
+_LOGITS_AT_ONCE = 64  # rows of logits turned into log-probabilities at a time, to bound memory
+
+
+@contextmanager
+def only(model: PreTrainedModel, kept: Sequence[int]) -> Iterator[None]:
+    """The head is shown the states of these places alone. A tensor of `logits_to_keep` would be
+    moved to the first of several GPUs, where the states are no longer."""
+
+    def pick(_: Module, given: tuple[torch.Tensor]) -> torch.Tensor:
+        return given[0][:, sent(kept, given[0].device)]
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(pick)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@dataclass
+class Exact:
+    """Logits of some tokens in float32, beside those that the head gave."""
+
+    columns: torch.Tensor
+    _given: torch.Tensor | None = None
+    _own: torch.Tensor | None = None
+
+    def of(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """[..., columns] for a pass's logits [..., vocabulary]; None where they are not what the
+        head gave, since some models change them."""
+        if self._given is None or self._given.data_ptr() != logits.data_ptr():
+            return None
+        return self._own
+
+    def hear(self, head: Module, given: tuple[torch.Tensor], logits: torch.Tensor) -> None:
+        if logits.dtype == torch.float32 or not _is_plain(head):
+            return
+        columns = self.columns.to(head.weight.device)  # perhaps another GPU
+        weight, bias = head.weight[columns], head.bias
+        mine = None if bias is None else bias[columns].float()
+        self._own = functional.linear(given[0].float(), weight.float(), mine)
+        self._given = logits
+
+
+def _is_plain(head: Module) -> TypeGuard[Linear]:
+    """Whole weights that are numbers: neither quantized nor shared between processes."""
+    if type(head) is not Linear or type(head.weight) is not Parameter:
+        return False
+    return head.weight.ndim == 2 and head.weight.is_floating_point()
+
+
+@contextmanager
+def exact(model: PreTrainedModel, columns: torch.Tensor) -> Iterator[Exact]:
+    found = Exact(columns)
+    hook = model.get_output_embeddings().register_forward_hook(found.hear)  # type: ignore[no-untyped-call]
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def log_p(
+    logits: torch.Tensor, columns: torch.Tensor, own: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[n, vocabulary] → float32 [n, columns], normalised over the vocabulary. `own` [n, columns]
+    stand in for those logits."""
+    parts = []
+    for at in range(0, len(logits), _LOGITS_AT_ONCE):
+        rows = logits[at : at + _LOGITS_AT_ONCE].float()
+        if own is not None:
+            rows[:, columns] = own[at : at + _LOGITS_AT_ONCE]
+        parts.append(rows.log_softmax(-1)[:, columns])
+    return torch.cat(parts)
