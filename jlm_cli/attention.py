@@ -80,7 +80,8 @@ def _fused_masked(
 @functools.cache
 def _has_flash(device: torch.device, dtype: torch.dtype) -> bool:
     """The only fused kernel on GPUs that takes keys shared by heads; it takes no mask."""
-    return dtype.itemsize == 2 and torch.cuda.get_device_capability(device)[0] >= 8
+    built = torch.backends.cuda.is_flash_attention_available()
+    return built and dtype.itemsize == 2 and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def _for_each_head(

@@ -64,6 +64,10 @@ class Choice:
             which = f"--id with {ids}" if ids else f"--line with {lines}"
             return f"holds {len(records)} records; choose one: {which}"
         if self.line is not None:
+            if found:
+                return (
+                    f"{len(found)} records are of line {self.line}: files put together; take --id"
+                )
             last = max((r["line"] for r in records if type(r.get("line")) is int), default=0)
             return f"no record of line {self.line}; the last one is of line {last}"
         ids = _named([record["id"] for record in records if record.get("id") is not None])

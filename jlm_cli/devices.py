@@ -201,8 +201,14 @@ def _check_quantize(files: ModelFiles, device: str, quantize: Quantize) -> None:
         raise ModelError(f"--quantize {quantize}: {files.gguf} is quantized already")
     if device not in ("cpu", "cuda"):
         raise ModelError(f"--quantize {quantize}: not on {device}; take --device cpu or cuda")
+    if any((getattr(text_config(files), name, 0) or 0) > 1 for name in _EXPERTS):
+        raise ModelError(
+            f"--quantize {quantize}: the experts of {files.name} would stay whole; take more GPUs "
+            "(--gpus-per-model), or a smaller model"
+        )
 
 
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # as models name them
 _QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.55}  # a weight, its scales included
 
 
@@ -211,12 +217,18 @@ def weight_bytes(files: ModelFiles, dtype: str, quantize: Quantize | None) -> in
     byte."""
     import torch
 
-    size = sum(path.stat().st_size for path in files.weights())
-    each = getattr(torch, dtype).itemsize if quantize is None else _QUANTIZED_BYTES[quantize]
+    size, each = (
+        sum(path.stat().st_size for path in files.weights()),
+        getattr(torch, dtype).itemsize,
+    )
     if files.gguf:
         return int(size * each / 0.6)
-    stored = text_config(files).dtype
-    return int(size * each / (stored.itemsize if isinstance(stored, torch.dtype) else 2))
+    config = text_config(files)
+    n = size / (config.dtype.itemsize if isinstance(config.dtype, torch.dtype) else 2)
+    if quantize is None:
+        return int(n * each)
+    ends = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+    return int(max(0, n - ends) * _QUANTIZED_BYTES[quantize] + ends * each)  # those stay whole
 
 
 def n_weights(files: ModelFiles) -> int:

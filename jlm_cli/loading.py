@@ -103,7 +103,7 @@ def load_model(
     unpickler, as transformers does it.
     """
     import torch
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import GgufConfig
 
     quiet_transformers()
     source: dict[str, Any] = {"device_map": device} if isinstance(device, str) else device
@@ -113,12 +113,24 @@ def load_model(
     if quantize is not None:
         source["quantization_config"] = _quantization(quantize, wanted)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = _kind_of(files).from_pretrained(
             files.folder, dtype=wanted, **LOCKED_DOWN, **source
         )
         return model if files.adapter is None else _with_adapter(model, files.adapter, quantize)
     except LOADING_ERRORS as error:
         raise ModelError(f"--model {files.name}: {first_line(error)}") from error
+
+
+def _kind_of(files: ModelFiles) -> Any:
+    """How transformers knows a model: as one that writes text, perhaps about images as well."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    if files.gguf:
+        return AutoModelForCausalLM
+    kind = type(AutoConfig.from_pretrained(files.folder, **LOCKED_DOWN))
+    sees = kind in AutoModelForImageTextToText._model_mapping
+    writes = kind in AutoModelForCausalLM._model_mapping
+    return AutoModelForImageTextToText if sees and not writes else AutoModelForCausalLM
 
 
 def _quantization(quantize: Quantize, dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -14,7 +14,7 @@ from typing import Protocol
 from jlm_cli.config import Config
 from jlm_cli.errors import RowError, UsageError
 from jlm_cli.prompts import ASPECTS, Aspect, Template, load
-from jlm_cli.records import Json, Sample, Verdict, probabilities_json, rounded
+from jlm_cli.records import TURNED, Json, Sample, Verdict, probabilities_json, rounded
 from jlm_cli.scoreline import LOW_MASS, LineDistribution
 
 
@@ -205,7 +205,7 @@ class Comparison:
         first, second, tie = line.outcome()
         if shown[0] > shown[1]:
             scores, expected = scores and scores[::-1], expected and expected[::-1]
-            verdict = _OTHER[verdict]
+            verdict = TURNED[verdict]
             first, second = second, first
         return cls(scores, verdict, (first, second, tie), expected)
 
@@ -216,9 +216,6 @@ class Comparison:
             "p": probabilities_json(self.p),
             "expected": None if self.expected is None else rounded(self.expected),
         }
-
-
-_OTHER: dict[Verdict, Verdict] = {"1": "2", "2": "1", "tie": "tie"}
 
 
 def _pair_json(readings: Sequence[Reading], with_reason: bool) -> Json:

@@ -40,6 +40,9 @@ def check_output(config: Config) -> None:
     may_replace = config.overwrite or config.retry_errors or begun(folder_of(output))
     if output.exists() and not may_replace:
         raise UsageError(f"{output}: exists; take --overwrite, or another --output")
+    summary = summary_path(output)
+    if summary.exists() and not may_replace and _made_with(summary) is None:
+        raise UsageError(f"{summary}: exists, and is no summary of jlm; take another --output")
 
 
 def _check_name(path: Path, config: Config) -> None:
@@ -102,17 +105,25 @@ def _check_made_with(output: Path, facts: Json) -> None:
     """Raises UsageError where the summary beside the output names another setting or model. What
     the input and its side files say is compared row by row."""
     path = summary_path(output)
-    try:
-        before: Json = orjson.loads(path.read_bytes())[MADE_WITH]
-    except (OSError, orjson.JSONDecodeError, LookupError, TypeError):
+    before = _made_with(path)
+    if before is None:
         raise UsageError(
             f"{path}: is not there, or no summary; --retry-errors learns from it how {output} was "
             "made"
-        ) from None
+        )
     if (name := first_difference(before, facts, but=_ROW_BY_ROW)) is not None:
         raise UsageError(
             f"{output}: was made with another {name}; --retry-errors takes the same settings"
         )
+
+
+def _made_with(summary: Path) -> Json | None:
+    """What a summary names as its making; None where it is none."""
+    try:
+        made: Json = orjson.loads(summary.read_bytes())[MADE_WITH]
+    except (OSError, orjson.JSONDecodeError, LookupError, TypeError):
+        return None
+    return made
 
 
 def _is_of(record: Json, rows: Rows, row: int) -> bool:

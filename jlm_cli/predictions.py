@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from jlm_cli.schemas import SCHEMAS, majority, parse_row, read_votes
 from jlm_cli.side_files import Key, gold_in, id_in, key_of, twin_hint
 from jlm_cli.source import Source, open_source
 
+_ID_SHOWN = 80  # characters, of a question that stands for one
 _P_OFF = 0.01  # of a sum of rounded probabilities
 _OTHER_RECORDS = {"score": "grade or mmvet", "ranking": "rank", "aspects": "aspects"}
 
@@ -253,7 +254,9 @@ def _about(row: Json, where: str) -> About:
 
 def _with_gold(fields: Json, gold: Any) -> About:
     about = about_of({**fields, "gold": None})
-    votes = fields.get("votes") or read_votes(fields)
+    votes = fields["votes"] if "votes" in fields else read_votes(fields)
+    if votes is None:
+        return about._replace(gold=UNREADABLE)
     if votes:
         counts = [votes.count(verdict) for verdict in VERDICTS]
         return about._replace(gold=PLACE.get(majority(votes), SPLIT), votes=counts)
@@ -285,10 +288,12 @@ def _learn_gold(tally: PairTally, at: int, row: Json, where: str) -> None:
 
 
 def _id_of(row: Json) -> Any:
-    try:
-        return id_in(row)
-    except RowError:
-        return None
+    """A row's id; where it has none, as AlpacaEval's have none, its question's text."""
+    with suppress(RowError):
+        if (row_id := id_in(row)) is not None:
+            return row_id
+    question = native_fields(row).get("question")
+    return question if isinstance(question, str) and question else None
 
 
 def _index(path: str, ids: list[Any], tally: PairTally, with_models: bool = False) -> Index:
@@ -339,6 +344,8 @@ def _join(
 
 def _label(row_id: Any, models: Iterable[str]) -> Any:
     names = ", ".join(models)
+    if isinstance(row_id, str) and len(row_id) > _ID_SHOWN:
+        row_id = f"{row_id[:_ID_SHOWN]}…"
     return f"{row_id} ({names})" if names else row_id
 
 

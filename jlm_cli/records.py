@@ -13,6 +13,7 @@ from jlm_cli.errors import RowError
 
 Verdict = Literal["1", "2", "tie"]
 VERDICTS: tuple[Verdict, ...] = ("1", "2", "tie")
+TURNED: dict[Verdict, Verdict] = {"1": "2", "2": "1", "tie": "tie"}  # of the answers' other order
 Json = dict[str, Any]
 
 _SCORE_LINE = re.compile(r"\d+(?:\.\d+)?(?:(?:\s*,\s*|\s+)\d+(?:\.\d+)?)*")
@@ -28,6 +29,11 @@ class Gold:
 
     def json(self) -> Any:
         return list(self.scores) if self.scores is not None else self.verdict
+
+    def turned(self) -> Gold:
+        """The same, of two answers in the other order."""
+        verdict = self.verdict and TURNED[self.verdict]
+        return Gold(verdict, self.scores and self.scores[::-1])
 
 
 @dataclass(frozen=True)
@@ -153,11 +159,13 @@ def read_gold(value: Any, n_answers: int) -> Gold | None:
     counts it). Raises RowError where the value is of no such kind.
     """
     if isinstance(value, str):
-        if n_answers == 2 and value in VERDICTS:
-            return Gold(value)
+        if n_answers == 2 and (verdict := PLAIN.get(value.strip().lower())):
+            return Gold(verdict)
         return _gold_from_scores(read_score_line(value), n_answers)
     if n_answers == 1 and type(value) in (int, float):
         value = [value]
+    if n_answers == 2 and type(value) is int and value in (1, 2):
+        return Gold("1" if value == 1 else "2")
     numbers = isinstance(value, list) and all(type(item) in (int, float) for item in value)
     if not numbers:
         raise RowError("bad-type", f"field gold: {_kind(value)}; give {_GOLD_FORMS}")
@@ -166,6 +174,12 @@ def read_gold(value: Any, n_answers: int) -> Gold | None:
     return _gold_from_scores(tuple(float(item) for item in value), n_answers)
 
 
+# verdicts, as people write them
+PLAIN: dict[str, Verdict] = {
+    **dict.fromkeys(("1", "model_a"), "1"),
+    **dict.fromkeys(("2", "model_b"), "2"),
+    **dict.fromkeys(("tie", "tie (bothbad)"), "tie"),
+}
 _GOLD_FORMS = '"1", "2", "tie", a list of scores, or a teacher\'s text'
 
 

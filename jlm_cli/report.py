@@ -113,6 +113,11 @@ class Report:
         size = f"{facts['tokens']:,} tokens, longest prompt {facts['tokens_longest_prompt']:,}"
         head = f"{facts['rows']} rows of schema {facts['schema']}: {size}"
         self.note("; ".join([f"{head}, {facts['batches']} batches", *odd]))
+        if facts["rows"] > 1 and facts["errors"].get("bad-json") == facts["rows"]:
+            self.note(
+                "no line is JSON: is this CSV, or JSON over several lines? JSONL has an object on "
+                "each line; jq -c . makes such lines"
+            )
 
     def plan(self, facts: Json, compute: Compute) -> None:
         """`--plan`: all that the survey found, and what memory a run would take."""

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from jlm_cli.columns import are_turned
 from jlm_cli.config import Config
-from jlm_cli.errors import InputError, RowError
+from jlm_cli.errors import InputError, RowError, UsageError
 from jlm_cli.pairing import is_one_models, joined
 from jlm_cli.records import Gold, Json, Sample, error_record
 from jlm_cli.schemas import (
@@ -86,7 +87,9 @@ class Rows:
 
     def _gold_of(self, sample: Sample) -> Gold | None:
         assert self.gold is not None
-        gold: Gold | None = self.gold.find(sample.id)
+        gold, models = self.gold.find(sample.id) or (None, None)
+        if gold is not None and are_turned(sample.models or (), models):
+            gold = gold.turned()
         about = 2 if gold is None or gold.scores is None else len(gold.scores)
         if gold is not None and about != len(sample.answers):
             told = f"{self.gold.name}: gold of {sample.id!r} is about {about} answers"
@@ -115,8 +118,11 @@ def _source_of(config: Config) -> tuple[Source, Schema]:
         if config.command != "grade":
             more = "the files of two models" if config.command == "judge" else "more models' files"
             raise InputError(f"{source.where(0)}: one model's answers; give {more}")
+    elif config.field_map or config.schema != "auto":
+        raise UsageError("--map and --schema are for one input; several are joined by their ids")
     elif "-" in config.inputs:
         raise InputError("-: standard input cannot be one of several inputs")
     elif len(set(config.inputs)) < len(config.inputs):
-        raise InputError(f"{config.inputs[-1]}: the same input is named twice")
+        twice = next(name for name in config.inputs if config.inputs.count(name) > 1)
+        raise InputError(f"{twice}: the same input is named twice")
     return joined(config.inputs, config.command, config.limit), SCHEMAS[0]

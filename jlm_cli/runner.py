@@ -37,6 +37,7 @@ from jlm_cli.errors import (
 from jlm_cli.journal import (
     Journal,
     begun,
+    first_difference,
     folder_of,
     locked,
     naming,
@@ -146,6 +147,8 @@ def _begin(now: Run, journal: Journal, report: Report) -> int:
     facts = fingerprint(now)
     output = now.config.output if now.config.retry_errors else None
     good = None if output is None else good_rows(output, now.rows, facts)
+    if (n := _n_given_up(now, journal, facts)) > 0:
+        report.note(f"{n} rows that another run had judged in {journal.folder} are given up")
     done = journal.begin(facts, discard=now.config.overwrite)
     left[done] = False
     if good is not None:
@@ -175,6 +178,12 @@ def _begin(now: Run, journal: Journal, report: Report) -> int:
         np.savez(draft, order=plan.order, cuts=plan.cuts, todo=np.array(todo, np.int64), left=left)
         draft.replace(journal.folder / _PLAN)
     return int(left.sum())
+
+
+def _n_given_up(now: Run, journal: Journal, facts: Json) -> int:
+    """How many rows of another run's `--overwrite` throws away."""
+    before = journal.facts() if now.config.overwrite else {}
+    return journal.n_records() if before and first_difference(before, facts) else 0
 
 
 def _keep(now: Run, journal: Journal, good: NDArray[np.bool_]) -> None:

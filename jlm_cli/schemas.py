@@ -17,6 +17,7 @@ import orjson
 
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.records import (
+    PLAIN,
     VERDICTS,
     Json,
     Sample,
@@ -103,23 +104,34 @@ def _pandalm(row: Json) -> Json:
         "question": f"{instruction}\n{extra}" if extra else instruction,
         "input": extra or None,
         "answers": answers,
-        "gold": majority(read_votes(row)),
+        "gold": gold_of_votes(row),
         "models": models if len(models) == 2 else None,
         "category": row.get("motivation_app"),
     }
 
 
-def read_votes(row: Json) -> list[Verdict]:
-    """What each annotator chose: `annotator1`, `annotator2`, … with 1, 2 or 0 = tie, or a list
-    `annotators` of verdicts."""
+def read_votes(row: Json) -> list[Verdict] | None:
+    """What each annotator chose: `annotator1`, `annotator2`, … with 1, 2 or 0 = tie (as numbers or
+    texts), or a list `annotators` of verdicts; null is no vote. None where one cannot be read."""
     cast = row.get("annotators")
     if not isinstance(cast, list):
         cast = [row[name] for name in row if name[:9] == "annotator" and name[9:].isdecimal()]
-    return [
-        _PANDALM_VOTES.get(vote, vote)
-        for vote in cast
-        if vote in VERDICTS or (type(vote) is int and vote in _PANDALM_VOTES)
-    ]
+    votes = [_vote(one) for one in cast if one is not None]
+    return None if None in votes else [vote for vote in votes if vote is not None]
+
+
+def _vote(given: Any) -> Verdict | None:
+    if isinstance(given, str):
+        return _PANDALM_VOTES.get(int(given)) if given in ("0", "1", "2") else PLAIN.get(given)
+    number = type(given) in (int, float) and given in _PANDALM_VOTES
+    return _PANDALM_VOTES[int(given)] if number else None
+
+
+def gold_of_votes(row: Json) -> str | None:
+    """The majority's verdict; None where there is none, and a text that says so where a vote
+    cannot be read."""
+    votes = read_votes(row)
+    return "unreadable votes" if votes is None else majority(votes)
 
 
 def majority(votes: list[Verdict]) -> Verdict | None:

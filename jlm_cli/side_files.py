@@ -10,7 +10,7 @@ from typing import Any
 
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.records import VERDICTS, Gold, Json, need_id, read_gold, read_score_line
-from jlm_cli.schemas import parse_row, reference_text
+from jlm_cli.schemas import gold_of_votes, parse_row, reference_text
 from jlm_cli.source import Source, open_source
 
 Key = tuple[type, Any]
@@ -44,13 +44,17 @@ class Joined:
 
 def twin_hint(row_id: Any, keys: Container[Key]) -> str:
     """Why a file may not have an id: it has the number for the text, or the other way round."""
-    if not isinstance(row_id, str):
-        twin: Any = str(row_id)
+    twins: list[Any]
+    if isinstance(row_id, str):
+        twins = [int(row_id)] if re.fullmatch(r"\d{1,18}", row_id) else []
     else:
-        twin = int(row_id) if re.fullmatch(r"\d{1,18}", row_id) else None
-    if twin is None or key_of(twin) not in keys:
-        return ""
-    return f" (it has {twin!r}: a text and a number are two ids)"
+        twins = [str(row_id), float(row_id), *([int(row_id)] if row_id == int(row_id) else [])]
+    for twin in twins:
+        if key_of(twin) != key_of(row_id) and key_of(twin) in keys:
+            alike = isinstance(row_id, str) or isinstance(twin, str)
+            why = "a text and a number" if alike else "a whole number and another"
+            return f" (it has {twin!r}: {why} are two ids)"
+    return ""
 
 
 def id_in(row: Json) -> Any:
@@ -72,6 +76,8 @@ def gold_in(row: Json) -> Any | None:
     """What a line of a gold file says, under any of gold's names; None where that is nothing.
     Raises RowError where it has none of them."""
     if not any(name in row for name in GOLD_FIELDS):
+        if any(name.startswith("annotator") for name in row):
+            return gold_of_votes(row)
         raise RowError("missing-field", "field gold (or verdict, text, score) is missing")
     return next((row[name] for name in GOLD_FIELDS if row.get(name) is not None), None)
 
@@ -90,18 +96,20 @@ def _n_judged(gold: Any) -> int:
 
 
 def load_gold(path: Path, n_answers: int | None) -> Joined:
-    """`--gold FILE`: id and gold on each line, about as many answers as a row has (None: any).
+    """`--gold FILE`: id and gold on each line, about as many answers as a row has (None: any), as
+    gold (None: unreadable) with the models that it names in its order.
 
     Raises InputError on a duplicate id, and where gold is of another kind.
     """
 
-    def read(row: Json) -> tuple[bool, Gold | None]:
-        given = gold_in(row)
-        return given is not None, given and read_gold(given, n_answers or _n_judged(given))
+    def read(row: Json) -> tuple[Gold | None, Any] | None:
+        if (given := gold_in(row)) is None:  # of no use
+            return None
+        models = row.get("models") or (row.get("sample") or {}).get("models")
+        return read_gold(given, n_answers or _n_judged(given)), models
 
-    found = load_once(path, read)  # gold that is None: of no use
-    there = {key: gold for key, (is_there, gold) in found.by_id.items() if is_there}
-    return replace(found, by_id=there)
+    found = load_once(path, read)
+    return replace(found, by_id={key: one for key, one in found.by_id.items() if one is not None})
 
 
 def load_once(path: Path, value_in: Callable[[Json], Any]) -> Joined:

@@ -26,6 +26,12 @@ LONGEST_LINE = 16 << 20  # bytes; a longer one is never held in memory, and is a
 _PIECE = 1 << 20
 _ZSTD_PIECE = 4096  # bytes; the few that a hostile file needs to unfold into gigabytes
 _GZIP = b"\x1f\x8b"
+_OTHERS = {
+    b"\xfd7zXZ": "xz data; decompress it first (xz -dc)",
+    b"BZh": "bzip2 data; decompress it first (bzip2 -dc)",
+    b"PK\x03\x04": "a zip archive; unpack it first",
+    b"PAR1": "Parquet; write it as JSON lines first (in pandas: to_json(lines=True, …))",
+}
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -109,8 +115,12 @@ def open_source(name: str, limit: int | None = None, stdin: Path | None = None) 
         raise InputError("-: standard input is not read here; name a file")
     file = _open_file(str(stdin) if name == "-" else name)
     label = "<stdin>" if name == "-" else name
-    start = file.read(4)
+    start = file.read(6)
     file.seek(0)
+    for magic, what in _OTHERS.items():
+        if start.startswith(magic):
+            file.close()
+            raise InputError(f"{label}: this is {what}")
     if start.startswith(_UTF16):
         file.close()
         raise InputError(f"{label}: this is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8")

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from typing import Any
 
 GOOD = {"id": "good", "question": "Why?", "answers": ["Yes.", "No."]}
@@ -70,7 +72,9 @@ ODD_LINES: dict[str, tuple[bytes, str | None]] = {
     "reference list of numbers": (line(reference=["R", 4]), "bad-type"),
     "reference null": (line(reference=None), None),
     "reference empty": (line(reference=""), None),
-    "gold number": (line(gold=1), "bad-type"),
+    "gold number": (line(gold=3), "bad-type"),
+    "gold 1": (line(gold=1), None),
+    "gold in Arena's words": (line(gold="model_b"), None),
     "gold bool": (line(gold=True), "bad-type"),
     "gold object": (line(gold={}), "bad-type"),
     "gold of texts": (line(gold=["1", "2"]), "bad-type"),
@@ -161,7 +165,10 @@ FILES: dict[str, tuple[bytes, int, int]] = {
     "gzip of nothing": (gzip.compress(b""), 0, 0),
     "gzip head alone": (b"\x1f\x8b", 2, 0),
     "binary": (bytes(range(256)) * 4, 3, 5),
-    "zip": (b"PK\x03\x04" + bytes(100), 3, 1),
+    "zip": (b"PK\x03\x04" + bytes(100), 2, 0),
+    "xz": (lzma.compress(THREE), 2, 0),
+    "bzip2": (bz2.compress(THREE), 2, 0),
+    "Parquet": (b"PAR1" + bytes(100), 2, 0),
     "csv": (b"id,question\n1,Q\n", 3, 2),
     "no schema": (b'{"foo": 1}\n', 2, 0),
     "one model's answers": (b'{"instruction": "a", "output": "b", "generator": "c"}\n', 2, 0),

@@ -205,6 +205,7 @@ def test_save_never_replaces(judged: Path, jlm: Jlm) -> None:
         (["in.judge.jsonl"], "holds 3 records; choose one: --id with a, 7, h"),
         (["in.judge.jsonl", "--id", "b"], "no record with the id b; there are a, 7, h"),
         (["in.judge.jsonl", "--line", "9"], "no record of line 9; the last one is of line 3"),
+        (["twice.jsonl", "--line", "1"], "2 records are of line 1: files put together; take --id"),
         (["in.judge.jsonl", "--id", "a", "--line", "1"], "--id and --line exclude each other"),
         (["--id", "a"], "--id, --line and --input belong to a judged file; name it"),
         (["nope.jsonl"], "nope.jsonl: cannot be read: No such file"),
@@ -228,6 +229,7 @@ def test_save_never_replaces(judged: Path, jlm: Jlm) -> None:
 )
 def test_bad_input_is_one_line(judged: Path, jlm: Jlm, words: list[str], message: str) -> None:
     (judged.parent / "empty.jsonl").write_text("\n")
+    (judged.parent / "twice.jsonl").write_bytes(judged.read_bytes() * 2)
     (judged.parent / "broken.jsonl").write_text("{\n")
     good = read_rows(judged)[0]
     odd: list[Any] = [

@@ -156,6 +156,12 @@ def test_changed_settings_are_refused(
     assert jlm("judge", "in.jsonl", *words, "--overwrite").code == 0
 
 
+def test_what_overwrite_gives_up_is_said(begun: Path, jlm: Jlm) -> None:
+    Journal(begun).append([(0, b'{"id":1}'), (1, b'{"id":2}')])
+    told = "2 rows that another run had judged in in.judge.jsonl.partial are given up"
+    assert told in jlm("judge", "in.jsonl", "--overwrite", "--swap").err
+
+
 def test_changed_template_is_refused(begun: Path, tmp_path: Path, jlm: Jlm) -> None:
     text = (prompts.folder() / "judgelm.toml").read_text()
     (tmp_path / "mine.toml").write_text(text.replace("helpful and precise", "precise"))
@@ -324,6 +330,20 @@ def test_plan_writes_nothing(tmp_path: Path, jlm: Jlm) -> None:
     ):
         assert any(line.split() == [*name.split(), str(value)] for line in done.err.splitlines())
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_file_with_the_summarys_name_is_kept(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    (tmp_path / "out.metrics.json").write_text('{"mine": 1}')
+    done = jlm("judge", "in.jsonl", "-o", "out.jsonl")
+    assert done.code == 2
+    assert done.err == (
+        "jlm: out.metrics.json: exists, and is no summary of jlm; take another --output\n"
+    )
+    (tmp_path / "out.metrics.json").unlink()
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl").code == 0
+    (tmp_path / "out.jsonl").unlink()  # its summary is ours to replace
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl").code == 0
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from conftest import ROOT, Jlm, Loaded, load, pair, read_rows, write_rows
 
 from jlm_cli import builtin as builtin_model
@@ -20,7 +21,7 @@ from jlm_cli import devices, hub, loading, models
 from jlm_cli.config import Quantize
 from jlm_cli.engine import reading_lines
 from jlm_cli.errors import ModelError
-from jlm_cli.hf_engine import make_engine
+from jlm_cli.hf_engine import PackedEngine, make_engine
 from jlm_cli.scoreline import LineDistribution
 from jlm_cli.tasks import finish
 
@@ -83,6 +84,35 @@ def test_quantize_says_what_it_cannot_do(tmp_path: Path, jlm: Jlm, replica: Path
     assert done.code == 2 and "model.gguf is quantized already" in done.err
     done = jlm("judge", "in.jsonl", "-m", str(replica), "--quantize", "4bit")
     assert done.code == 2 and "must be divisible" in done.err and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe", "DeepseekV3"])
+def test_experts_cannot_be_quantized(tmp_path: Path, jlm: Jlm, replica: Path, family: str) -> None:
+    shutil.copytree(replica, tmp_path / "moe", ignore=shutil.ignore_patterns("*.bin"))
+    getattr(transformers, f"{family}Config")().save_pretrained(tmp_path / "moe")
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    done = jlm("judge", "in.jsonl", "-m", "moe", "--quantize", "4bit")
+    assert done.code == 2 and "--quantize 4bit: the experts of moe would stay whole" in done.err
+
+
+def test_a_model_that_sees_judges_texts(tmp_path: Path, replica: Path) -> None:
+    """Mistral 3, which transformers knows only as a model of images and texts."""
+    small: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    text = {**small, "intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 16}
+    config = transformers.Mistral3Config(
+        text_config=transformers.MistralConfig(**text, vocab_size=32000, sliding_window=None),
+        vision_config=transformers.PixtralVisionConfig(**small, intermediate_size=32),
+    )
+    folder = tmp_path / "sees"
+    transformers.Mistral3ForConditionalGeneration(config).save_pretrained(folder)
+    for path in replica.glob("*token*"):
+        shutil.copyfile(path, folder / path.name)
+    loaded = load(str(folder))
+    assert isinstance(make_engine(loaded.model, loaded.vocabulary), PackedEngine)
 
 
 def test_broken_gguf_is_one_line(tmp_path: Path, jlm: Jlm) -> None:
@@ -286,6 +316,8 @@ def test_a_model_weighs_what_is_loaded_of_it(tmp_path: Path) -> None:
         files = models.ModelFiles("m", tmp_path)
         assert devices.weight_bytes(files, "bfloat16", None) == halves
     assert devices.weight_bytes(files, "float32", None) == 2400
+    LlamaConfig(dtype="float16", vocab_size=5, hidden_size=32).save_pretrained(tmp_path)
+    assert devices.weight_bytes(files, "bfloat16", "8bit") == 280 + 320 * 2  # both ends stay whole
     gguf = dataclasses.replace(files, gguf="q4.gguf")
     assert devices.weight_bytes(gguf, "bfloat16", None) == 4000
 

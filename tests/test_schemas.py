@@ -11,7 +11,7 @@ from conftest import Jlm, pair, read_rows, write_rows
 
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.records import Gold, Sample
-from jlm_cli.schemas import parse_row, read_sample, recognise
+from jlm_cli.schemas import gold_of_votes, parse_row, read_sample, recognise
 from jlm_cli.side_files import load_gold, load_references
 from jlm_cli.source import open_source
 
@@ -125,7 +125,8 @@ def test_references_and_gold_join_by_id(tmp_path: Path) -> None:
     assert (joined.find(1), joined.find("1"), joined.find(2)) == ("one", "text one", None)
     gold = [{"question_id": 1, "text": "2 8\nbecause"}, {"id": "x", "gold": "tie"}]
     found = load_gold(write_rows(tmp_path / "g.jsonl", gold), 2)
-    assert (found.find(1), found.find("x")) == (Gold("2", (2.0, 8.0)), Gold("tie"))
+    assert found.find(1) == (Gold("2", (2.0, 8.0)), None)
+    assert found.find("x") == (Gold("tie"), None)
     twice = write_rows(tmp_path / "twice.jsonl", [gold[0], gold[0]])
     with pytest.raises(InputError, match="id 1 stands there twice"):
         load_gold(twice, 2)
@@ -279,3 +280,76 @@ def test_gold_files_are_read_alike(tmp_path: Path, jlm: Jlm) -> None:
     write_rows(tmp_path / "other.jsonl", [{"id": "0", "gold": "1"}])
     done = jlm("judge", "in.jsonl", "--gold", "other.jsonl", "--overwrite")
     assert "no row has gold: id 0 is not in other.jsonl (it has '0': a text" in done.err
+
+
+@pytest.mark.parametrize(
+    ("votes", "gold"),
+    [
+        ([1, 2.0, 2.0], "2"),
+        (["1", "0", "0"], "tie"),
+        ([2, None, 2, 1], "2"),
+        ([1, 2], None),
+        (["1", "A", "1"], "unreadable votes"),
+        ([1, 1, 3], "unreadable votes"),
+        ([1, 1, True], "unreadable votes"),
+    ],
+)
+def test_votes_are_all_read_or_none(votes: list[Any], gold: str | None) -> None:
+    assert gold_of_votes({f"annotator{n}": vote for n, vote in enumerate(votes, start=1)}) == gold
+    assert gold_of_votes({"annotators": votes}) == gold
+
+
+def test_votes_and_the_other_order_in_a_gold_file(tmp_path: Path, jlm: Jlm) -> None:
+    """As jlm metrics reads them: votes are gold, and models say which answer it means."""
+    write_rows(tmp_path / "in.jsonl", [pair(n, models=["x", "y"]) for n in range(4)])
+    gold = [
+        {"id": 0, "gold": "1", "models": ["x", "y"]},
+        {"id": 1, "gold": "1", "models": ["y", "x"]},
+        {"id": 2, "gold": [3, 8], "sample": {"models": ["y", "x"]}},
+        {"id": 3, "annotator1": 2, "annotator2": 2, "annotator3": 0},
+    ]
+    write_rows(tmp_path / "gold.jsonl", gold)
+    assert jlm("judge", "in.jsonl", "--gold", "gold.jsonl").code == 0
+    records = read_rows(tmp_path / "in.judge.jsonl")
+    assert [record["gold"] for record in records] == ["1", "2", [8.0, 3.0], "2"]
+
+
+def test_rows_without_ids_are_joined_by_their_question(tmp_path: Path, jlm: Jlm) -> None:
+    """AlpacaEval's files have none, and their judgments are compared all the same."""
+    for model in "ab":
+        rows = [
+            {"instruction": f"Do {n}.", "output": f"{model} did {n}", "generator": model}
+            for n in range(5)
+        ]
+        write_rows(tmp_path / f"{model}.jsonl", rows)
+    for name in ("one", "two"):
+        assert jlm("judge", "a.jsonl", "b.jsonl", "-o", f"{name}.jsonl").code == 0
+    gold = [
+        {"instruction": f"Do {n}.", "output_1": f"a did {n}", "output_2": f"b did {n}"}
+        | {"generator_1": "a", "generator_2": "b", "preference": 1}
+        for n in range(5)
+    ]
+    write_rows(tmp_path / "gold.jsonl", gold)
+    done = jlm("metrics", "one.jsonl", "two.jsonl", "--gold", "gold.jsonl", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["comparison"]["n"] == 5 and found["judges"]["one"]["gold"]["n"] == 5
+
+
+def test_what_is_no_json_at_all_is_named(tmp_path: Path, jlm: Jlm) -> None:
+    (tmp_path / "in.csv").write_text("id,question\n1,Why?\n")
+    done = jlm("judge", "in.csv")
+    assert done.code == 3 and "no line is JSON: is this CSV" in done.err
+    (tmp_path / "some.jsonl").write_text("x\n" + json.dumps(pair(1)))
+    assert "no line is JSON" not in jlm("judge", "some.jsonl").err
+
+
+def test_several_inputs_take_no_map(tmp_path: Path, jlm: Jlm) -> None:
+    for words in (["--map", "question=q"], ["--schema", "native"]):
+        done = jlm("judge", "a.jsonl", "b.jsonl", *words)
+        assert (done.code, done.err) == (
+            2,
+            "jlm: --map and --schema are for one input; several are joined by their ids\n",
+        )
+    done = jlm("judge", "a.jsonl", "a.jsonl", "b.jsonl")
+    assert (done.code, done.err) == (2, "jlm: a.jsonl: the same input is named twice\n")
