@@ -157,7 +157,9 @@ def test_changed_settings_are_refused(
 
 
 def test_what_overwrite_gives_up_is_said(begun: Path, jlm: Jlm) -> None:
-    Journal(begun).append([(0, b'{"id":1}'), (1, b'{"id":2}')])
+    before = Journal(begun)
+    before.append([(0, b'{"id":1}'), (1, b'{"id":2}')])
+    before.close()
     told = "2 rows that another run had judged in in.judge.jsonl.partial are given up"
     assert told in jlm("judge", "in.jsonl", "--overwrite", "--swap").err
 
