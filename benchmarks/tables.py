@@ -217,6 +217,17 @@ def exactness() -> str:
     return rows(("what", "measured"), body)
 
 
+def formats() -> str:
+    found = result("formats-tiny")
+    off, n = found["p_off_by"], found["judgments"]
+    body = [
+        ("verdicts that are the same", f"{found['same_verdict']} of {n}"),
+        ("score lines that are the same", f"{found['same_line']} of {n}"),
+        ("probabilities are off by, mean and most", f"{off['mean']:.4f}, {off['most']:.4f}"),
+    ]
+    return rows(("bfloat16 beside float32", "measured"), body)
+
+
 def _rows(found: Json) -> int:
     return int(found["conditions"]["rows"])
 
@@ -232,6 +243,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "lengths": lengths,
     "simulated": simulated,
     "exactness": exactness,
+    "formats": formats,
 }
 
 

@@ -7,6 +7,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK, printable
 from jlm_cli.records import Json
 
 _ROWS_SHOWN = 12
+_LOGGED_EACH = 60  # seconds, where progress goes to a file
 _ODD = (
     "over_the_context",
     "rows_without_gold",
@@ -93,6 +95,26 @@ class Written:
         self.bar.set_postfix_str(f"{self.n_tokens:,} tokens of reasons")
 
 
+class _Logged(tqdm):  # type: ignore[misc]
+    """Progress as lines of a file."""
+
+    disable: bool
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        def write(text: str) -> None:
+            with suppress(OSError):  # a full disk there ends no run
+                print(text.rstrip(), file=file, flush=True)
+
+        return write
+
+    def close(self) -> None:
+        """Without what clears a line of a terminal."""
+        if not self.disable:
+            self._decr_instances(self)
+        self.disable = True
+
+
 @dataclass
 class Report:
     """Speaks to a person on standard error, and knows how the run ended."""
@@ -142,9 +164,21 @@ class Report:
                 self.note(f"{left_out} pairs could not be judged and are left out")
 
     def bar(self, total: int) -> tqdm[Any]:
-        """A progress bar over rows; none when standard error is no terminal."""
-        hidden = self.quiet or not sys.stderr.isatty()
-        return tqdm(total=total, unit="row", disable=hidden, dynamic_ncols=True, leave=False)
+        """A progress bar over rows; in a log a line now and then, so that it is seen to go on."""
+        if sys.stderr.isatty():
+            return tqdm(
+                total=total, unit="row", disable=self.quiet, dynamic_ncols=True, leave=False
+            )
+        return _Logged(
+            total=total,
+            unit=" rows",
+            disable=self.quiet,
+            leave=False,
+            delay=_LOGGED_EACH,
+            mininterval=_LOGGED_EACH,
+            maxinterval=_LOGGED_EACH,
+            bar_format="jlm: {n_fmt} of {total_fmt} rows; {rate_fmt}, {remaining} to go{postfix}",
+        )
 
     def records(self, records: Sequence[Json]) -> None:
         """The first judgments, one a line."""

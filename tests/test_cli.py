@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, Jlm, pair, read_rows, write_rows
 
+from jlm_cli import report
+
 RECORD_KEYS = [
     "id", "line", "mode", "scores", "verdict", "p", "expected", "text", "reason",
     "flags", "prompt_tokens", "gold", "sample",
@@ -288,3 +290,17 @@ def test_help_and_readme_name_the_same_options_of_metrics(jlm: Jlm) -> None:
     section = (ROOT / "README.md").read_text().split("## Measure", 1)[1].split("\n## ", 1)[0]
     named = set(re.findall(r"--[a-z][a-z-]+", section)) | {"--quiet", "--help"}
     assert shown == named - {"--compact"}
+
+
+def test_a_log_shows_that_a_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whole lines, and nothing that only a terminal understands."""
+    monkeypatch.setattr(report, "_LOGGED_EACH", 0)
+    with report.Report().bar(3) as bar:
+        for _ in range(3):
+            bar.update(1)
+    with report.Report(quiet=True).bar(3) as bar:
+        bar.update(1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines and all(re.match(r"jlm: \d of 3 rows; .*to go$", line) for line in lines), lines
