@@ -120,7 +120,7 @@ def _shared(
     limit: Annotated[int | None, typer.Option(min=1, help="Judge the first N rows.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output.")] = False,
     retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Judge the output's error records again.")
+        bool, typer.Option("--retry-errors", help="Judge error records again, and new rows.")
     ] = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only say what would be judged; load no weights.")

@@ -17,7 +17,7 @@ from jlm_cli.rows import Rows
 from jlm_cli.standings import TALLIES
 
 MADE_WITH = "made_with"  # in the summary: all that could have changed a byte of the output
-_ROW_BY_ROW = ("input", "reference", "gold")  # compared so by `good_rows`
+_ROW_BY_ROW = ("input", "limit", "reference", "gold")  # compared so by `good_rows`
 
 
 def summary_path(output: Path) -> Path:
@@ -93,12 +93,12 @@ def good_rows(output: Path, rows: Rows, facts: Json) -> NDArray[np.bool_]:
                 raise UsageError(f"{output}:{row + 1}: is no record of jlm") from None
             if not same and row < len(rows):
                 raise UsageError(f"{output}:{row + 1}: is of another line of the input")
-    if len(good) != len(rows):
+    if not 0 < len(good) <= len(rows):
         raise UsageError(
             f"{output}: holds {len(good)} records, the input {len(rows)} rows; "
-            "--retry-errors needs the same input"
+            "--retry-errors needs the same input, or one with more rows at its end"
         )
-    return np.array(good, bool)
+    return np.array(good + [False] * (len(rows) - len(good)), bool)
 
 
 def _check_made_with(output: Path, facts: Json) -> None:

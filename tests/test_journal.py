@@ -334,6 +334,26 @@ def test_plan_writes_nothing(tmp_path: Path, jlm: Jlm) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
+def test_rows_that_came_later_are_judged_alone(tmp_path: Path, jlm: Jlm) -> None:
+    """Also where --limit is raised; what was judged stays as it is, to the byte."""
+    rows = [pair(n) for n in range(6)]
+    write_rows(tmp_path / "in.jsonl", rows[:4])
+    words = ("judge", "in.jsonl", "-o", "out.jsonl")
+    assert jlm(*words, "--limit", "2").code == 0
+    first = (tmp_path / "out.jsonl").read_bytes()
+    for more, n_done, n in ((["--limit", "3"], 2, 3), ([], 3, 4)):
+        done = jlm(*words, "--retry-errors", *more)
+        assert done.code == 0 and f"going on: {n_done} of {n} rows are done" in done.err
+    write_rows(tmp_path / "in.jsonl", rows)
+    done = jlm(*words, "--retry-errors")
+    assert done.code == 0 and "going on: 4 of 6 rows are done" in done.err
+    assert (tmp_path / "out.jsonl").read_bytes().startswith(first)
+    assert [row["id"] for row in read_rows(tmp_path / "out.jsonl")] == list(range(6))
+    write_rows(tmp_path / "in.jsonl", rows[:3])
+    done = jlm(*words, "--retry-errors")
+    assert done.code == 2 and "the same input, or one with more rows at its end" in done.err
+
+
 def test_a_file_with_the_summarys_name_is_kept(tmp_path: Path, jlm: Jlm) -> None:
     write_rows(tmp_path / "in.jsonl", [pair(1)])
     (tmp_path / "out.metrics.json").write_text('{"mine": 1}')
