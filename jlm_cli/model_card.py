@@ -71,13 +71,11 @@ def _figures(run: Json) -> str:
     ]
     for key, label in _FIGURES.items():
         if figures.get(key):
-            low, high = figures[key]["ci95"]
-            lines.append(f"| {label} | {_number(figures[key]['value'])} | {low} to {high} |")
+            lines.append(f"| {label} | {_number(figures[key]['value'])} | {_ends(figures[key])} |")
     for key, figure in figures.get("baselines", {}).items():
         agreement = figure["agreement"]
-        low, high = agreement["ci95"]
         label = f"baseline {key.replace('_', ' ')}: agreement"
-        lines.append(f"| {label} | {_number(agreement['value'])} | {low} to {high} |")
+        lines.append(f"| {label} | {_number(agreement['value'])} | {_ends(agreement)} |")
     losses = [entry["line_loss"] for entry in run["history"] if "line_loss" in entry]
     if losses:
         lines.append(
@@ -85,6 +83,11 @@ def _figures(run: Json) -> str:
             f"guessing by frequency alone gives {run['label_entropy']}."
         )
     return "\n".join(lines)
+
+
+def _ends(figure: Json) -> str:
+    low, high = figure["ci95"]
+    return "–" if low is None else f"{low} to {high}"
 
 
 def _settings(run: Json) -> str:

@@ -183,7 +183,8 @@ def _details(summary: Json) -> list[Grid]:
         names["human_kappa"] = "Fleiss' kappa of humans"
         grids.append(_grid("agreement of two annotators", [("", one)], names))
     if "calibration" in summary:
-        names = {"error": "expected calibration error", "overconfidence": "overconfidence"}
+        names = {"error": "expected calibration error", "by_chance": "of which by chance, about"}
+        names["overconfidence"] = "overconfidence"
         grids.append(_grid("p against gold", [("", summary["calibration"])], names))
     if "abstain" in summary:
         grids.append(_abstain(summary["abstain"]))
