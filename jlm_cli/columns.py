@@ -272,10 +272,10 @@ class PairTally:
         return self._model_names.code(models[0]), self._model_names.code(models[1])
 
 
-def are_turned(models: Sequence[str], other: Sequence[str] | None) -> bool:
+def are_turned(models: Sequence[str], other: Any) -> bool:
     """Whether the same two models stand the other way round."""
     return (
-        other is not None
+        isinstance(other, list | tuple)
         and len(models) == len(other) == 2
         and models[0] != models[1]
         and list(models) == list(other)[::-1]

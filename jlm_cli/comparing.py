@@ -177,16 +177,16 @@ def _binomial_test(one: int, other: int) -> float:
 
 def disagreements(aligned: Aligned) -> Iterator[bytes]:
     """The rows on which judges differ, those that they differ on most first, as JSON lines."""
-    first = next(iter(aligned.judges))
-    distance = _distance(aligned)
+    distance, gold = _distance(aligned), _gold(aligned)
     order = np.argsort(-distance, kind="stable")
-    for place in order[: int((distance > 0).sum())]:
-        yield dump(_disagreement(aligned, first, int(place), float(distance[place]))) + b"\n"
+    for place in order[: int((distance > 0).sum())].tolist():
+        row = _disagreement(aligned, place, float(distance[place]), int(gold[place]))
+        yield dump(row) + b"\n"
 
 
-def _disagreement(aligned: Aligned, first: str, place: int, distance: float) -> Json:
+def _disagreement(aligned: Aligned, place: int, distance: float, gold: int) -> Json:
+    first = next(iter(aligned.judges))
     home, row = aligned.judges[first], int(aligned.rows[first][place])
-    gold = int(home.columns.gold[row])
     said = {name: _said(aligned, name, place) for name in aligned.judges}
     return {
         "id": home.ids[row],

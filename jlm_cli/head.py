@@ -46,7 +46,7 @@ class Exact:
 
     def of(self, logits: torch.Tensor) -> torch.Tensor | None:
         """[..., columns] for a pass's logits [..., vocabulary]; None where they are not what the
-        head gave, since some models change them."""
+        head gave, since some models change them, or came from another GPU."""
         if self._given is None or self._given.data_ptr() != logits.data_ptr():
             return None
         return self._own
@@ -54,10 +54,11 @@ class Exact:
     def hear(self, head: Module, given: tuple[torch.Tensor], logits: torch.Tensor) -> None:
         if logits.dtype == torch.float32 or not _is_plain(head):
             return
-        columns = self.columns.to(head.weight.device)  # perhaps another GPU
+        states, columns = (one.to(head.weight.device) for one in (given[0], self.columns))
         weight, bias = head.weight[columns], head.bias
         mine = None if bias is None else bias[columns].float()
-        self._own = functional.linear(given[0].float(), weight.float(), mine)
+        # autocast may round after all
+        self._own = functional.linear(states.float(), weight.float(), mine).float()
         self._given = logits
 
 

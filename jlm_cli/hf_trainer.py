@@ -40,6 +40,7 @@ from jlm_cli.train import Course, Trained, draft_of, last_checkpoint, mark_whole
 from jlm_cli.watch import Watch, heard_signals, without_adapter_shell
 
 _IGNORED = -100
+_SMALLER = "take a smaller --lr, or --dtype float32"
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 _LOGGED = 50  # entries of the loss in a run's history, about
 _MICRO_BATCH = 8  # samples in one pass at most, where nothing else is asked for
@@ -78,6 +79,8 @@ def train(course: Course, report: Report) -> Trained:
 def _finished(trainer: JudgeTrainer, course: Course, watch: Watch) -> Trained:
     model = trainer.accelerator.unwrap_model(trainer.model)
     _round(model, getattr(torch, course.config.save_dtype))
+    if not all(weight.isfinite().all() for weight in model.parameters() if weight.requires_grad):
+        raise JlmError(f"some weights are no numbers any more; {_SMALLER}")
     found = watch.judge_watched()
     save_weights(trainer, course)
     history = [_rounded(entry) for entry in trainer.state.log_history]
@@ -282,7 +285,7 @@ class JudgeTrainer(Trainer):
         if not math.isfinite(logs.get("loss", 0.0)):
             raise JlmError(
                 f"step {self.state.global_step}: the loss is {logs['loss']}: the weights are lost; "
-                "take a smaller --lr, or --dtype float32"
+                f"{_SMALLER}"
             )
         if "loss" in logs:
             summed = self._line_loss.to(self.args.device, torch.float32)

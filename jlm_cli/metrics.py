@@ -128,12 +128,12 @@ class Cells:
     """How often each combination of outcomes occurred, and how often in each resample.
 
     `counts` [*shape], `resampled` [resamples, *shape]; `things` are what is drawn: rows, or the
-    questions that they ask.
+    questions that they ask (of a part of the cells it is not known how many).
     """
 
     counts: Counts
     resampled: Counts
-    things: int
+    things: int | None = None
 
     @property
     def n(self) -> int:
@@ -141,7 +141,7 @@ class Cells:
 
     def map(self, change: Metric) -> Cells:
         """The same cells, put together in another way."""
-        return Cells(change(self.counts), change(self.resampled), self.things)
+        return Cells(change(self.counts), change(self.resampled))
 
 
 def cells_of_counts(counts: Counts) -> Cells:
@@ -201,14 +201,14 @@ def figures(metrics: dict[str, Metric], cells: Cells) -> Json:
 
 def figure(metric: Metric, cells: Cells) -> Json:
     """A metric of the cells with its 95 % interval: the resamples' percentiles. Where they are all
-    alike they say nothing; a share has Wilson's interval then, others have none."""
+    alike they say nothing; a plain share has Wilson's interval then, others have none."""
     value, values = metric(cells.counts), metric(cells.resampled)
     values = values[np.isfinite(values)]
     low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
     if low == high:
         low, high = np.nan, np.nan
-        if metric in _SHARES and value in (0, 1):
-            low, high = wilson(float(value), min(cells.things, cells.n))
+        if cells.things and metric in _SHARES and value in (0, 1):
+            low, high = wilson(float(value), cells.things)
     return {"value": number(value), "ci95": [number(low), number(high)]}
 
 
@@ -326,9 +326,7 @@ def hit_rate(cells: Counts) -> Counts:
     return ratio(cells[..., 1], cells.sum(-1))
 
 
-_SHARES = frozenset(
-    {agreement, precision, recall, f1, consistency, bias_first, bias_second, win_rate, hit_rate}
-)
+_SHARES = frozenset({agreement, consistency, bias_first, bias_second, win_rate, hit_rate})
 
 
 def share_of(place: int) -> Metric:

@@ -105,8 +105,8 @@ class Predictions:
             if side is not None and side.rows[row] >= 0:
                 more = native_fields(parse_row(side.source.read(side.rows[row])))
                 if are_turned(self.tally.models_of(row), more.get("models")):
-                    turned = {key: more[key][::-1] for key in ("answers", "models")}
-                    more = {**more, **turned}
+                    turned = {key: more.get(key) for key in ("answers", "models")}
+                    more |= {k: v[::-1] for k, v in turned.items() if isinstance(v, list)}
                 known = {**more, **{key: value for key, value in known.items() if value}}
         return {**record, "sample": {name: known.get(name) for name in _SAMPLE}}
 

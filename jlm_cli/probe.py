@@ -95,7 +95,8 @@ def rate(hits: Sequence[Sequence[bool]]) -> Json:
     found, n = np.array([sum(each) for each in hits]), np.array([len(each) for each in hits])
     share, whole = found.sum() / n.sum(), int(n.sum())
     varies = ((found - share * n) ** 2).sum() * len(n) / max(len(n) - 1, 1) / whole**2
-    alone = whole * share * (1 - share) / max(whole - 1, 1) / varies if varies else len(n)
+    alike = varies < 1e-12
+    alone = len(n) if alike else whole * share * (1 - share) / max(whole - 1, 1) / varies
     low, high = wilson(float(share), float(np.clip(alone, 1, whole)))
     return {"value": number(share), "ci95": [number(low), number(high)], "n": whole}
 

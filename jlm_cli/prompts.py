@@ -216,13 +216,18 @@ def _table(path: Path, name: str) -> dict[str, Any]:
         return table
     base = _table(folder() / f"{table['base']}.toml", str(table["base"]))
     changes = table.get("replace", [])
-    if not all(isinstance(one, dict) and one.keys() == {"old", "new"} for one in changes):
+    if not (isinstance(changes, list) and all(map(_is_change, changes))):
         raise ModelError(f"{path}: each [[replace]] needs the texts old and new")
     for change in changes:
         if base["text"].count(change["old"]) != 1:
             raise ModelError(f"{path}: not once in {table['base']}: {change['old'][:60]!r}")
         base["text"] = base["text"].replace(change["old"], change["new"])
     return base | table
+
+
+def _is_change(given: Any) -> bool:
+    known = isinstance(given, dict) and given.keys() == {"old", "new"}
+    return known and all(isinstance(text, str) for text in given.values())
 
 
 def _with_line(path: Path, template: Template, table: dict[str, Any]) -> Template:

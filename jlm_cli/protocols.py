@@ -13,7 +13,7 @@ import numpy as np
 from jlm_cli.columns import NONE, TIE
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import InputError
-from jlm_cli.metrics import Counts, cells_of, figure, hit_rate, ratio, row_at, rows_from
+from jlm_cli.metrics import Counts, cells_of, figure, hit_rate, ratio
 from jlm_cli.predictions import Predictions
 from jlm_cli.records import Json
 from jlm_cli.summary import details_of, gold_of, summary_of
@@ -71,18 +71,16 @@ def rewardbench(found: Predictions, config: MetricsConfig) -> Json:
     outcome = np.where(columns.final == columns.gold, 1, np.where(columns.final == TIE, 2, 0))
     places = np.flatnonzero(rows)
     cells = cells_of((len(names), 3), [subset, outcome[rows]], columns.clusters_of(places))
-    each = {
-        str(name): {
-            "accuracy": figure(hit_rate, cells.map(row_at(n))),
-            "n": int(cells.counts[n].sum()),
-        }
-        for n, name in enumerate(names)
-    }
+    each, whole = {}, cells_of((3,), [outcome[rows]], columns.clusters_of(places))
+    for n, name in enumerate(names):
+        some = places[subset == n]
+        alone = cells_of((3,), [outcome[some]], columns.clusters_of(some))
+        each[str(name)] = {"accuracy": figure(hit_rate, alone), "n": alone.n}
     overall = {
-        "accuracy": figure(hit_rate, cells.map(rows_from(0))),
-        "ties_half": figure(_ties_half, cells.map(rows_from(0))),
+        "accuracy": figure(hit_rate, whole),
+        "ties_half": figure(_ties_half, whole),
         "subset_mean": figure(lambda counts: np.nanmean(hit_rate(counts), axis=-1), cells),
-        "n": cells.n,
+        "n": whole.n,
         "subsets": each,
     }
     return {**judgelm(found, config), "rewardbench": overall}

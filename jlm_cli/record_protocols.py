@@ -14,15 +14,32 @@ from typing import Any
 
 import numpy as np
 
-from jlm_cli.columns import PLACE, Judged, PairTally, about_of, checksum, clusters_of, judged_of
+from jlm_cli.columns import (
+    PLACE,
+    Judged,
+    PairTally,
+    about_of,
+    are_turned,
+    checksum,
+    clusters_of,
+    judged_of,
+)
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.metrics import Codes, cells_of
 from jlm_cli.predictions import is_numbers, rows_of
 from jlm_cli.prompts import load
 from jlm_cli.ranking import Ranking, n_moved, ranking_of
-from jlm_cli.records import Json, Verdict, read_gold, verdict_of
-from jlm_cli.side_files import Key, gold_in, id_in, key_of, load_once, twin_hint
+from jlm_cli.records import (
+    PLAIN,
+    TURNED,
+    Json,
+    Verdict,
+    read_gold,
+    read_score_line,
+    verdict_of,
+)
+from jlm_cli.side_files import Key, gold_in, id_in, key_of, load_once, models_in, twin_hint
 from jlm_cli.source import open_source
 from jlm_cli.standings import GradeTally, compared
 from jlm_cli.summary import objective, summary_of
@@ -52,7 +69,8 @@ def aspects(path: str, config: MetricsConfig) -> Json:
         for name, judged in row["aspects"].items():
             said_of_it = given.get(name) if isinstance(given, dict) else given
             sample = {**(row.get("sample") or {}), "gold": _verdict_in(said_of_it, where)}
-            sample["question"] = sample.get("question") or repr(row.get("id"))
+            if sample.get("question") is None and row.get("id") is not None:
+                sample["question"] = repr(row["id"])
             said = _checked(judged, where)
             tallies[name].append(said, about_of(sample))
             together.append(said, about_of(sample))
@@ -143,7 +161,7 @@ def grade(path: str, config: MetricsConfig) -> Json:
             raise InputError(
                 f"{where}: field {error.args[0]} is missing; grades have it"
             ) from error
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise InputError(f"{where}: a damaged record: {error}") from error
     if not tally.n_judged:
         raise InputError(f"{path}: holds no grades")
@@ -318,6 +336,8 @@ def _read_pairs(found: dict[Any, Ranked], path: Path) -> Json:
         scores: Any = row.get("scores") if row.get("gold") is None else row["gold"]
         about_all = one.count > 2 or not row.keys() & {"verdict", "pair"}
         if is_numbers(scores) and len(scores) == one.count and about_all:
+            ours, theirs = one.sample.get("models"), models_in(row)
+            scores = [scores[place] for place in _places(ours, theirs, one.count)]
             _pairs_of_scores(one, scores, where)
         else:
             _add_pair(one, row, where)
@@ -327,6 +347,15 @@ def _read_pairs(found: dict[Any, Ranked], path: Path) -> Json:
         "only_there": [key[1] for key, known in met.items() if not known],
         "only_in_predictions": [key[1] for key in found if key not in met],
     }
+
+
+def _places(ours: Any, theirs: Any, count: int) -> list[int]:
+    """Where each of our models stands among theirs; where that is not said, all at their own."""
+    if isinstance(ours, list) and isinstance(theirs, list):
+        names, others = [str(one) for one in ours], [str(one) for one in theirs]
+        if sorted(names) == sorted(others) and len(set(names)) == len(names) == count:
+            return [others.index(name) for name in names]
+    return list(range(count))
 
 
 def _add_pair(one: Ranked, row: Json, where: str) -> None:
@@ -384,7 +413,7 @@ class _GoldOf:
     """Gold of each record: what `--gold` says of its id, or else what the record holds."""
 
     def __init__(self, path: Path | None) -> None:
-        self._gold = None if path is None else load_once(path, gold_in)
+        self._gold = None if path is None else load_once(path, lambda r: (gold_in(r), models_in(r)))
         self._met: set[Key] = set()
         self._missed: list[Any] = []
 
@@ -399,7 +428,8 @@ class _GoldOf:
             self._missed.append(key[1])
             return None
         self._met.add(key)
-        return self._gold.by_id[key]
+        gold, models = self._gold.by_id[key]
+        return _turned(gold) if are_turned(models_in(row) or (), models) else gold
 
     def joined(self, path: str) -> Json:
         """Ids that are missing on one side, as a summary names them. Raises InputError where none
@@ -412,6 +442,16 @@ class _GoldOf:
         only_there = [key[1] for key in self._gold.by_id if key not in self._met]
         sides = {"only_there": only_there, "only_in_predictions": self._missed}
         return {"joined": {"gold": sides}}
+
+
+def _turned(gold: Any) -> Any:
+    """Gold about two answers as it is about them in the other order; of aspects, each."""
+    if isinstance(gold, dict):
+        return {name: _turned(one) for name, one in gold.items()}
+    if isinstance(gold, str):
+        scores, verdict = read_score_line(gold), PLAIN.get(gold.strip().lower())
+        return TURNED[verdict] if verdict else list(scores)[::-1] if scores else gold
+    return gold[::-1] if isinstance(gold, list) else gold
 
 
 RECORDS: dict[str, Callable[[str, MetricsConfig], Json]] = {

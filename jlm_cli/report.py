@@ -108,6 +108,9 @@ class _Logged(tqdm):  # type: ignore[misc]
 
         return write
 
+    def set_postfix_str(self, s: str = "", refresh: bool = False) -> None:
+        super().set_postfix_str(s, refresh=False)  # which comes with every token of reasons
+
     def close(self) -> None:
         """Without what clears a line of a terminal."""
         if not self.disable:

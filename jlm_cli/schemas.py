@@ -122,7 +122,8 @@ def read_votes(row: Json) -> list[Verdict] | None:
 
 def _vote(given: Any) -> Verdict | None:
     if isinstance(given, str):
-        return _PANDALM_VOTES.get(int(given)) if given in ("0", "1", "2") else PLAIN.get(given)
+        word = given.strip().lower()
+        return "tie" if word == "0" else PLAIN.get(word)
     number = type(given) in (int, float) and given in _PANDALM_VOTES
     return _PANDALM_VOTES[int(given)] if number else None
 

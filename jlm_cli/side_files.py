@@ -45,6 +45,8 @@ class Joined:
 def twin_hint(row_id: Any, keys: Container[Key]) -> str:
     """Why a file may not have an id: it has the number for the text, or the other way round."""
     twins: list[Any]
+    if row_id is None:
+        return ""
     if isinstance(row_id, str):
         twins = [int(row_id)] if re.fullmatch(r"\d{1,18}", row_id) else []
     else:
@@ -82,6 +84,12 @@ def gold_in(row: Json) -> Any | None:
     return next((row[name] for name in GOLD_FIELDS if row.get(name) is not None), None)
 
 
+def models_in(row: Json) -> Any:
+    """Whose answers a line is about, in its order, where it says so."""
+    sample = row.get("sample")
+    return row.get("models") or (sample.get("models") if isinstance(sample, dict) else None)
+
+
 def load_references(path: Path) -> Joined:
     """`--reference FILE`: id and reference on each line; the first of an id counts."""
     with open_source(str(path)) as source:
@@ -105,8 +113,7 @@ def load_gold(path: Path, n_answers: int | None) -> Joined:
     def read(row: Json) -> tuple[Gold | None, Any] | None:
         if (given := gold_in(row)) is None:  # of no use
             return None
-        models = row.get("models") or (row.get("sample") or {}).get("models")
-        return read_gold(given, n_answers or _n_judged(given)), models
+        return read_gold(given, n_answers or _n_judged(given)), models_in(row)
 
     found = load_once(path, read)
     return replace(found, by_id={key: one for key, one in found.by_id.items() if one is not None})

@@ -7,6 +7,7 @@ ranking counts as one observation, not as many pairs.
 
 from __future__ import annotations
 
+import warnings
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -134,8 +135,10 @@ class GradeTally(Tally):
 
 def _question_of(record: Json) -> int:
     """The checksum of what a record asks; of its id where that is all there is."""
-    asked = record["sample"].get("question")
-    return checksum(asked if isinstance(asked, str) else repr(record.get("id")))
+    asked, row_id = (record.get("sample") or {}).get("question"), record.get("id")
+    if not isinstance(asked, str):
+        asked = None if row_id is None else repr(row_id)
+    return checksum(asked)
 
 
 def against_gold(gold: Codes, scores: Codes, clusters: Codes | None) -> Json:
@@ -365,7 +368,9 @@ def _intervals(counts: Counts, wins: Counts) -> tuple[dict[str, Any], dict[str, 
         for metric in (_win_rates, bradley_terry(_met(seen))):
             low, high = np.full((2, wins.shape[-1]), np.nan)
             if n > 1:  # one ranking says nothing about how they vary
-                low, high = np.nanpercentile(metric(drawn), [2.5, 97.5], axis=0)
+                with warnings.catch_warnings():  # a model that only met itself has no number
+                    warnings.simplefilter("ignore", RuntimeWarning)
+                    low, high = np.nanpercentile(metric(drawn), [2.5, 97.5], axis=0)
                 low, high = np.where(low == high, np.nan, [low, high])  # they do not vary
             ends = [[number(a), number(b)] for a, b in zip(low, high, strict=True)]
             found.append({"value": [number(value) for value in metric(seen)], "ci95": ends})

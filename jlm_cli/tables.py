@@ -153,7 +153,7 @@ def _rows(judges: dict[str, Json]) -> Grid:
 def _comparison(comparison: Json) -> Grid:
     rows = []
     for name, one in comparison["against"].items():
-        gain = {f"Δ {key}": value for key, value in one.get("difference", {}).items()}
+        gain = {f"Δ {key}": one for key, one in one.get("difference", {}).items() if key != "n"}
         test = one.get("mcnemar", {})
         facts = {
             **gain,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Jlm, pair, write_rows
+from conftest import Jlm, pair, read_rows, write_rows
 
 
 @pytest.fixture
@@ -72,6 +72,10 @@ def test_gold_of_any_judge_counts(tmp_path: Path, jlm: Jlm) -> None:
         assert against["difference"]["n"] == 8
     assert gains == [4, 4]
     assert "Agreement with gold" in (tmp_path / "report.html").read_text()
+    done = jlm("metrics", "bare.jsonl", "known.jsonl", "--disagreements", "d.jsonl")
+    assert "Δ agreement" in done.out and "Δ n" not in done.out
+    differ = read_rows(tmp_path / "d.jsonl")
+    assert [row["gold"] for row in differ] == ["1" if row["id"] % 2 else "2" for row in differ]
 
 
 def test_rows_of_one_question_change_sides_together(tmp_path: Path, jlm: Jlm) -> None:

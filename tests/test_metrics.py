@@ -20,7 +20,7 @@ from jlm_cli.columns import PairTally, about_of, judged_of, longest_answer, tall
 from jlm_cli.comparing import sign_test
 from jlm_cli.metrics import OBJECTIVE, agreement, cells_of, cells_of_counts, figures
 from jlm_cli.records import VERDICTS
-from jlm_cli.standings import against_gold, bradley_terry
+from jlm_cli.standings import RankTally, against_gold, bradley_terry
 from jlm_cli.summary import details_of, failures, summary_of
 
 VERDICT = st.sampled_from(VERDICTS)
@@ -348,6 +348,15 @@ def test_no_interval_is_a_point() -> None:
     assert metrics.figure(agreement, cells)["ci95"] == pytest.approx([0.4385, 1], abs=1e-4)
 
 
+def test_a_part_of_the_cells_has_no_interval_where_nothing_varies() -> None:
+    """Ten right rows of one question are no ten things."""
+    right = np.array([1] * 10 + [0, 1] * 10)
+    clusters = np.array([0] * 10 + [*range(1, 21)])
+    cells = cells_of((2, 2), [np.array([0] * 10 + [1] * 20), right], clusters)
+    part = metrics.figure(metrics.hit_rate, cells.map(metrics.row_at(0)))
+    assert part == {"value": 1.0, "ci95": [None, None]}
+
+
 def test_delta_bias_holds_its_value_and_reaches_zero() -> None:
     """Of a judge without a bias most intervals hold 0; all hold what was measured."""
     draw, held = np.random.default_rng(0), 0
@@ -405,6 +414,19 @@ def test_bradley_terry_is_the_most_likely() -> None:
     assert strength.mean() == pytest.approx(0)
     many = np.stack([wins, wins.T])
     assert bradley_terry(met)(many)[1] == pytest.approx(-strength)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_model_that_met_itself_alone_has_no_rate() -> None:
+    tally = RankTally()
+    for n in range(4):
+        models = ["a", "b"] if n % 2 else ["c", "c"]
+        sample = {"models": models, "question": str(n)}
+        row = {"method": "listwise", "ranking": [1, 2], "expected": [5, 4], "flags": []}
+        tally.add({**row, "sample": sample})
+    board = tally.summary()["leaderboard"]
+    assert board["c"]["win_rate"]["value"] is None and board["a"]["win_rate"]["value"] == 1
+    assert tally.summary()["leaderboard_groups"] == [["a", "b"], ["c"]]
 
 
 def test_bradley_terry_of_models_that_never_met() -> None:

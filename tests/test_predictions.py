@@ -209,8 +209,12 @@ def test_texts_of_another_order_are_turned(tmp_path: Path, read: Read) -> None:
     write_rows(tmp_path / "pred.jsonl", [{"id": 1, "verdict": "1", "models": ["x", "y"]}])
     more = {"id": 1, "question": "Q?", "answers": ["of y", "of x"], "models": ["y", "x"]}
     write_rows(tmp_path / "in.jsonl", [more])
-    sample = read(str(tmp_path / "pred.jsonl"), more=tmp_path / "in.jsonl").record(0)["sample"]
-    assert (sample["answers"], sample["models"]) == (["of x", "of y"], ["x", "y"])
+    found = read(str(tmp_path / "pred.jsonl"), more=tmp_path / "in.jsonl").record(0)["sample"]
+    assert (found["answers"], found["models"]) == (["of x", "of y"], ["x", "y"])
+    write_rows(tmp_path / "gold.jsonl", [{"id": 1, "models": ["y", "x"], "verdict": "2"}])
+    known = read(str(tmp_path / "pred.jsonl"), gold=tmp_path / "gold.jsonl")
+    assert known.record(0)["sample"]["models"] == ["x", "y"]
+    assert known.columns.gold.tolist() == [0]
 
 
 def test_many_annotators(tmp_path: Path, read: Read) -> None:

@@ -48,6 +48,8 @@ def test_pairs_of_one_question_count_as_fewer() -> None:
     alike = rate([[True] * 4, [True] * 4, [False] * 4, [False] * 4, [True] * 4])
     assert alike["n"] == 20
     assert alike["ci95"] == pytest.approx(wilson(0.6, 20 * 4 / 19), abs=1e-6)
+    same = rate([[True] + [False] * 48] * 8)["ci95"]
+    assert same == pytest.approx(wilson(1 / 49, 8), abs=1e-6)
     assert rate([[False] * 4] * 5)["ci95"] == pytest.approx(wilson(0, 5), abs=1e-6)
 
 

@@ -137,6 +137,8 @@ PAIR = 'text = "{answer_1} {answer_2}"\n'
         (f"{HEAD}{PAIR}[line]\nvalues = ['1', '']", r"\[line\] needs values that differ"),
         (f"{HEAD}{PAIR}[line]\nvalues = ['1', '1']", r"\[line\] needs values that differ"),
         (f"{HEAD}{PAIR}[line]\nvalues = ['a']\nverdicts = 1", r"\[line\] is a table"),
+        ('base = "judgelm"\nreplace = 5', r"each \[\[replace\]\] needs the texts"),
+        ('base = "judgelm"\n[[replace]]\nold = 1\nnew = ""', r"each \[\[replace\]\] needs"),
         ('base = "judgelm"\n[[replace]]\nnew = ""', r"each \[\[replace\]\] needs the texts"),
     ],
 )

@@ -287,6 +287,7 @@ def test_gold_files_are_read_alike(tmp_path: Path, jlm: Jlm) -> None:
     [
         ([1, 2.0, 2.0], "2"),
         (["1", "0", "0"], "tie"),
+        (["1", "Tie", " tie"], "tie"),
         ([2, None, 2, 1], "2"),
         ([1, 2], None),
         (["1", "A", "1"], "unreadable votes"),
@@ -334,6 +335,24 @@ def test_rows_without_ids_are_joined_by_their_question(tmp_path: Path, jlm: Jlm)
     assert done.code == 0, done.err
     found = json.loads(done.out)
     assert found["comparison"]["n"] == 5 and found["judges"]["one"]["gold"]["n"] == 5
+
+
+@pytest.mark.parametrize("more", [{"sample": "note"}, {"models": 7}, {"sample": [1]}])
+def test_odd_fields_of_a_gold_file(tmp_path: Path, jlm: Jlm, more: dict[str, Any]) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1, models=["x", "y"])])
+    write_rows(tmp_path / "gold.jsonl", [{"id": 1, "gold": "2", **more}])
+    assert jlm("judge", "in.jsonl", "--gold", "gold.jsonl").code == 0
+    assert read_rows(tmp_path / "in.judge.jsonl")[0]["gold"] == "2"
+
+
+def test_rows_without_ids_have_no_reference_in_a_file(tmp_path: Path, jlm: Jlm) -> None:
+    row = {name: value for name, value in pair(1).items() if name != "id"}
+    write_rows(tmp_path / "in.jsonl", [row])
+    write_rows(tmp_path / "refs.jsonl", [{"id": 1, "reference": "R"}])
+    done = jlm("judge", "in.jsonl", "--reference", "refs.jsonl")
+    assert done.code == 3, done.err
+    (record,) = read_rows(tmp_path / "in.judge.jsonl")
+    assert record["error"]["code"] == "missing-reference"
 
 
 def test_what_is_no_json_at_all_is_named(tmp_path: Path, jlm: Jlm) -> None:

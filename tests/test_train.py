@@ -220,10 +220,16 @@ def test_bfloat16_learns_as_float32_does(
 def test_a_loss_that_is_no_number_ends_the_run(
     tmp_path: Path, jlm: Jlm, data: Path, replica: Path
 ) -> None:
-    done = jlm(*command(replica, "m", "--lr", "1e30"))
-    assert done.code == 1 and "Traceback" not in done.err
-    assert "the weights are lost; take a smaller --lr, or --dtype float32" in done.err
-    assert not (tmp_path / "m").exists()
+    """Seen in the next step's loss, or after the last one in the weights."""
+    told = "take a smaller --lr, or --dtype float32"
+    for batch, lr, message in (
+        ("8", "1e30", "the weights are lost"),
+        ("100", "1e39", "no numbers"),
+    ):
+        done = jlm(*command(replica, f"m{batch}", "--lr", lr, "--batch", batch, "--overwrite"))
+        assert done.code == 1 and "Traceback" not in done.err
+        assert message in done.err and told in done.err
+        assert not (tmp_path / f"m{batch}").exists()
 
 
 def test_an_adapter_folder_judges(tmp_path: Path, jlm: Jlm, data: Path, replica: Path) -> None:
