@@ -72,15 +72,20 @@ def exactly(engine: Engine, prompts: list[list[int]], tokens: LineTokens) -> lis
 
 @functools.cache
 def line_by_line(loaded: Loaded, prompt: tuple[int, ...]) -> dict[tuple[float, ...], float]:
-    """Log-probability of each line with its end, each scored in a pass of its own."""
+    """Log-probability of each line with its end, each scored as a row of its own, behind the
+    prompt's keys and values as transformers keeps them."""
     lines = list(itertools.product(Grammar().values, repeat=2))
     found = {}
-    for some in (lines[start : start + 38] for start in range(0, len(lines), 38)):
+    with torch.inference_mode():
+        start = loaded.model(torch.tensor([prompt[:-1]]), use_cache=True).past_key_values
+    for some in (lines[at : at + 38] for at in range(0, len(lines), 38)):
         spelt = [loaded.tokens.spell(line) for line in some]
         width = max(map(len, spelt))
-        ids = torch.tensor([[*prompt, *line, *[0] * (width - len(line))] for line in spelt])
+        ids = torch.tensor([[prompt[-1], *line, *[0] * (width - len(line))] for line in spelt])
+        before = copy.deepcopy(start)
+        before.batch_repeat_interleave(len(some))
         with torch.inference_mode():
-            behind = loaded.model(ids, logits_to_keep=width + 1).logits  # of the prompt's end on
+            behind = loaded.model(ids, past_key_values=before).logits  # of the prompt's end on
             log_p = behind.double().log_softmax(-1)
         for row, (line, tokens) in enumerate(zip(some, spelt, strict=True)):
             steps = [float(log_p[row, place, token]) for place, token in enumerate(tokens)]

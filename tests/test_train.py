@@ -206,6 +206,7 @@ def test_bfloat16_learns_as_float32_does(
     tmp_path: Path, jlm: Jlm, data: Path, replica: Path
 ) -> None:
     """All weights, over padded batches, and judging while it trains."""
+    write_rows(data, [taught(n) for n in range(80)])
     found = []
     for dtype in ("float32", "bfloat16"):
         words = [one if one != "float32" else dtype for one in command(replica, dtype)]
@@ -221,10 +222,11 @@ def test_a_loss_that_is_no_number_ends_the_run(
     tmp_path: Path, jlm: Jlm, data: Path, replica: Path
 ) -> None:
     """Seen in the next step's loss, or after the last one in the weights."""
+    write_rows(data, [taught(n) for n in range(40)])
     told = "take a smaller --lr, or --dtype float32"
     for batch, lr, message in (
         ("8", "1e30", "the weights are lost"),
-        ("100", "1e39", "no numbers"),
+        ("20", "1e39", "no numbers"),
     ):
         done = jlm(*command(replica, f"m{batch}", "--lr", lr, "--batch", batch, "--overwrite"))
         assert done.code == 1 and "Traceback" not in done.err
