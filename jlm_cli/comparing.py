@@ -48,14 +48,14 @@ class Aligned:
 def align(judges: dict[str, Predictions]) -> Aligned:
     """Join by id. Raises InputError where two files share none."""
     first, *others = judges.values()
-    indexes = {name: one.index() for name, one in judges.items()}
-    with_models = any(index.with_models for index in indexes.values())
-    index = first.index(with_models)
+    indexes = [one.index() for one in judges.values()]  # ids must be unique in all of them
+    if any(index.with_models for index in indexes):
+        indexes = [one.index(with_models=True) for one in judges.values()]
+    index = indexes[0]
     places = np.full((len(judges), len(first.ids)), -1, np.int64)
     places[0] = np.arange(len(first.ids))
     turned = np.zeros(places.shape, bool)
     for n, other in enumerate(others, start=1):
-        other.index(with_models)  # its ids must be unique, too
         for row, row_id in enumerate(other.ids):
             at = index.find(row_id, other.tally.models_of(row))
             if at is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch.nn import Linear, Module, Parameter, functional
@@ -44,12 +44,13 @@ class Exact:
     _given: torch.Tensor | None = None
     _own: torch.Tensor | None = None
 
-    def of(self, logits: torch.Tensor) -> torch.Tensor | None:
-        """[..., columns] for a pass's logits [..., vocabulary]; None where they are not what the
-        head gave, since some models change them, or came from another GPU."""
+    def log_p(self, logits: torch.Tensor, at: Any) -> torch.Tensor:
+        """[n, columns] for the places `at` of a pass's logits [..., vocabulary]. Logits that are not
+        as the head gave them (some models change them, others come from another GPU) stay."""
+        own = self._own
         if self._given is None or self._given.data_ptr() != logits.data_ptr():
-            return None
-        return self._own
+            own = None
+        return log_p(logits[at], self.columns, None if own is None else own[at])
 
     def hear(self, head: Module, given: tuple[torch.Tensor], logits: torch.Tensor) -> None:
         if logits.dtype == torch.float32 or not _is_plain(head):

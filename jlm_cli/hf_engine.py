@@ -20,7 +20,7 @@ from jlm_cli.attention import computing
 from jlm_cli.batching import DRAFT_ROOM
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft
-from jlm_cli.head import exact, log_p, only
+from jlm_cli.head import exact, only
 from jlm_cli.hub import Say, first_line, unsaid
 from jlm_cli.memory import within_memory
 from jlm_cli.packing import ATTENTION, Blocks, Fan, Fans, Pack, Segment, Tokens, shared_start
@@ -86,8 +86,7 @@ class PackedEngine(Writer):
                 use_cache=False,
                 pack=Pack(blocks, tokens.segments, fans),
             ).logits
-            own = head.of(logits)
-            return log_p(logits[0], columns, None if own is None else own[0])
+            return head.log_p(logits, 0)
 
 
 class PackedBatch:

@@ -30,15 +30,7 @@ from jlm_cli.metrics import Codes, cells_of
 from jlm_cli.predictions import is_numbers, rows_of
 from jlm_cli.prompts import load
 from jlm_cli.ranking import Ranking, n_moved, ranking_of
-from jlm_cli.records import (
-    PLAIN,
-    TURNED,
-    Json,
-    Verdict,
-    read_gold,
-    read_score_line,
-    verdict_of,
-)
+from jlm_cli.records import Json, Verdict, read_gold, verdict_of
 from jlm_cli.side_files import Key, gold_in, id_in, key_of, load_once, models_in, twin_hint
 from jlm_cli.source import open_source
 from jlm_cli.standings import GradeTally, compared
@@ -448,9 +440,9 @@ def _turned(gold: Any) -> Any:
     """Gold about two answers as it is about them in the other order; of aspects, each."""
     if isinstance(gold, dict):
         return {name: _turned(one) for name, one in gold.items()}
-    if isinstance(gold, str):
-        scores, verdict = read_score_line(gold), PLAIN.get(gold.strip().lower())
-        return TURNED[verdict] if verdict else list(scores)[::-1] if scores else gold
+    found = read_gold(gold, 2) if isinstance(gold, str) else None
+    if found is not None:
+        return found.turned().json()
     return gold[::-1] if isinstance(gold, list) else gold
 
 

@@ -11,12 +11,13 @@ from transformers import Cache
 
 from jlm_cli.attention import computing
 from jlm_cli.engine import Ids, LineDraft, ReadAtOnce
-from jlm_cli.head import Exact, exact, log_p
+from jlm_cli.head import exact
 from jlm_cli.memory import within_memory
 from jlm_cli.scoreline import Floats
 from jlm_cli.transfers import Coming, sent
 from jlm_cli.writing import Writer
 
+_LAST = (slice(None), -1)  # place of each row
 _COPIED = 8192  # tokens of a prompt, times its copies, for the paths that are read at once
 
 Behind = Callable[[int, Sequence[Ids]], Floats]  # of a row's prompt and some paths
@@ -57,7 +58,7 @@ class CachedEngine(RowByRow):
             ids = sent([list(prompt)], self.device)
             out = self.model(ids, use_cache=True, logits_to_keep=1)
             cache: Cache = out.past_key_values
-            return cache, _at_the_end(out.logits, head)
+            return cache, Coming(head.log_p(out.logits, _LAST)).arrived()
 
     @within_memory
     def _go_on(self, cache: Cache, paths: Sequence[Ids], columns: torch.Tensor) -> Floats:
@@ -78,17 +79,8 @@ class CachedEngine(RowByRow):
                 logits = self.model(
                     sent(ids, self.device), past_key_values=mine, logits_to_keep=longest
                 ).logits
-                own = head.of(logits)
-                mine_own = None if own is None else own[rows, ends]
-                found = log_p(logits[rows, ends], columns, mine_own)
-                known[here] = Coming(found).arrived()
+                known[here] = Coming(head.log_p(logits, (rows, ends))).arrived()
         return known
-
-
-def _at_the_end(logits: torch.Tensor, head: Exact) -> Floats:
-    """[1, columns] of a pass that kept its last place alone."""
-    own = head.of(logits)
-    return Coming(log_p(logits[:, -1], head.columns, None if own is None else own[:, -1])).arrived()
 
 
 def _goes_on(path: Ids, start: Ids) -> bool:
@@ -108,4 +100,4 @@ class PlainEngine(RowByRow):
         """[1, columns]"""
         with computing(), exact(self.model, columns) as head:
             logits = self.model(sent([ids], self.device), logits_to_keep=1).logits
-            return _at_the_end(logits, head)
+            return Coming(head.log_p(logits, _LAST)).arrived()

@@ -53,8 +53,9 @@ class Survey:
         self.longest = max(self.longest, *(len(prompt.ids) for prompt in prompts))
         self.n_with_gold += sample.gold is not None
         self.n_unreadable_gold += sample.gold_unreadable
-        shown = any(prompt.view.template.needs_reference for prompt in prompts)
-        self.n_unshown_references += sample.reference is not None and not shown
+        if sample.reference is not None:
+            shown = any(prompt.view.template.needs_reference for prompt in prompts)
+            self.n_unshown_references += not shown
         self.n_cut += any(flag.startswith("truncated") for p in prompts for flag in p.flags)
         if sample.id is None:
             self.n_without_id += 1
