@@ -45,8 +45,8 @@ class Exact:
     _own: torch.Tensor | None = None
 
     def log_p(self, logits: torch.Tensor, at: Any) -> torch.Tensor:
-        """[n, columns] for the places `at` of a pass's logits [..., vocabulary]. Logits that are not
-        as the head gave them (some models change them, others come from another GPU) stay."""
+        """[n, columns] for the places `at` of a pass's logits [..., vocabulary]; rounded where they
+        are not as the head gave them: some models change them, some GPUs get them from others."""
         own = self._own
         if self._given is None or self._given.data_ptr() != logits.data_ptr():
             own = None

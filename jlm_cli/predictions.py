@@ -167,6 +167,13 @@ def rows_of(source: Source) -> Iterator[tuple[int, Json, str]]:
             raise InputError(f"{where}: {error}") from error
 
 
+def records_in(path: str, stdin: Path | None = None) -> Iterator[tuple[Json, str]]:
+    """Each row of a file, and where it stands."""
+    with open_source(path, stdin=stdin) as source:
+        for _, row, where in rows_of(source):
+            yield row, where
+
+
 def read_judged(row: Json, where: str) -> Judged:
     """What a line predicts. Raises InputError where it is no prediction."""
     try:

@@ -67,6 +67,14 @@ def id_in(row: Json) -> Any:
     raise RowError("missing-field", "field id (or question_id) is missing")
 
 
+def key_in(row: Json, where: str) -> Key:
+    """What a row is joined by. Raises InputError where it has no id."""
+    try:
+        return key_of(id_in(row))
+    except RowError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
 def _reference_in(row: Json) -> str | None:
     for name in ("reference", "text"):
         if name in row:
