@@ -217,10 +217,8 @@ def weight_bytes(files: ModelFiles, dtype: str, quantize: Quantize | None) -> in
     byte."""
     import torch
 
-    size, each = (
-        sum(path.stat().st_size for path in files.weights()),
-        getattr(torch, dtype).itemsize,
-    )
+    size = sum(path.stat().st_size for path in files.weights())
+    each = getattr(torch, dtype).itemsize
     if files.gguf:
         return int(size * each / 0.6)
     config = text_config(files)
