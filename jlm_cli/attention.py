@@ -22,6 +22,7 @@ from transformers.masking_utils import eager_mask
 PRODUCTS = "jlm_products"
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _CHUNK = 128  # queries at a time: what a causal mask hides behind them is not computed
+_MASKED_CHUNK = 512  # the same where a mask says it, of the fused kernel
 _VECTOR = 32  # numbers of 16 bits in a vector register: softmax is slow on what is left over
 
 
@@ -34,33 +35,71 @@ def computing() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Look:
+    """How a layer looks: `scale` of the scores (None: one over the root of a head's size), the
+    `cap` that bends large ones, and the `window` of last places that are seen, its own with them.
+    """
+
+    scale: float | None = None
+    cap: float | None = None
+    window: int | None = None
+
+    def first(self, place: int) -> int:
+        """The first place that is seen from one."""
+        return 0 if self.window is None else max(0, place + 1 - self.window)
+
+
+@dataclass(frozen=True)
 class Kernel:
     """Attention of query [B, heads, T, size] to key and value [B, groups, S, size]: → [B, heads,
     T, size]; heads share groups.
 
-    `causal(query, key, value, start, scale)`: the queries are the places `start` onwards; places
-    behind the last one are there and finite, and not seen. `masked(query, key, value, sees,
-    scale)`: `sees` is additive, [T, S] or [B, 1, T, S].
+    `causal(query, key, value, start, look)`: the queries are the places `start` onwards; places
+    behind the last one are there and finite, and not seen. `masked(query, key, value, sees, look)`:
+    `sees` is additive, [T, S] or [B, 1, T, S], and has the window in it.
     """
 
-    causal: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, float | None], torch.Tensor]
-    masked: Callable[
-        [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float | None], torch.Tensor
-    ]
+    causal: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, Look], torch.Tensor]
+    masked: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Look], torch.Tensor]
 
 
 def _fused_causal(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, scale: float | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, look: Look
 ) -> torch.Tensor:
-    tokens = query.shape[2]
-    key, value = key[:, :, : start + tokens], value[:, :, : start + tokens]
+    end = start + query.shape[2]
+    if look.first(end - 1):
+        return _fused_window(query, key, value, start, look)
+    key, value = key[:, :, :end], value[:, :, :end]
     if query.is_cuda and not _has_flash(query.device, query.dtype):
         key, value = _for_each_head(query, key, value)
     # a mask of numbers would be slow on GPUs
-    sees = causal_lower_right(tokens, start + tokens) if start else None
+    sees = causal_lower_right(end - start, end) if start else None
     return functional.scaled_dot_product_attention(
-        query, key, value, sees, scale=scale, is_causal=sees is None, enable_gqa=True
+        query, key, value, sees, scale=look.scale, is_causal=sees is None, enable_gqa=True
     )
+
+
+def _fused_window(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, look: Look
+) -> torch.Tensor:
+    """torch's fused kernels know no windows: a mask, of as many queries at a time as it pays."""
+    parts = []
+    last = start + query.shape[2]
+    for at in range(start, last, _MASKED_CHUNK):
+        end = min(at + _MASKED_CHUNK, last)
+        seen = slice(look.first(at), end)
+        sees = _band(query, range(at, end), range(seen.start, end), look)
+        mine = query[:, :, at - start : end - start]
+        parts.append(_fused_masked(mine, key[:, :, seen], value[:, :, seen], sees, look))
+    return torch.cat(parts, dim=2)
+
+
+def _band(like: torch.Tensor, places: range, seen: range, look: Look) -> torch.Tensor:
+    """What some places see of others through a window, additive [places, seen]."""
+    hidden = like.new_full((len(places), len(seen)), float("-inf"))
+    ahead = places.start - seen.start + 1
+    behind = ahead - 1 - (look.window or seen.stop)
+    return hidden.triu(ahead) + hidden.tril(behind)
 
 
 def _fused_masked(
@@ -68,12 +107,12 @@ def _fused_masked(
     key: torch.Tensor,
     value: torch.Tensor,
     sees: torch.Tensor,
-    scale: float | None,
+    look: Look,
 ) -> torch.Tensor:
     if query.is_cuda:
         key, value = _for_each_head(query, key, value)
     return functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=sees, scale=scale, enable_gqa=True
+        query, key, value, attn_mask=sees, scale=look.scale, enable_gqa=True
     )
 
 
@@ -94,18 +133,22 @@ def _for_each_head(
 
 
 def _causal_products(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, scale: float | None
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, look: Look
 ) -> torch.Tensor:
-    query = _scaled(query, scale)
+    query = _scaled(query, look)
     ahead = query.new_full((_CHUNK + _VECTOR, _CHUNK + 2 * _VECTOR), float("-inf")).triu(1)
     parts = []
     at, last = start, start + query.shape[2]
     while at < last:
         end = min(_whole_vectors(at + _CHUNK), last)
-        seen = min(_whole_vectors(end), key.shape[2])
+        first = look.first(at) // _VECTOR * _VECTOR
+        seen = slice(first, min(_whole_vectors(end), key.shape[2]))
+        if look.first(end - 1):
+            sees = _band(query, range(at, end), range(seen.start, seen.stop), look)
+        else:
+            sees = ahead[: end - at, : seen.stop - at]
         mine = query[:, :, at - start : end - start]
-        sees = ahead[: end - at, : seen - at]
-        parts.append(_products(mine, key[:, :, :seen], value[:, :, :seen], sees))
+        parts.append(_products(mine, key[:, :, seen], value[:, :, seen], sees, look))
         at = end
     return torch.cat(parts, dim=2)
 
@@ -119,17 +162,17 @@ def _masked_products(
     key: torch.Tensor,
     value: torch.Tensor,
     sees: torch.Tensor,
-    scale: float | None,
+    look: Look,
 ) -> torch.Tensor:
-    return _products(_scaled(query, scale), key, value, sees)
+    return _products(_scaled(query, look), key, value, sees, look)
 
 
-def _scaled(query: torch.Tensor, scale: float | None) -> torch.Tensor:
-    return query * (query.shape[-1] ** -0.5 if scale is None else scale)
+def _scaled(query: torch.Tensor, look: Look) -> torch.Tensor:
+    return query * (query.shape[-1] ** -0.5 if look.scale is None else look.scale)
 
 
 def _products(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sees: torch.Tensor
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sees: torch.Tensor, look: Look
 ) -> torch.Tensor:
     """Heads that share their keys become one product. `sees` may be of the last places alone."""
     batch, heads, new, size = query.shape
@@ -137,6 +180,8 @@ def _products(
     rows = heads // groups * new
     scores = torch.matmul(query.reshape(batch, groups, rows, size), key.transpose(2, 3))
     scores = scores.view(batch, heads, new, seen)
+    if look.cap is not None:
+        scores = (scores / look.cap).tanh() * look.cap
     scores[..., seen - sees.shape[-1] :] += sees
     shares = torch.softmax(scores, dim=-1)
     out = torch.matmul(shares.view(batch, groups, rows, seen).to(value.dtype), value)
@@ -147,9 +192,10 @@ fused = Kernel(_fused_causal, _fused_masked)
 by_products = Kernel(_causal_products, _masked_products)
 
 
-def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel:
-    """The faster one."""
-    return by_products if device.type == "cpu" and dtype == torch.bfloat16 else fused
+def kernel_for(device: torch.device, dtype: torch.dtype, look: Look) -> Kernel:
+    """The faster one of those that know how to look so."""
+    on_cpu = device.type == "cpu" and dtype == torch.bfloat16
+    return by_products if on_cpu or look.cap is not None else fused
 
 
 def _for_transformers(
@@ -164,11 +210,12 @@ def _for_transformers(
     """[B, heads, T, size] → [B, T, heads, size], over a padded batch. Under autocast queries, keys
     and the mask are float32, whose lowest number would be -inf in bfloat16."""
     query, key = query.to(value.dtype), key.to(value.dtype)
+    look = Look(scaling)
     if attention_mask is None:
         start = key.shape[2] - query.shape[2]
-        return by_products.causal(query, key, value, start, scaling).transpose(1, 2), None
+        return by_products.causal(query, key, value, start, look).transpose(1, 2), None
     sees = attention_mask.clamp(min=torch.finfo(value.dtype).min).to(value.dtype)
-    return by_products.masked(query, key, value, sees, scaling).transpose(1, 2), None
+    return by_products.masked(query, key, value, sees, look).transpose(1, 2), None
 
 
 AttentionInterface.register(PRODUCTS, _for_transformers)

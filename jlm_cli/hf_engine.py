@@ -37,7 +37,7 @@ GPU_PACK = 16384
 
 
 class PackedEngine(Writer):
-    """Scores by a packed prefill and tree steps: for models with ordinary full attention."""
+    """Scores by a packed prefill and tree steps: for models with ordinary attention."""
 
     at_once = 1
 
@@ -107,7 +107,7 @@ class PackedBatch:
         given = [tuple(prompt) for prompt in prompts]
         self._order = sorted(range(len(given)), key=given.__getitem__)
         self._prompts = [given[row] for row in self._order]
-        self._fed = [0] * len(given)
+        self._fed: list[list[int]] = [[] for _ in given]  # where in their lines drafted tokens lie
         self._behind = [drafts[row] for row in self._order]
         self._left = self._packs()
         self._coming: list[Coming] = []
@@ -159,10 +159,19 @@ class PackedBatch:
         self._coming = []
         self._engine.forget()
 
-    def has_all_layers(self) -> bool:
-        """Whether every layer took the packed attention."""
-        layers = self._engine.model.config.get_text_config().num_hidden_layers
-        return self.blocks.n_layers == int(layers)
+    def missed(self) -> str | None:
+        """What of the model's attention did not come here."""
+        config = self._engine.model.config.get_text_config()
+        layers, told = range(config.num_hidden_layers), self.blocks.looks
+        if told.keys() != set(layers):
+            return "not every layer has ordinary attention"
+        kinds = getattr(config, "layer_types", None)
+        windows = getattr(config, "sliding_window", None) is not None
+        for layer in layers:
+            narrow = kinds[layer] == "sliding_attention" if kinds else windows
+            if narrow != (told[layer].window is not None):
+                return "it has windows that its attention is not told of"
+        return None
 
     def cache_of(self, prompts: Sequence[Ids]) -> Cache | None:
         """Keys and values of the prompts of this batch that others go on from, all ending at the
@@ -207,14 +216,15 @@ class PackedBatch:
         if not draft:
             return
         prompt = len(self._prompts[row])
-        start = prompt + self._fed[row]
+        start = prompt + len(self._fed[row])
         sees = np.zeros((len(draft), start + len(draft)), bool)
         sees[:, :prompt] = True
         for n, token in enumerate(draft):
             sees[n, [prompt + slot for slot in token.path]] = True
             sees[n, start + n] = True
-        self._fed[row] += len(draft)
-        tokens.add_draft(Fan(row, start, sees), prompt, draft)
+        self._fed[row] += [prompt + token.depth - 1 for token in draft]
+        positions = np.concatenate([np.arange(prompt), np.array(self._fed[row])])
+        tokens.add_draft(Fan(row, start, sees, positions), prompt, draft)
 
     def _run(self, tokens: Tokens) -> None:
         self._coming.append(Coming(self._engine.run(tokens, self.blocks, self._columns)))
@@ -269,8 +279,8 @@ def _why_not(engine: PackedEngine | CachedEngine, plain: PlainEngine) -> str | N
     try:
         batch = engine.begin(prompts, [draft, []], columns)
         found = _both(batch, draft)
-        if isinstance(batch, PackedBatch) and not batch.has_all_layers():
-            return "not every layer has ordinary attention"
+        if isinstance(batch, PackedBatch) and (missed := batch.missed()):
+            return missed
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         return first_line(error)
     wanted = _both(plain.begin(prompts, [draft, []], columns), draft)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
-from jlm_cli.attention import Kernel, kernel_for
+from jlm_cli.attention import Kernel, Look, kernel_for
 from jlm_cli.batching import RESERVE
 from jlm_cli.engine import Ids, LineDraft
 from jlm_cli.transfers import sent
@@ -37,12 +37,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Fan:
-    """What is drafted behind one row's prompt: places `start` onwards of its block, and what each
-    of these tokens sees, [drafted, end]."""
+    """What is drafted behind one row's prompt: places `start` onwards of its block, what each of
+    these tokens sees, [drafted, end], and how far in its line each place lies, [end]."""
 
     row: int
     start: int
     sees: np.ndarray[Any, np.dtype[np.bool_]]
+    positions: np.ndarray[Any, np.dtype[np.int64]]
 
     @property
     def end(self) -> int:
@@ -54,7 +55,8 @@ class Fans:
     """The drafts of one pass, whose attention is one padded product for all their rows.
 
     `row` (from the `first` row on), `turn` (among its row's tokens) and `place` (in its block) of
-    each token [T]; `sees` is additive, [rows, 1, most tokens of a row, places].
+    each token [T]; `sees` is additive, [rows, 1, most tokens of a row, places]. In their lines
+    these tokens have the positions `own` [rows, most], and the places theirs [rows, places].
     """
 
     first: int
@@ -62,6 +64,8 @@ class Fans:
     turn: torch.Tensor
     place: torch.Tensor
     sees: torch.Tensor
+    own: torch.Tensor
+    positions: torch.Tensor
 
     @classmethod
     def of(cls, fans: Sequence[Fan], device: torch.device, dtype: torch.dtype) -> Fans:
@@ -70,26 +74,38 @@ class Fans:
         most, end = max(len(fan.sees) for fan in fans), max(fan.end for fan in fans)
         sees = np.zeros((1 + last - first, 1, most, end), bool)
         sees[..., 0] = True  # of no token's turn; a softmax over nothing is not a number
+        own = np.zeros((1 + last - first, most), np.int64)
+        positions = np.zeros((1 + last - first, end), np.int64)
         row: list[int] = []
         turn: list[int] = []
         place: list[int] = []
         for fan in fans:
             new = len(fan.sees)
             sees[fan.row - first, 0, :new, : fan.end] = fan.sees
+            own[fan.row - first, :new] = fan.positions[fan.start :]
+            positions[fan.row - first, : fan.end] = fan.positions
             row += [fan.row - first] * new
             turn += range(new)
             place += range(fan.start, fan.end)
         additive = torch.zeros(sees.shape, dtype=dtype)
         additive.masked_fill_(torch.from_numpy(~sees), float("-inf"))
-        row_, turn_, place_ = sent([row, turn, place], device)
-        return cls(first, row_, turn_, place_, sent(additive, device))
+        tokens = sent([row, turn, place], device).unbind()
+        lying = (sent(torch.from_numpy(lie), device) for lie in (own, positions))
+        return cls(first, *tokens, sent(additive, device), *lying)
 
     def on(self, device: torch.device) -> Fans:
         """The same for layers on another GPU."""
         if device == self.row.device:
             return self
-        parts = (self.row, self.turn, self.place, self.sees)
+        parts = (self.row, self.turn, self.place, self.sees, self.own, self.positions)
         return Fans(self.first, *(part.to(device) for part in parts))
+
+    def seeing(self, look: Look) -> torch.Tensor:
+        """What is seen through a layer's window."""
+        if look.window is None or look.window >= self.sees.shape[-1]:
+            return self.sees
+        ago = self.own[:, None, :, None] - self.positions[:, None, None]
+        return self.sees.masked_fill(ago >= look.window, float("-inf"))
 
     def attend(
         self,
@@ -97,38 +113,37 @@ class Fans:
         query: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
-        scale: float | None,
+        look: Look,
     ) -> torch.Tensor:
         """query [T, heads, size], keys and values of all rows → [T, heads, size]."""
         rows, _, most, places = self.sees.shape
         padded = query.new_zeros(rows, query.shape[1], most, query.shape[2])
         padded[self.row, :, self.turn] = query
         mine = slice(self.first, self.first + rows)
-        sees = self.sees.to(query.dtype)  # under autocast
+        sees = self.seeing(look).to(query.dtype)  # under autocast
         seen = keys[mine, :, :places], values[mine, :, :places]
-        out = kernel.masked(padded, *seen, sees, scale)
+        out = kernel.masked(padded, *seen, sees, look)
         return out[self.row, :, self.turn]
 
 
 class Blocks:
     """Keys and values of a batch: for each layer two tensors [rows, heads, places, head size].
 
-    The memory is kept from batch to batch.
+    The memory is kept from batch to batch. `looks` is what the layers that wrote here told of
+    themselves.
     """
 
     def __init__(self) -> None:
+        self.looks: dict[int, Look] = {}
         self._memory: dict[tuple[int, int], torch.Tensor] = {}
         self._blocks: dict[tuple[int, int], torch.Tensor] = {}
         self.rows = 0
         self.places = 0
 
-    @property
-    def n_layers(self) -> int:
-        return len({layer for layer, _ in self._blocks})
-
     def begin(self, rows: int, places: int) -> None:
         self.rows, self.places = rows, places
         self._blocks.clear()
+        self.looks.clear()
 
     def drop_memory(self) -> None:
         """Let the next batch begin with new memory."""
@@ -164,7 +179,7 @@ class Blocks:
         """For each layer, keys and values [rows, heads, most places, size] of the places of some
         rows before their ends, which all come last."""
         most = max(ends)
-        for layer in range(self.n_layers):
+        for layer in range(len(self.looks)):
             keys, values = (self._blocks[layer, kind] for kind in (0, 1))
             yield layer, (_aligned(keys, rows, ends, most), _aligned(values, rows, ends, most))
 
@@ -258,25 +273,27 @@ def _packed_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """[1, heads, tokens, size] → [1, tokens, heads, size], each token with its own row."""
-    if any(kwargs.get(name) is not None for name in ("softcap", "sliding_window", "s_aux")):
-        raise NotImplementedError("this kind of attention is not packed")
+    if kwargs.get("s_aux") is not None:
+        raise NotImplementedError("attention with sinks is not packed")
+    look = Look(scaling, kwargs.get("softcap"), kwargs.get("sliding_window"))
     query, key = query.to(value.dtype), key.to(value.dtype)  # turned in float32 under autocast
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    kernel = kernel_for(query.device, query.dtype)
+    pack.blocks.looks[layer] = look
+    kernel = kernel_for(query.device, query.dtype, look)
     out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     at = 0
     for segment in pack.segments:
         to = at + segment.end - segment.start
         keys, values = pack.blocks.write(segment, layer, (key[0, :, at:to], value[0, :, at:to]))
         mine = query[:, :, at:to]
-        seen = kernel.causal(mine, keys, values, segment.start, scaling)
+        seen = kernel.causal(mine, keys, values, segment.start, look)
         out[:, at:to] = seen.transpose(1, 2)
         at = to
     if pack.fans is not None:
         fans = pack.fans.on(query.device)
         keys, values = pack.blocks.write_fans(fans, layer, (key[0, :, at:], value[0, :, at:]))
         drafted = query[0, :, at:].transpose(0, 1)
-        out[0, at:] = fans.attend(kernel, drafted, keys, values, scaling)
+        out[0, at:] = fans.attend(kernel, drafted, keys, values, look)
     return out, None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jlm_cli.attention import by_products, fused
+from jlm_cli.attention import Look, by_products, fused
 
 
 def tensors(tokens: int, seen: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -21,24 +21,40 @@ def tensors(tokens: int, seen: int) -> tuple[torch.Tensor, torch.Tensor, torch.T
 def test_causal_products_equal_the_fused_kernel(tokens: int, start: int) -> None:
     for spare in (0, 9, 70):  # places behind the last query
         query, key, value = tensors(tokens, start + tokens + spare)
-        for scale in (None, 0.3):
-            ours = by_products.causal(query, key, value, start, scale)
-            difference = ours - fused.causal(query, key, value, start, scale)
+        for look in (Look(), Look(0.3)):
+            ours = by_products.causal(query, key, value, start, look)
+            difference = ours - fused.causal(query, key, value, start, look)
             assert difference.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("window", [1, 8, 100, 513])
+@pytest.mark.parametrize("start", [0, 5, 100])
+@pytest.mark.parametrize("tokens", [1, 127, 600])
+def test_windows(tokens: int, start: int, window: int) -> None:
+    """Of either kernel, against a mask of all places; capped scores against their formula."""
+    query, key, value = tensors(tokens, start + tokens + 9)
+    ago = torch.arange(start, start + tokens)[:, None] - torch.arange(start + tokens + 9)
+    sees = torch.where((0 <= ago) & (ago < window), 0.0, float("-inf"))
+    for kernel, cap in ((fused, None), (by_products, None), (by_products, 2.0)):
+        found = kernel.causal(query, key, value, start, Look(0.3, cap, window))
+        scores = 0.3 * query @ key.repeat_interleave(3, 1).transpose(2, 3)
+        scores = scores if cap is None else cap * torch.tanh(scores / cap)
+        wanted = (scores + sees).softmax(-1) @ value.repeat_interleave(3, 1)
+        assert (found - wanted).abs().max() < 1e-5
 
 
 def test_masked_products_equal_the_fused_kernel() -> None:
     query, key, value = tensors(20, 90)
     sees = torch.zeros(20, 90).masked_fill(torch.ones(20, 90).triu(71).bool(), float("-inf"))
-    ours = by_products.masked(query, key, value, sees, None)
-    assert (ours - fused.masked(query, key, value, sees, None)).abs().max() < 1e-5
+    ours = by_products.masked(query, key, value, sees, Look())
+    assert (ours - fused.masked(query, key, value, sees, Look())).abs().max() < 1e-5
 
 
 def test_their_gradients_are_equal() -> None:
     found = []
     for kernel in (by_products, fused):
         query, key, value = (one.requires_grad_() for one in tensors(150, 150))
-        loss = kernel.causal(query, key, value, 0, None).square().sum()
+        loss = kernel.causal(query, key, value, 0, Look()).square().sum()
         found.append(torch.autograd.grad(loss, (query, key, value)))
     for ours, theirs in zip(*found, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4)
@@ -46,6 +62,6 @@ def test_their_gradients_are_equal() -> None:
 
 def test_bfloat16_stays_near_float32() -> None:
     query, key, value = (one.to(torch.bfloat16) for one in tensors(200, 200))
-    found = by_products.causal(query, key, value, 0, None).float()
-    wanted = fused.causal(query.float(), key.float(), value.float(), 0, None)
+    found = by_products.causal(query, key, value, 0, Look()).float()
+    wanted = fused.causal(query.float(), key.float(), value.float(), 0, Look())
     assert (found - wanted).norm() < 0.01 * wanted.norm()

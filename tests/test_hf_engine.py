@@ -270,23 +270,80 @@ SMALL: dict[str, Any] = {
 }
 
 
+def small(family: str, **more: Any) -> Any:
+    """A model of some family, with weights large enough for attention to matter."""
+    config = getattr(transformers, f"{family}Config")(**{**SMALL, "pad_token_id": 0, **more})
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight *= 10 if name.endswith(("q_proj.weight", "k_proj.weight", "qkv.weight")) else 1
+    return model
+
+
+WINDOWED = [
+    ("Mistral", {"sliding_window": 8}),
+    ("Phi3", {"sliding_window": 30}),
+    ("Qwen2", {"sliding_window": 2, "use_sliding_window": True, "max_window_layers": 1}),
+    ("Gemma2", {"sliding_window": 8, "attn_logit_softcapping": 1.5}),
+    ("Gemma3Text", {"sliding_window": 8, "num_hidden_layers": 7}),
+    ("Cohere2", {"sliding_window": 8, "num_hidden_layers": 5}),
+]
+
+
+@pytest.mark.parametrize("family, more", WINDOWED)
+def test_windows_and_capped_scores_are_packed(
+    released: Loaded, family: str, more: dict[str, Any]
+) -> None:
+    """Of all layers or some, narrower than a score line or wider: as full passes have it, and they
+    matter. Reasons, which go on from the packed keys and values, too."""
+    model = small(family, **more)
+    engine = make_engine(model, released.vocabulary)
+    assert isinstance(engine, PackedEngine)
+    prompts = prompts_of(released)
+    assert prompts[0][:SHARED_START] == prompts[1][:SHARED_START]
+    found = exactly(engine, prompts, released.tokens)
+    for one in (PlainEngine(model, released.vocabulary), engine):
+        wanted = exactly(one, prompts[:2], released.tokens)
+        for a, b in zip(found, wanted, strict=False):
+            assert a.text == b.text and a.p == pytest.approx(b.p, abs=2e-5)
+            assert np.log(a.mass) == pytest.approx(np.log(b.mass), abs=1e-3)
+    wide = {"sliding_window": 4000, "attn_logit_softcapping": 1e4}
+    other = small(family, **{name: wide.get(name, value) for name, value in more.items()})
+    seen_all = exactly(make_engine(other, released.vocabulary), prompts, released.tokens)
+    assert np.abs(seen_all[0].p - found[0].p).max() > 1e-4
+    judge = Judge(engine, Lines(released.vocabulary), reason=True, new_tokens=7)
+    view = View(load("judgelm"), (1, 2))
+    for prompt, result in zip(
+        prompts, judge.judge([Prompt(tuple(p), view) for p in prompts]), strict=True
+    ):
+        assert isinstance(result, Reading)
+        ids = torch.tensor([[*prompt, *released.tokens.spell(result.line.greedy)]])
+        out = model.generate(ids, do_sample=False, max_new_tokens=7, pad_token_id=0)
+        assert result.reason == released.vocabulary.decode(out[0, ids.shape[1] :].tolist())
+
+
+def test_windows_that_attention_is_not_told_of_are_not_packed(released: Loaded) -> None:
+    """This family has them in its masks alone, and a short trial would not show them."""
+    model = small(
+        "Qwen2Moe",
+        **{"sliding_window": 500, "use_sliding_window": True, "max_window_layers": 1},
+        **{"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32},
+    )
+    said: list[str] = []
+    assert isinstance(make_engine(model, released.vocabulary, said.append), CachedEngine)
+    assert "windows that its attention is not told of" in said[0]
+
+
 @pytest.mark.parametrize(
     "family, more, kind",
-    [
-        ("Mistral", {"sliding_window": 8}, CachedEngine),
-        ("Gemma2", {"sliding_window": 8}, CachedEngine),
-        ("Gemma3Text", {"sliding_window": 8, "num_hidden_layers": 7}, CachedEngine),
-        ("Mamba", {}, PlainEngine),
-    ],
+    [("GptOss", {"num_local_experts": 4}, CachedEngine), ("Mamba", {}, PlainEngine)],
 )
 def test_models_that_cannot_be_packed_are_read_row_by_row(
     released: Loaded, family: str, more: dict[str, Any], kind: type[CachedEngine | PlainEngine]
 ) -> None:
-    """Sliding windows, of some layers or all, and a recurrent model: as full passes have it."""
-    config = getattr(transformers, f"{family}Config")(**{**SMALL, **more})
-    torch.manual_seed(0)
-    causal = f"{family.removesuffix('Text')}ForCausalLM"
-    model = getattr(transformers, causal)(config)
+    """Attention with sinks, and a recurrent model: as full passes have it."""
+    model = small(family, **more)
     said: list[str] = []
     engine = make_engine(model, released.vocabulary, said.append)
     assert type(engine) is kind and "cannot be packed" in said[0]
@@ -317,9 +374,8 @@ def test_what_changes_with_the_length_of_a_row_is_not_packed(
     factors = {name: [1.0] * 8 for name in ("short_factor", "long_factor")}
     rope = {"rope_theta": 1e4, **more, **(factors if family == "Phi3" else {})}
     rope |= {"original_max_position_embeddings": 64} if more else {}
-    given = {**SMALL, "pad_token_id": 0, **({"rope_parameters": rope} if more else {})}
-    config = getattr(transformers, f"{family}Config")(**given, sliding_window=None)
-    model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config)
+    given = {"rope_parameters": rope} if more else {}
+    model = small(family, **given, sliding_window=None)
     said: list[str] = []
     assert not isinstance(make_engine(model, released.vocabulary, said.append), PackedEngine)
     assert said == [f"this model's rows cannot be packed and are read one by one: {why}"]
@@ -350,10 +406,7 @@ def test_a_head_of_sixteen_bits_rounds_no_likelihood(
 
 
 def test_logits_that_a_model_scales_are_its_own(released: Loaded) -> None:
-    config = transformers.GraniteConfig(**SMALL, logits_scaling=0.1)
-    torch.manual_seed(0)
-    model: Any = transformers.GraniteForCausalLM(config)
-    model = model.to(torch.bfloat16)
+    model = small("Granite", logits_scaling=0.1).to(torch.bfloat16)
     engine = make_engine(model, released.vocabulary)
     assert isinstance(engine, PackedEngine)
     ids = prompts_of(released)[2]

@@ -95,20 +95,22 @@ def test_experts_cannot_be_quantized(tmp_path: Path, jlm: Jlm, replica: Path, fa
     assert done.code == 2 and "--quantize 4bit: the experts of moe would stay whole" in done.err
 
 
-def test_a_model_that_sees_judges_texts(tmp_path: Path, replica: Path) -> None:
-    """Mistral 3, which transformers knows only as a model of images and texts."""
+@pytest.mark.parametrize("family", ["Mistral3", "Gemma3"])
+def test_a_model_that_sees_judges_texts(tmp_path: Path, replica: Path, family: str) -> None:
+    """Those of Mistral 3 transformers knows only as models of images and texts."""
     small: dict[str, Any] = {
         "hidden_size": 32,
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
     }
     text = {**small, "intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 16}
-    config = transformers.Mistral3Config(
-        text_config=transformers.MistralConfig(**text, vocab_size=32000, sliding_window=None),
-        vision_config=transformers.PixtralVisionConfig(**small, intermediate_size=32),
+    config = getattr(transformers, f"{family}Config")(
+        text_config={**text, "vocab_size": 32000, "sliding_window": 500},
+        vision_config={**small, "intermediate_size": 32},
     )
     folder = tmp_path / "sees"
-    transformers.Mistral3ForConditionalGeneration(config).save_pretrained(folder)
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(config)
+    model.save_pretrained(folder)
     for path in replica.glob("*token*"):
         shutil.copyfile(path, folder / path.name)
     loaded = load(str(folder))
