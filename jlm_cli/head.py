@@ -7,7 +7,7 @@ from the same states and weights; the other thousands are only added up.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -38,17 +38,21 @@ def only(model: PreTrainedModel, kept: Sequence[int]) -> Iterator[None]:
 
 @dataclass
 class Exact:
-    """Logits of some tokens in float32, beside those that the head gave."""
+    """Logits of some tokens in float32, beside those that the head gave. `after` is what the model
+    does with the head's."""
 
     columns: torch.Tensor
+    after: Callable[[torch.Tensor], torch.Tensor] | None
     _given: torch.Tensor | None = None
     _own: torch.Tensor | None = None
 
     def log_p(self, logits: torch.Tensor, at: Any) -> torch.Tensor:
         """[n, columns] for the places `at` of a pass's logits [..., vocabulary]; rounded where they
-        are not as the head gave them: some models change them, some GPUs get them from others."""
+        are not as known: some models change them otherwise, some GPUs get them from others."""
         own = self._own
-        if self._given is None or self._given.data_ptr() != logits.data_ptr():
+        if own is not None and self.after:
+            own = self.after(own)
+        elif self._given is None or self._given.data_ptr() != logits.data_ptr():
             own = None
         return log_p(logits[at], self.columns, None if own is None else own[at])
 
@@ -70,9 +74,21 @@ def _is_plain(head: Module) -> TypeGuard[Linear]:
     return head.weight.ndim == 2 and head.weight.is_floating_point()
 
 
+def _after(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """What transformers' models (Gemma, Cohere, Granite) do with the head's logits."""
+    config = model.config.get_text_config()
+    if cap := getattr(config, "final_logit_softcapping", None):
+        return lambda logits: cap * torch.tanh(logits / cap)
+    if factor := getattr(config, "logit_scale", None):
+        return lambda logits: logits * factor
+    if divisor := getattr(config, "logits_scaling", None):
+        return lambda logits: logits / divisor
+    return None
+
+
 @contextmanager
 def exact(model: PreTrainedModel, columns: torch.Tensor) -> Iterator[Exact]:
-    found = Exact(columns)
+    found = Exact(columns, _after(model))
     hook = model.get_output_embeddings().register_forward_hook(found.hear)  # type: ignore[no-untyped-call]
     try:
         yield found

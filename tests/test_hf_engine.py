@@ -405,17 +405,35 @@ def test_a_head_of_sixteen_bits_rounds_no_likelihood(
     assert (rounded - logits).abs().max() > 0.05
 
 
-def test_logits_that_a_model_scales_are_its_own(released: Loaded) -> None:
-    model = small("Granite", logits_scaling=0.1).to(torch.bfloat16)
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("Granite", {"logits_scaling": 0.1}),
+        ("Cohere2", {"logit_scale": 10.0}),
+        ("Gemma2", {"final_logit_softcapping": 30.0}),
+    ],
+)
+def test_logits_that_a_model_changes_are_as_exact(
+    released: Loaded, family: str, more: dict[str, float]
+) -> None:
+    model = small(family, **more).to(torch.bfloat16)
+    with torch.no_grad():
+        model.lm_head.weight *= 20
     engine = make_engine(model, released.vocabulary)
     assert isinstance(engine, PackedEngine)
     ids = prompts_of(released)[2]
-    batch = engine.begin([ids], [[]], list(range(50)))
+    heard: list[torch.Tensor] = []
+    model.lm_head.register_forward_hook(lambda _, given, __: heard.append(given[0][0, -1]))
+    batch = engine.begin([ids], [[]], list(range(500)))
     while batch.feed():
         pass
     with torch.inference_mode():
-        logits = model(torch.tensor([ids])).logits[0, -1].float()
-    assert np.abs(batch.known()[0][0] - logits.log_softmax(-1)[:50].numpy()).max() < 0.3
+        rounded = model(torch.tensor([ids])).logits[0, -1].float()
+        logits = heard[0].float() @ model.lm_head.weight.float().T
+    change = {"Granite": logits * 10, "Cohere2": logits * 10, "Gemma2": 30 * (logits / 30).tanh()}
+    wanted = change[family] - rounded.logsumexp(-1)
+    off = np.abs(batch.known()[0][0] - wanted[:500].numpy()).max()
+    assert off < (change[family] - rounded)[:500].abs().max() / 3
 
 
 @pytest.mark.parametrize(
