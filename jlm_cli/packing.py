@@ -89,9 +89,9 @@ class Fans:
             place += range(fan.start, fan.end)
         additive = torch.zeros(sees.shape, dtype=dtype)
         additive.masked_fill_(torch.from_numpy(~sees), float("-inf"))
-        tokens = sent([row, turn, place], device).unbind()
-        lying = (sent(torch.from_numpy(lie), device) for lie in (own, positions))
-        return cls(first, *tokens, sent(additive, device), *lying)
+        row_, turn_, place_ = sent([row, turn, place], device)
+        sees_, own_, positions_ = (sent(one, device) for one in (additive, own, positions))
+        return cls(first, row_, turn_, place_, sees_, own_, positions_)
 
     def on(self, device: torch.device) -> Fans:
         """The same for layers on another GPU."""

@@ -1,15 +1,15 @@
 """Inputs with one file per model: joined, they make the rows that a command takes.
 
-Each kind of file gives a key to join by, the answer and whose it is; MT-bench keeps its questions
-in a file of their own, MM-Vet questions and truth. What comes out is a Source of native rows, on
-the lines of the first file.
+Each kind of file gives a key to join by, the answer and whose it is. Questions may be in a file of
+their own, as MT-bench keeps them; MM-Vet has questions and truth there. What comes out is a Source
+of native rows, on the lines of the first file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +17,43 @@ import orjson
 
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.records import Json, need_text
-from jlm_cli.schemas import SCHEMAS, parse_row
+from jlm_cli.schemas import SCHEMAS, check_named, has, listed, mapped, parse_row
+from jlm_cli.side_files import key_of, twin_hint
 from jlm_cli.source import Source, open_source, spooled_rows
+
+Pairs = tuple[tuple[str, str], ...]  # of `--map`
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One model's answer; the question where its file holds it."""
+    """One model's answer; the question where its file holds it, which may be all that it holds."""
 
     line: int
     key: Any
-    text: Any
-    model: Any
+    text: Any = None
+    model: Any = None
     question: Any = None
     category: Any = None
+    reference: Any = None
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file with one model's answers, told by its fields."""
+    """A kind of file, told by its fields: with one model's answers, or with questions."""
 
     name: str
     fields: frozenset[str]
     read: Callable[[Json, int], Answer]
+    asks: bool = False
+
+
+@dataclass(frozen=True)
+class Side:
+    """A file that is joined with others."""
+
+    name: str
+    kind: Kind
+    answers: dict[Any, Answer]
 
 
 def _alpaca(row: Json, line: int) -> Answer:
@@ -59,17 +73,52 @@ def _mtbench(row: Json, line: int) -> Answer:
     )
 
 
+def _mtbench_question(row: Json, line: int) -> Answer:
+    question = conversation(row["turns"], "turns")
+    return Answer(line, row["question_id"], question=question, category=row.get("category"))
+
+
+def _native(row: Json, line: int) -> Answer:
+    """Native fields, but of one answer or none; joined by the question where there is no id."""
+    fields = listed(row)
+    answers, question = fields.get("answers"), fields.get("question")
+    key = question if fields.get("id") is None else fields["id"]
+    text = answers[0] if isinstance(answers, list) and answers else None
+    model = fields.get("models", fields.get("model"))
+    return Answer(line, key, text, model, question, *map(fields.get, ("category", "reference")))
+
+
 KINDS = (
     Kind("AlpacaEval outputs", frozenset({"instruction", "output", "generator"}), _alpaca),
     Kind("JudgeLM answers", frozenset({"question_id", "question_body", "text"}), _judgelm),
     Kind("MT-bench answers", frozenset({"question_id", "model_id", "choices"}), _mtbench),
 )
-_MTBENCH_QUESTIONS = frozenset({"question_id", "turns"})
+_NATIVE = (
+    Kind("MT-bench questions", frozenset({"question_id", "turns"}), _mtbench_question, asks=True),
+    Kind("answers", frozenset({"answer"}), _native),
+    Kind("questions", frozenset({"question"}), _native, asks=True),
+)
 
 
-def kind_of(row: Json) -> Kind | None:
-    """The kind of one-model file that a row is from."""
-    return next((kind for kind in KINDS if kind.fields <= row.keys()), None)
+def kind_of(row: Json, kinds: Sequence[Kind]) -> Kind | None:
+    """The kind of file that a row is from."""
+    return next((kind for kind in kinds if kind.fields <= row.keys()), None)
+
+
+def _named(first: Json, pairs: Pairs) -> Kind | None:
+    """The kind of a file whose fields `--map` names; question and answer may be missing there."""
+    there = tuple(
+        (name, field)
+        for name, field in pairs
+        if name not in ("question", "answer") or has(first, field)
+    )
+    schema = mapped(there)
+
+    def read(row: Json, line: int) -> Answer:
+        return _native({"model": row.get("model"), **schema.native(row)}, line)
+
+    kind = kind_of(schema.native(first), _NATIVE[1:])
+    return kind and replace(kind, fields=frozenset(), read=read)
 
 
 def conversation(turns: Any, field: str) -> str:
@@ -82,52 +131,62 @@ def conversation(turns: Any, field: str) -> str:
     return "\n\n".join(f"[Turn {n}]\n{text}" for n, text in enumerate(texts, start=1))
 
 
+_WHOLE = [schema for schema in SCHEMAS if schema.name != "native-answer"]
 _SIDES = {"judge": "two models' answers", "grade": "one model's answers", "rank": "answers"}
 
 
-def joined(names: Sequence[str], command: str, limit: int | None) -> Source:
-    """One file per model (and MT-bench's questions) as one Source of native rows.
+def joined(names: Sequence[str], command: str, limit: int | None, pairs: Pairs) -> Source:
+    """One file per model (and perhaps one of questions) as one Source of native rows.
 
     An id that not all models have an answer for stays as a row with fewer, for the command to
     refuse. Raises InputError where the files do not fit together.
     """
-    if command == "grade" and (truth := _mmvet(names)) is not None:
+    if command == "grade" and not pairs and (truth := _mmvet(names)) is not None:
         return _source(names[0], truth[:limit])
-    questions: dict[Any, Json] = {}
-    answers: list[tuple[Kind, dict[Any, Answer]]] = []
     with ExitStack() as files:
-        for source in [files.enter_context(open_source(name)) for name in names]:
-            first = parse_first(source)
-            if first is not None and first.keys() >= _MTBENCH_QUESTIONS:
-                questions |= _asked(source)
-            else:
-                answers.append(_answers(source, first))
-    most = {"judge": 2, "grade": 1}.get(command, len(answers))
+        sources = [files.enter_context(open_source(name)) for name in names]
+        check_named(sources, pairs)
+        sides = [_side(source, pairs) for source in sources]
+    asked = [side for side in sides if side.kind.asks]
+    answered = [side for side in sides if not side.kind.asks]
+    most = {"judge": 2, "grade": 1}.get(command, len(answered))
     least = min(most, 2)
-    if not least <= len(answers) <= most or len({kind.name for kind, _ in answers}) > 1:
-        kinds = ", ".join(kind.name for kind, _ in answers) or "none"
+    if not least <= len(answered) <= most or len({side.kind.name for side in answered}) > 1:
+        kinds = ", ".join(side.kind.name for side in answered) or "none"
         raise InputError(
             f"{', '.join(names)}: {command} takes {_SIDES[command]} to the same questions, "
             f"in files of one kind; here are {kinds}"
         )
-    if answers[0][0].name.startswith("MT-bench") and not questions:
-        raise InputError(f"{', '.join(names)}: MT-bench's question file is needed as well")
-    rows = _rows_of([side for _, side in answers], questions)
+    _check_together([*asked, *answered])
+    rows = _rows_of(answered, {key: one for side in asked for key, one in side.answers.items()})
+    if rows and all(row["question"] is None for _, row in rows):
+        raise InputError(f"{', '.join(names)}: a file with the questions is needed as well")
     return _source(names[0], rows[:limit])
 
 
-def _asked(source: Source) -> dict[Any, Json]:
-    """MT-bench's questions by id, each with all its turns as `question`."""
-    found = {}
-    for line, row in _rows(source):
-        key = row.get("question_id")
-        try:
-            if not isinstance(key, str | int):
-                raise RowError("bad-type", "field question_id: a text or a whole number is needed")
-            found[key] = {**row, "question": conversation(row.get("turns"), "turns")}
-        except RowError as error:
-            raise InputError(f"{source.name}:{line}: {error}") from error
-    return found
+def _check_together(sides: Sequence[Side]) -> None:
+    """Raises InputError for files of other ids than the first one's, or of other questions."""
+    first = sides[0]
+    for side in sides[1:]:
+        both = [key for key in side.answers if key in first.answers]
+        if not both and first.answers and side.answers:
+            one = next(iter(side.answers))
+            why = twin_hint(one, {key_of(key) for key in first.answers})
+            raise InputError(
+                f"{first.name} and {side.name}: no id is in both; {str(one)[:60]!r} is not in "
+                f"{first.name}{why}"
+            )
+        for key in both:
+            a, b = first.answers[key], side.answers[key]
+            if not _same_text(a.question, b.question):
+                raise InputError(
+                    f"{first.name}:{a.line} and {side.name}:{b.line}: other questions under one "
+                    f"id, {str(key)[:60]!r}; what is joined by id must have the same"
+                )
+
+
+def _same_text(a: Any, b: Any) -> bool:
+    return not (isinstance(a, str) and isinstance(b, str)) or a.strip() == b.strip()
 
 
 def parse_first(source: Source) -> Json | None:
@@ -150,11 +209,18 @@ def _rows(source: Source) -> list[tuple[int, Json]]:
     return rows
 
 
-def _answers(source: Source, first: Json | None) -> tuple[Kind, dict[Any, Answer]]:
-    kind = None if first is None else kind_of(first)
+def _side(source: Source, pairs: Pairs) -> Side:
+    first = parse_first(source)
+    if first is None or (not pairs and any(schema.fields <= first.keys() for schema in _WHOLE)):
+        kind = None
+    else:
+        kind = _named(first, pairs) if pairs else kind_of(first, (*KINDS, *_NATIVE))
     if kind is None:
         known = ", ".join(kind.name for kind in KINDS)
-        raise InputError(f"{source.name}: is no file of one model's answers; known are {known}")
+        raise InputError(
+            f"{source.name}: is no file of one model's answers; known are {known}, and those with "
+            "a field answer (else name it: --map answer=FIELD)"
+        )
     found: dict[Any, Answer] = {}
     for line, row in _rows(source):
         for missing in sorted(kind.fields - row.keys()):
@@ -168,27 +234,40 @@ def _answers(source: Source, first: Json | None) -> tuple[Kind, dict[Any, Answer
         if answer.key in found:
             raise InputError(f"{source.name}:{line}: {str(answer.key)[:60]!r} stands there twice")
         found[answer.key] = answer
-    return kind, found
+    return Side(source.name, kind, found)
 
 
-def _rows_of(
-    sides: Sequence[dict[Any, Answer]], questions: dict[Any, Json]
-) -> list[tuple[int, Json]]:
-    rows = []
-    for key in dict.fromkeys(key for side in sides for key in side):
-        found = [side[key] for side in sides if key in side]
-        asked = questions.get(key, {})
-        question = asked.get("question") if found[0].question is None else found[0].question
-        models = [answer.model for answer in found]
+def _rows_of(sides: Sequence[Side], questions: dict[Any, Answer]) -> list[tuple[int, Json]]:
+    """Models that have no name in their file have that of the file."""
+    names, rows = _names_of(sides), []
+    for key in dict.fromkeys(key for side in sides for key in side.answers):
+        found = [
+            (side.answers[key], name)
+            for side, name in zip(sides, names, strict=True)
+            if key in side.answers
+        ]
+        told = [answer for answer, _ in found]
+        if key in questions:
+            told.append(questions[key])
+        question, category, reference = (
+            next((value for one in told if (value := getattr(one, field)) is not None), None)
+            for field in ("question", "category", "reference")
+        )
         row = {
-            "id": None if key == found[0].question else key,
+            "id": None if key == question else key,
             "question": question,
-            "answers": [answer.text for answer in found],
-            "models": models if all(isinstance(model, str) for model in models) else None,
-            "category": asked.get("category", found[0].category),
+            "answers": [answer.text for answer, _ in found],
+            "models": [a.model if isinstance(a.model, str) else name for a, name in found],
+            "category": category,
+            "reference": reference,
         }
-        rows.append((found[0].line, row))
+        rows.append((told[0].line, row))
     return rows
+
+
+def _names_of(sides: Sequence[Side]) -> list[str]:
+    stems = [Path(side.name).name.partition(".")[0] for side in sides]
+    return stems if len(set(stems)) == len(stems) else [side.name for side in sides]
 
 
 def _mmvet(names: Sequence[str]) -> list[tuple[int, Json]] | None:
@@ -238,7 +317,7 @@ def is_one_models(source: Source) -> bool:
     first = parse_first(source)
     if first is None or any(schema.fields <= first.keys() for schema in SCHEMAS):
         return False
-    return kind_of(first) is not None
+    return kind_of(first, KINDS) is not None
 
 
 def _source(name: str, rows: Sequence[tuple[int, Json]]) -> Source:

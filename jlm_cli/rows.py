@@ -118,11 +118,11 @@ def _source_of(config: Config) -> tuple[Source, Schema]:
         if config.command != "grade":
             more = "the files of two models" if config.command == "judge" else "more models' files"
             raise InputError(f"{source.where(0)}: one model's answers; give {more}")
-    elif config.field_map or config.schema != "auto":
-        raise UsageError("--map and --schema are for one input; several are joined by their ids")
+    elif config.schema != "auto":
+        raise UsageError("--schema is for one input; several are joined by their ids")
     elif "-" in config.inputs:
         raise InputError("-: standard input cannot be one of several inputs")
     elif len(set(config.inputs)) < len(config.inputs):
         twice = next(name for name in config.inputs if config.inputs.count(name) > 1)
         raise InputError(f"{twice}: the same input is named twice")
-    return joined(config.inputs, config.command, config.limit), SCHEMAS[0]
+    return joined(config.inputs, config.command, config.limit, config.field_map), SCHEMAS[0]

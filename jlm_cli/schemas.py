@@ -6,9 +6,10 @@ taken for the whole input.
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -53,10 +54,11 @@ class Schema:
 
     def id_in(self, row: Json) -> Any:
         """A row's id, whatever else is wrong with it. Raises RowError without one."""
-        return need_id(_dotted(row, self.id))
+        return need_id(dotted(row, self.id))
 
 
-def _native(row: Json) -> Json:
+def listed(row: Json) -> Json:
+    """A single answer as a list of one."""
     if "answers" not in row and "answer" in row:
         return {**row, "answers": [row["answer"]]}
     return row
@@ -180,8 +182,8 @@ def _rewardbench(row: Json) -> Json:
 
 _JUDGELM_FIELDS = frozenset({"question_id", "question_body", "answer1_body"})
 SCHEMAS = (
-    Schema("native", frozenset({"question", "answers"}), _native),
-    Schema("native-answer", frozenset({"question", "answer"}), _native),
+    Schema("native", frozenset({"question", "answers"}), listed),
+    Schema("native-answer", frozenset({"question", "answer"}), listed),
     Schema("judgelm", _JUDGELM_FIELDS, _judgelm, "question_id"),
     Schema("pandalm", frozenset({"instruction", "response1", "response2"}), _pandalm, "idx"),
     Schema("alpaca", frozenset({"instruction", "output_1", "output_2"}), _alpaca),
@@ -189,27 +191,30 @@ SCHEMAS = (
 )
 
 
+_NUMBERED = re.compile(r"(answer|model)_(\d+)")
+
+
 def mapped(pairs: tuple[tuple[str, str], ...]) -> Schema:
-    """The schema of `--map NATIVE=FIELD`; FIELD may be dotted (`choices.0.text`), answers may be
-    answer_1, answer_2.
+    """The schema of `--map NATIVE=FIELD`; FIELD may be dotted (`choices.0.text`, `turns.-1`),
+    answers and models may be answer_1, answer_2 and model_1, model_2.
     Fields that already have native names keep them; with no FIELD, one is left out.
 
     Raises InputError for a native name that does not exist.
     """
-    known = {*_NATIVE_FIELDS, *(name for name, _ in pairs if re.fullmatch(r"answer_\d+", name))}
-    for name, _ in pairs:
-        if name not in known:
+    numbered: dict[str, list[tuple[int, str]]] = {"answers": [], "models": []}
+    plain = []
+    for name, field in pairs:
+        if match := _NUMBERED.fullmatch(name):
+            numbered[f"{match[1]}s"].append((int(match[2]), field))
+        elif name not in _NATIVE_FIELDS:
             raise InputError(
-                f"--map {name}=…: no such native field; there are answer_1, answer_2, "
-                + ", ".join(_NATIVE_FIELDS)
+                f"--map {name}=…: no such native field; there are answer_1, answer_2, model_1, "
+                "model_2, " + ", ".join(_NATIVE_FIELDS)
             )
-    numbered = sorted(
-        (int(name.removeprefix("answer_")), field)
-        for name, field in pairs
-        if name.startswith("answer_")
-    )
-    plain = [(name, field) for name, field in pairs if field and not name.startswith("answer_")]
-    named = {name for name, _ in pairs}
+        elif field:
+            plain.append((name, field))
+    answers, models = ([field for _, field in sorted(some)] for some in numbered.values())
+    named = {name for name, _ in pairs} | ({"models"} if models else set())
     if any(name.startswith("answer") for name in named):
         named |= {"answer", "answers"}
     as_they_are = [name for name in _NATIVE_FIELDS if name not in named]
@@ -218,13 +223,15 @@ def mapped(pairs: tuple[tuple[str, str], ...]) -> Schema:
         fields = {name: row[name] for name in as_they_are if name in row}
         for name, field in plain:
             try:
-                fields[name] = _dotted(row, field)
+                fields[name] = dotted(row, field)
             except RowError:
                 if _is_due(name):
                     raise
-        if numbered:
-            fields["answers"] = [_dotted(row, field) for _, field in numbered]
-        return _native(fields)
+        if answers:
+            fields["answers"] = [dotted(row, field) for field in answers]
+        if models and all(has(row, field) for field in models):
+            fields["models"] = [dotted(row, field) for field in models]
+        return listed(fields)
 
     return Schema("map", frozenset(), native, dict(pairs).get("id") or "id")
 
@@ -234,35 +241,37 @@ def _is_due(name: str) -> bool:
     return name == "question" or name.startswith("answer")
 
 
-def _has(row: Json, field: str) -> bool:
+def has(row: Json, field: str) -> bool:
     try:
-        _dotted(row, field)
+        dotted(row, field)
     except RowError:
         return False
     return True
 
 
-def _check_named(source: Source, pairs: tuple[tuple[str, str], ...]) -> None:
+def check_named(sources: Sequence[Source], pairs: tuple[tuple[str, str], ...]) -> None:
     """Raises InputError for a field that `--map` names and no row has: a slip of the pen."""
     wanted = {field for name, field in pairs if field and not _is_due(name)}
     n_rows = 0
-    for raw in source:
+    for raw in itertools.chain.from_iterable(sources):
         if not wanted:
             return
         with suppress(RowError):
             row = parse_row(raw)
-            wanted -= {field for field in wanted if _has(row, field)}
+            wanted -= {field for field in wanted if has(row, field)}
             n_rows += 1
     if wanted and n_rows:
-        raise InputError(f"{source.name}: no row has the field {min(wanted)} (named by --map)")
+        names = ", ".join(source.name for source in sources)
+        raise InputError(f"{names}: no row has the field {min(wanted)} (named by --map)")
 
 
-def _dotted(row: Json, path: str) -> Any:
+def dotted(row: Json, path: str) -> Any:
     if path in row:
         return row[path]
     value: Any = row
     for part in path.split("."):
-        place: Any = int(part) if isinstance(value, list) and part.isdecimal() else part
+        number = isinstance(value, list) and part.removeprefix("-").isdecimal()
+        place: Any = int(part) if number else part
         try:
             value = value[place]
         except (LookupError, TypeError):
@@ -274,7 +283,7 @@ def recognise(source: Source, name: str, pairs: tuple[tuple[str, str], ...]) -> 
     """The schema of an input: by `--map`, by name, or by the fields of its first JSON object."""
     if pairs:
         schema = mapped(pairs)
-        _check_named(source, pairs)
+        check_named([source], pairs)
         return schema
     if name != "auto":
         by_name = {schema.name: schema for schema in SCHEMAS}

@@ -34,7 +34,7 @@ def test_windows(tokens: int, start: int, window: int) -> None:
     """Of either kernel, against a mask of all places; capped scores against their formula."""
     query, key, value = tensors(tokens, start + tokens + 9)
     ago = torch.arange(start, start + tokens)[:, None] - torch.arange(start + tokens + 9)
-    sees = torch.where((0 <= ago) & (ago < window), 0.0, float("-inf"))
+    sees = torch.where((ago >= 0) & (ago < window), 0.0, float("-inf"))
     for kernel, cap in ((fused, None), (by_products, None), (by_products, 2.0)):
         found = kernel.causal(query, key, value, start, Look(0.3, cap, window))
         scores = 0.3 * query @ key.repeat_interleave(3, 1).transpose(2, 3)

@@ -327,8 +327,12 @@ def test_windows_that_attention_is_not_told_of_are_not_packed(released: Loaded) 
     """This family has them in its masks alone, and a short trial would not show them."""
     model = small(
         "Qwen2Moe",
-        **{"sliding_window": 500, "use_sliding_window": True, "max_window_layers": 1},
-        **{"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32},
+        sliding_window=500,
+        use_sliding_window=True,
+        max_window_layers=1,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=32,
     )
     said: list[str] = []
     assert isinstance(make_engine(model, released.vocabulary, said.append), CachedEngine)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Jlm, read_rows, write_rows
+from conftest import ROOT, Jlm, pair, read_rows, write_rows
 
 SAMPLES = ROOT / "samples"
 RUNS: dict[str, tuple[tuple[str, ...], list[Any]]] = {
@@ -120,6 +120,68 @@ def test_an_answer_without_its_counterpart_is_an_error_record(tmp_path: Path, jl
     ]
 
 
+def test_any_two_files_are_joined_by_their_ids(tmp_path: Path, jlm: Jlm) -> None:
+    """Fields by their native names or by `--map`, the questions in the files or in one of their
+    own; a model that is not named has the name of its file."""
+    ids = [3, "x", 1]
+    asked = [{"id": n, "question": f"Q{n}", "category": "c", "reference": "r"} for n in ids]
+    write_rows(tmp_path / "asked.jsonl", asked[::-1])
+    for name in "ab":
+        told = [{"id": n, "answer": f"{name}{n}"} for n in ids]
+        write_rows(tmp_path / f"{name}.jsonl", told)
+        whole = [{**one, **two} for one, two in zip(asked, told, strict=True)]
+        write_rows(tmp_path / f"whole-{name}.jsonl", whole)
+        other = [
+            {"uid": row["id"], "model": f"m-{name}", "meta": {"topic": "c", "ref": "r"}}
+            | {"chat": [{"text": row["question"]}, {"text": "?"}, {"text": row["answer"]}]}
+            for row in whole
+        ]
+        write_rows(tmp_path / f"other-{name}.jsonl", other)
+    names = ["id=uid", "question=chat.0.text", "answer=chat.-1.text"]
+    names += ["category=meta.topic", "reference=meta.ref"]
+    mapped = [word for name in names for word in ("--map", name)]
+    for files, stem in (
+        (["asked.jsonl", "a.jsonl", "b.jsonl"], ""),
+        (["whole-a.jsonl", "whole-b.jsonl"], "whole-"),
+        (["other-a.jsonl", "other-b.jsonl", *mapped], "m-"),
+    ):
+        assert jlm("judge", *files, "--overwrite", "-o", "out.jsonl").code == 0
+        for n, record in zip(ids, read_rows(tmp_path / "out.jsonl"), strict=True):
+            assert (record["id"], record["line"]) == (n, 1 + ids.index(n))
+            assert record["sample"] == {
+                "question": f"Q{n}",
+                "answers": [f"a{n}", f"b{n}"],
+                "reference": "r",
+                "models": [f"{stem}a", f"{stem}b"],
+                "category": "c",
+            }
+    assert jlm("grade", "a.jsonl", "asked.jsonl", "-o", "grades.jsonl").code == 0
+    assert [record["sample"]["answers"] for record in read_rows(tmp_path / "grades.jsonl")] == [
+        ["a3"],
+        ["ax"],
+        ["a1"],
+    ]
+    done = jlm("judge", "asked.jsonl", "a.jsonl", "b.jsonl", "--map", "category=topic")
+    assert done.code == 2 and "no row has the field topic (named by --map)" in done.err
+
+
+def test_files_of_other_questions_are_not_joined(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [{"id": n, "question": f"Q{n}", "answer": "A"} for n in (1, 2)]
+    write_rows(tmp_path / "a.jsonl", rows)
+    write_rows(tmp_path / "b.jsonl", [rows[1], {**rows[0], "question": "Else?"}])
+    write_rows(tmp_path / "c.jsonl", [{**row, "id": str(row["id"])} for row in rows])
+    write_rows(tmp_path / "pairs.jsonl", [pair(1)])
+    write_rows(tmp_path / "none.jsonl", [{"answer": "A"}])
+    for name, message in (
+        ("b", "a.jsonl:1 and b.jsonl:2: other questions under one id, '1'"),
+        ("c", "a.jsonl and c.jsonl: no id is in both; '1' is not in a.jsonl (it has 1: a text"),
+        ("pairs", "pairs.jsonl: is no file of one model's answers"),
+        ("none", "none.jsonl:1: an id must be a text or a whole number"),
+    ):
+        done = jlm("judge", "a.jsonl", f"{name}.jsonl")
+        assert done.code == 2 and message in done.err.strip().splitlines()[-1], done.err
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -127,7 +189,7 @@ def test_an_answer_without_its_counterpart_is_an_error_record(tmp_path: Path, jl
         (("a.jsonl", "twice.jsonl"), "twice.jsonl:2: '1' stands there twice"),
         (("a.jsonl", "short.jsonl"), "short.jsonl:2: field question_body is missing"),
         (("a.jsonl", "b.jsonl", "c.jsonl"), "judge takes two models' answers"),
-        (("m.jsonl", "n.jsonl"), "MT-bench's question file is needed"),
+        (("m.jsonl", "n.jsonl"), "m.jsonl, n.jsonl: a file with the questions is needed"),
     ],
 )
 def test_files_that_do_not_fit(

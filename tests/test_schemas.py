@@ -96,6 +96,22 @@ def test_map_names_any_fields(tmp_path: Path) -> None:
         samples(path, pairs=(("qestion", "prompt"),))
 
 
+def test_map_names_models_and_counts_from_the_end(tmp_path: Path) -> None:
+    rows = [
+        {"turns": ["a", "b", "Q"], "left": "A", "right": "B", "m1": "x", "m2": "y"},
+        {"turns": ["Q"], "left": "A", "right": "B", "m1": "x"},
+    ]
+    path = write_rows(tmp_path / "in.jsonl", rows)
+    pairs = (
+        ("question", "turns.-1"),
+        *(("answer_1", "left"), ("answer_2", "right")),
+        *(("model_2", "m2"), ("model_1", "m1")),
+    )
+    named, unnamed = samples(path, pairs=pairs)
+    assert (named.question, named.models) == ("Q", ("x", "y"))
+    assert (unnamed.question, unnamed.models) == ("Q", None)
+
+
 def test_map_leaves_native_names_as_they_are(tmp_path: Path) -> None:
     row = {**pair(7), "prompt": "P", "a": "A", "gold": "1", "category": "C", "reference": "R"}
     path = write_rows(tmp_path / "in.jsonl", [row])
@@ -363,12 +379,9 @@ def test_what_is_no_json_at_all_is_named(tmp_path: Path, jlm: Jlm) -> None:
     assert "no line is JSON" not in jlm("judge", "some.jsonl").err
 
 
-def test_several_inputs_take_no_map(tmp_path: Path, jlm: Jlm) -> None:
-    for words in (["--map", "question=q"], ["--schema", "native"]):
-        done = jlm("judge", "a.jsonl", "b.jsonl", *words)
-        assert (done.code, done.err) == (
-            2,
-            "jlm: --map and --schema are for one input; several are joined by their ids\n",
-        )
+def test_several_inputs_take_no_schema(tmp_path: Path, jlm: Jlm) -> None:
+    done = jlm("judge", "a.jsonl", "b.jsonl", "--schema", "native")
+    message = "jlm: --schema is for one input; several are joined by their ids\n"
+    assert (done.code, done.err) == (2, message)
     done = jlm("judge", "a.jsonl", "a.jsonl", "b.jsonl")
     assert (done.code, done.err) == (2, "jlm: a.jsonl: the same input is named twice\n")
