@@ -61,9 +61,10 @@ class Rows:
 
     def error(self, row: int, error: RowError) -> Json:
         """The error record of a row."""
-        return error_record(self._id(row), self.source.line(row), self.config.command, error)
+        return error_record(self.id_of(row), self.source.line(row), self.config.command, error)
 
-    def _id(self, row: int) -> Any:
+    def id_of(self, row: int) -> Any:
+        """None where it has none, or cannot be read."""
         try:
             return self.schema.id_in(parse_row(self.source.read(row)))
         except RowError:

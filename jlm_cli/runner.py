@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from jlm_cli import loading, sharding
 from jlm_cli.batching import Plan
@@ -44,8 +43,9 @@ from jlm_cli.journal import (
     write_stdout,
     write_whole,
 )
+from jlm_cli.kept import Kept, kept_of
 from jlm_cli.modes import Reading, flags_of
-from jlm_cli.output import MADE_WITH, check_output, good_rows, summary_path
+from jlm_cli.output import MADE_WITH, check_output, summary_path
 from jlm_cli.preflight import Run, facts_of, fingerprint, open_run, plan_of, preflight
 from jlm_cli.records import Json, Sample, dump, dump_indented, judged_record
 from jlm_cli.report import Report, Written, exit_status, spoken
@@ -145,15 +145,14 @@ def _begin(now: Run, journal: Journal, report: Report) -> int:
     rows that are."""
     left = np.ones(len(now.rows), bool)
     facts = fingerprint(now)
-    output = now.config.output if now.config.retry_errors else None
-    good = None if output is None else good_rows(output, now.rows, facts)
+    kept = _kept_of(now, facts)
     if (n := _n_given_up(now, journal, facts)) > 0:
         report.note(f"{n} rows that another run had judged in {journal.folder} are given up")
     done = journal.begin(facts, discard=now.config.overwrite)
     left[done] = False
-    if good is not None:
-        _keep(now, journal, good & left)
-        left[good] = False
+    if kept is not None:
+        _keep(now, journal, kept.without(done))
+        left[kept.rows] = False
     if not left.all():
         report.note(f"going on: {int((~left).sum())} of {len(left)} rows are done")
     try:
@@ -186,13 +185,18 @@ def _n_given_up(now: Run, journal: Journal, facts: Json) -> int:
     return journal.n_records() if before and first_difference(before, facts) else 0
 
 
-def _keep(now: Run, journal: Journal, good: NDArray[np.bool_]) -> None:
-    """Take the good records of the output over, a few at a time."""
-    assert now.config.output is not None
-    with now.config.output.open("rb") as records:
-        kept = ((row, raw.rstrip(b"\n")) for row, raw in enumerate(records) if good[row])
-        while some := list(islice(kept, AT_ONCE)):
-            journal.append(some)
+def _kept_of(now: Run, facts: Json) -> Kept | None:
+    """What --retry-errors leaves as it is."""
+    if not now.config.retry_errors or now.config.output is None:
+        return None
+    return kept_of(now.config.output, now.rows, facts, give_up=now.config.overwrite)
+
+
+def _keep(now: Run, journal: Journal, kept: Kept) -> None:
+    """Take its records over, a few at a time."""
+    records = kept.records(now.rows)
+    while some := list(islice(records, AT_ONCE)):
+        journal.append(some)
 
 
 def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: Report) -> None:

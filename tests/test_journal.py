@@ -218,7 +218,7 @@ def test_retry_errors(tmp_path: Path, jlm: Jlm) -> None:
     assert all("error" not in record for record in after)
     write_rows(tmp_path / "in.jsonl", [pair(n) for n in range(19)])
     done = jlm(*words, "--retry-errors")
-    assert done.code == 2 and "holds 20 records, the input 19 rows" in done.err
+    assert done.code == 2 and "no longer has the rows of 1 of its judgments" in done.err
 
 
 def test_retrying_with_other_settings(tmp_path: Path, jlm: Jlm) -> None:
@@ -351,7 +351,56 @@ def test_rows_that_came_later_are_judged_alone(tmp_path: Path, jlm: Jlm) -> None
     assert [row["id"] for row in read_rows(tmp_path / "out.jsonl")] == list(range(6))
     write_rows(tmp_path / "in.jsonl", rows[:3])
     done = jlm(*words, "--retry-errors")
-    assert done.code == 2 and "the same input, or one with more rows at its end" in done.err
+    assert done.code == 2 and "no longer has the rows of 3 of its judgments" in done.err
+    assert (tmp_path / "out.jsonl").read_bytes().startswith(first)
+
+
+def test_rows_that_moved_keep_their_judgments(tmp_path: Path, jlm: Jlm) -> None:
+    """New rows among them are judged alone; of two rows alike each keeps its own. Judgments of rows
+    that are gone are not given up unasked."""
+    rows = [pair(n) for n in range(9)]
+    rows[3] = rows[6] = {**rows[3], "id": "twice"}
+    write_rows(tmp_path / "in.jsonl", [*rows, {"id": 99}])
+    words = ("judge", "in.jsonl", "-o", "out.jsonl")
+    assert jlm(*words).code == 3
+    before = read_rows(tmp_path / "out.jsonl")
+    changed = {**rows[2], "question": "Another?"}
+    order = [rows[8], pair("new"), rows[6], changed, rows[0], rows[1], *rows[3:6], rows[7]]
+    (tmp_path / "in.jsonl").write_text("\n\n".join(map(json.dumps, order)))
+    done = jlm(*words, "--retry-errors")
+    assert done.code == 0 and "going on: 8 of 10 rows are done" in done.err, done.err
+    old: list[Any] = [8, None, 6, None, 0, 1, 3, 4, 5, 7]
+    for n, record in enumerate(read_rows(tmp_path / "out.jsonl")):
+        if old[n] is not None:
+            assert record == {**before[old[n]], "line": 1 + 2 * n}
+    kept = (tmp_path / "out.jsonl").read_bytes()
+    write_rows(tmp_path / "in.jsonl", order[2:])
+    done = jlm(*words, "--retry-errors")
+    assert done.code == 2 and "rows of 2 of its judgments (id '8' first)" in done.err
+    assert (tmp_path / "out.jsonl").read_bytes() == kept
+    assert "8 of 8 rows are done" in jlm(*words, "--retry-errors", "--overwrite").err
+    write_rows(tmp_path / "in.jsonl", [{**row, "question": "Else?"} for row in order])
+    done = jlm(*words, "--retry-errors")
+    assert done.code == 2 and "none of its 8 judgments is of a row of this input" in done.err
+
+
+def test_compact_records_are_kept_where_the_input_only_grew(tmp_path: Path, jlm: Jlm) -> None:
+    """They do not say what they are of."""
+    text = "\n".join(json.dumps(pair(n)) for n in range(3))
+    words = ("judge", "in.jsonl", "-o", "out.jsonl", "--compact")
+    for end in ("", "\n"):
+        (tmp_path / "in.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{text}{end}".encode())
+        assert jlm(*words, "--overwrite").code == 0
+        before = (tmp_path / "out.jsonl").read_bytes()
+        (tmp_path / "in.jsonl").write_text(f"{text}\n{json.dumps(pair(3))}\n")
+        done = jlm(*words, "--retry-errors")
+        assert done.code == 0 and "going on: 3 of 4 rows are done" in done.err, done.err
+        assert (tmp_path / "out.jsonl").read_bytes().startswith(before)
+    rows = [pair(n) for n in range(4)]
+    rows[1]["question"] = "Another?"
+    write_rows(tmp_path / "in.jsonl", rows)
+    done = jlm(*words, "--retry-errors")
+    assert done.code == 2 and "--compact records do not tell what they are of" in done.err
 
 
 def test_a_file_with_the_summarys_name_is_kept(tmp_path: Path, jlm: Jlm) -> None:
