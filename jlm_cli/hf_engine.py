@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,7 +20,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from jlm_cli.attention import computing
 from jlm_cli.batching import DRAFT_ROOM
 from jlm_cli.encoding import Vocabulary
-from jlm_cli.engine import Batch, Ids, LineDraft
+from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce
 from jlm_cli.head import exact, only
 from jlm_cli.hub import Say, first_line, unsaid
 from jlm_cli.memory import within_memory
@@ -37,7 +38,8 @@ GPU_PACK = 16384
 
 
 class PackedEngine(Writer):
-    """Scores by a packed prefill and tree steps: for models with ordinary attention."""
+    """Scores by a packed prefill and tree steps: for models with ordinary attention. A batch with a
+    row that is longer than the model's ordinary attention goes is read row by row."""
 
     at_once = 1
 
@@ -47,11 +49,16 @@ class PackedEngine(Writer):
         self.pack_tokens = CPU_PACK_BYTES // model.dtype.itemsize if on_cpu else GPU_PACK
         self._spare: list[Blocks] = []  # of batches that have ended
         self._latest: PackedBatch | None = None
+        self._up_to = _ordinary_up_to(model)
+        self._row_by_row = CachedEngine(model, vocabulary)
 
     @within_memory
     def begin(
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
-    ) -> PackedBatch:
+    ) -> PackedBatch | ReadAtOnce:
+        if max(map(len, prompts)) + DRAFT_ROOM > self._up_to:
+            self._latest = None
+            return self._row_by_row.begin(prompts, drafts, columns)
         blocks = self._spare.pop() if self._spare else Blocks()
         self._latest = PackedBatch(self, blocks, prompts, drafts, columns)
         return self._latest
@@ -246,25 +253,29 @@ def make_engine(
 ) -> PackedEngine | CachedEngine | PlainEngine:
     """The fastest engine that the model really follows, found out by a short trial."""
     packed, plain = PackedEngine(model, vocabulary), PlainEngine(model, vocabulary)
-    if (why := _unpackable(model) or _why_not(packed, plain)) is None:
+    if (why := _why_not(packed, plain)) is None:
         return packed
     say(f"this model's rows cannot be packed and are read one by one: {why}")
     cached = CachedEngine(model, vocabulary)
     return cached if _why_not(cached, plain) is None else plain
 
 
-def _unpackable(model: PreTrainedModel) -> str | None:
-    """What a short trial would not show: attention and places that change with a row's length."""
+def _ordinary_up_to(model: PreTrainedModel) -> float:
+    """From how many tokens on a row changes what its pass makes of the others, which no short trial
+    shows: attention in chunks, rotary embeddings by the longest row."""
     config = model.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    ropes = [rope, *(one for one in rope.values() if isinstance(one, dict))]
-    changing = {str(one.get("rope_type", one.get("type"))) for one in ropes} & _CHANGING_ROPES
+    ropes = getattr(config, "rope_parameters", None) or {}
+    ends: list[float] = [math.inf]
+    for rope in (ropes, *(one for one in ropes.values() if isinstance(one, dict))):
+        if rope.get("rope_type") == "longrope":
+            ends.append(rope["original_max_position_embeddings"])
+        elif rope.get("rope_type") == "dynamic":
+            ends.append(config.max_position_embeddings)
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
-        return "it attends in chunks"
-    return f"its rotary embedding is {min(changing)}" if changing else None
+        ends.append(config.attention_chunk_size)
+    return min(ends)
 
 
-_CHANGING_ROPES = {"longrope", "dynamic"}
 _TRIAL_TOLERANCE = 0.05  # relative, in log-probability; a mask that is ignored is off by far more
 _ROUNDING = 0.1  # more of it where numbers have 16 bits, which alone are off by 0.05
 
