@@ -190,7 +190,22 @@ def test_nothing_waits_for_the_device_within_a_batch(
     config = copy.deepcopy(released.model.config)
     config.num_key_value_heads = config.num_attention_heads // shared
     with torch.device("meta"):
-        engine = PackedEngine(type(released.model)(config).to(dtype), released.vocabulary)
+        _waits_for_nothing(type(released.model)(config).to(dtype), released)
+
+
+def test_nothing_waits_for_the_device_behind_windows(
+    released: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor for capped scores."""
+    monkeypatch.setattr("jlm_cli.hf_engine.Coming", Unseen)
+    for family in ("Gemma2", "Mistral"):
+        config = getattr(transformers, f"{family}Config")(**{**SMALL, "sliding_window": 8})
+        with torch.device("meta"):
+            _waits_for_nothing(getattr(transformers, f"{family}ForCausalLM")(config), released)
+
+
+def _waits_for_nothing(model: Any, released: Loaded) -> None:
+    engine = PackedEngine(model, released.vocabulary)
     prompts = prompts_of(released)
     assert prompts[0][:SHARED_START] == prompts[1][:SHARED_START]
     batch = engine.begin(prompts, [[DraftToken(5, 1, ())]] * len(prompts), [1, 2, 3])
