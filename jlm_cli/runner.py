@@ -53,7 +53,7 @@ from jlm_cli.rows import Rows
 from jlm_cli.source import spool_stdin
 from jlm_cli.standings import TALLIES, Tally
 from jlm_cli.summary import summary_of
-from jlm_cli.survey import AT_ONCE, encoded, take_survey
+from jlm_cli.survey import AT_ONCE, Survey, encoded, take_survey
 from jlm_cli.tasks import Task, in_turn
 
 _RECORDS_SHOWN = 13
@@ -121,11 +121,11 @@ def work(config: Config, workers: sharding.Workers) -> int:
         return EXIT_OK
     with locked(config.partial), _kept(config):
         check_output(config)  # once more: another run may just have finished
-        n_left = _begin(now, journal, report)
+        n_left, survey = _begin(now, journal, report)
         _judge_share(now, journal, workers, report)
         workers.finish()
         _write_output(now, journal)
-        return _sum_up(now, journal, report, n_left, time.monotonic() - started)
+        return _sum_up(now, journal, report, survey, n_left, time.monotonic() - started)
 
 
 @contextmanager
@@ -140,9 +140,9 @@ def _kept(config: Config) -> Iterator[None]:
         raise SystemFailure(f"{failure}; what is done is kept: {GO_ON}") from error
 
 
-def _begin(now: Run, journal: Journal, report: Report) -> int:
+def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
     """Survey all rows, and leave for every worker the plan of what is still to be judged; how many
-    rows that are."""
+    rows that are, and the survey."""
     left = np.ones(len(now.rows), bool)
     facts = fingerprint(now)
     kept = _kept_of(now, facts)
@@ -176,7 +176,7 @@ def _begin(now: Run, journal: Journal, report: Report) -> int:
     with naming(draft):
         np.savez(draft, order=plan.order, cuts=plan.cuts, todo=np.array(todo, np.int64), left=left)
         draft.replace(journal.folder / _PLAN)
-    return int(left.sum())
+    return int(left.sum()), survey
 
 
 def _n_given_up(now: Run, journal: Journal, facts: Json) -> int:
@@ -267,7 +267,9 @@ def _write_output(now: Run, journal: Journal) -> None:
         write_whole(now.config.output, journal.records())
 
 
-def _sum_up(now: Run, journal: Journal, report: Report, n_new: int, seconds: float) -> int:
+def _sum_up(
+    now: Run, journal: Journal, report: Report, survey: Survey, n_new: int, seconds: float
+) -> int:
     """Tell the summary to a file, to programs, to a person; the exit status.
 
     So many rows are new: a run that went on is no faster for what it found done.
@@ -282,6 +284,7 @@ def _sum_up(now: Run, journal: Journal, report: Report, n_new: int, seconds: flo
         "n_blank": now.rows.source.n_blank,
         "n_judged": tally.n_judged,
         "n_error": tally.n_error,
+        "n_unreadable_gold": survey.n_unreadable_gold,
         "seconds": round(seconds, 3),
         "items_per_second": round(min(n_new, tally.n_judged) / seconds, 3) if seconds else None,
         **measured,

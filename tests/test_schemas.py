@@ -223,6 +223,7 @@ def test_unreadable_gold_is_counted(jlm: Jlm, tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl", [{**pair(n), "gold": gold} for n, gold in enumerate(golds)])
     done = jlm("judge", "in.jsonl")
     assert done.code == 0 and "; 3 rows with unreadable gold\n" in done.err
+    assert json.loads((tmp_path / "in.judge.metrics.json").read_text())["n_unreadable_gold"] == 3
 
 
 def test_gold_about_too_few_answers_is_the_rows_error(jlm: Jlm, tmp_path: Path) -> None:
