@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -18,6 +19,8 @@ from transformers import PreTrainedModel
 
 from jlm_cli.transfers import sent
 
+Change = Callable[[torch.Tensor], torch.Tensor]
+_CLOSE = 0.03  # 16 bits round by less
 _LOGITS_AT_ONCE = 64  # rows of logits turned into log-probabilities at a time, to bound memory
 
 
@@ -38,23 +41,29 @@ def only(model: PreTrainedModel, kept: Sequence[int]) -> Iterator[None]:
 
 @dataclass
 class Exact:
-    """Logits of some tokens in float32, beside those that the head gave. `after` is what the model
-    does with the head's."""
+    """Logits of some tokens in float32, beside those that the head gave; `changes` are what the
+    model may do with them."""
 
     columns: torch.Tensor
-    after: Callable[[torch.Tensor], torch.Tensor] | None
-    _given: torch.Tensor | None = None
+    changes: Sequence[Change]
+    _given: torch.Tensor | None = None  # the head's logits of these tokens
     _own: torch.Tensor | None = None
 
     def log_p(self, logits: torch.Tensor, at: Any) -> torch.Tensor:
-        """[n, columns] for the places `at` of a pass's logits [..., vocabulary]; rounded where they
-        are not as known: some models change them otherwise, some GPUs get them from others."""
-        own = self._own
-        if own is not None and self.after:
-            own = self.after(own)
-        elif self._given is None or self._given.data_ptr() != logits.data_ptr():
-            own = None
-        return log_p(logits[at], self.columns, None if own is None else own[at])
+        """[n, columns] for the places `at` of a pass's logits [..., vocabulary]; as rounded as they
+        are where they are not the head's, nor any known change of them."""
+        rows = logits[at]
+        if self._own is None or self._given is None:
+            return log_p(rows, self.columns)
+        found = rounded = rows[:, self.columns].float()
+        # several GPUs bring the last one's logits to the first
+        given, own = (
+            one[at].to(rows.device, non_blocking=True) for one in (self._given, self._own)
+        )
+        for change in self.changes:  # the choice is the device's, which is not waited for
+            is_it = torch.isclose(change(given), rounded, _CLOSE, _CLOSE).all()
+            found = torch.where(is_it, change(own), found)
+        return log_p(rows, self.columns, found)
 
     def hear(self, head: Module, given: tuple[torch.Tensor], logits: torch.Tensor) -> None:
         if logits.dtype == torch.float32 or not _is_plain(head):
@@ -64,7 +73,7 @@ class Exact:
         mine = None if bias is None else bias[columns].float()
         # autocast may round after all
         self._own = functional.linear(states.float(), weight.float(), mine).float()
-        self._given = logits
+        self._given = logits[..., columns].float()
 
 
 def _is_plain(head: Module) -> TypeGuard[Linear]:
@@ -74,21 +83,23 @@ def _is_plain(head: Module) -> TypeGuard[Linear]:
     return head.weight.ndim == 2 and head.weight.is_floating_point()
 
 
-def _after(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """What transformers' models (Gemma, Cohere, Granite) do with the head's logits."""
+def _changes_of(model: PreTrainedModel) -> list[Change]:
+    """What transformers' models do with their heads' logits: most nothing, Gemma, Cohere, Granite
+    and others what their config says; which of these it is, is seen from the logits."""
     config = model.config.get_text_config()
+    changes: list[Change] = [lambda logits: logits]
     if cap := getattr(config, "final_logit_softcapping", None):
-        return lambda logits: cap * torch.tanh(logits / cap)
-    if factor := getattr(config, "logit_scale", None):
-        return lambda logits: logits * factor
-    if divisor := getattr(config, "logits_scaling", None):
-        return lambda logits: logits / divisor
-    return None
+        changes.append(lambda logits: cap * torch.tanh(logits / cap))
+    for name in ("logit_scale", "logits_scaling"):
+        factor = getattr(config, name, None)
+        if isinstance(factor, int | float) and factor:
+            changes += [partial(torch.mul, other=by) for by in (factor, 1 / factor)]
+    return changes
 
 
 @contextmanager
 def exact(model: PreTrainedModel, columns: torch.Tensor) -> Iterator[Exact]:
-    found = Exact(columns, _after(model))
+    found = Exact(columns, _changes_of(model))
     hook = model.get_output_embeddings().register_forward_hook(found.hear)  # type: ignore[no-untyped-call]
     try:
         yield found

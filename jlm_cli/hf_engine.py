@@ -253,16 +253,22 @@ def make_engine(
 ) -> PackedEngine | CachedEngine | PlainEngine:
     """The fastest engine that the model really follows, found out by a short trial."""
     packed, plain = PackedEngine(model, vocabulary), PlainEngine(model, vocabulary)
-    if (why := _why_not(packed, plain)) is None:
+    if (why := _unpackable(model) or _why_not(packed, plain)) is None:
         return packed
     say(f"this model's rows cannot be packed and are read one by one: {why}")
     cached = CachedEngine(model, vocabulary)
     return cached if _why_not(cached, plain) is None else plain
 
 
+def _unpackable(model: PreTrainedModel) -> str | None:
+    """What a short trial would not show: Llama 4 also scales attention by the place in a pass."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return "it attends in chunks" if "chunked_attention" in kinds else None
+
+
 def _ordinary_up_to(model: PreTrainedModel) -> float:
-    """From how many tokens on a row changes what its pass makes of the others, which no short trial
-    shows: attention in chunks, rotary embeddings by the longest row."""
+    """How long a row may be that changes nothing of what its pass makes of the others, by a rotary
+    embedding that follows the longest one; which a short trial would not show either."""
     config = model.config.get_text_config()
     ropes = getattr(config, "rope_parameters", None) or {}
     ends: list[float] = [math.inf]
@@ -271,8 +277,6 @@ def _ordinary_up_to(model: PreTrainedModel) -> float:
             ends.append(rope["original_max_position_embeddings"])
         elif rope.get("rope_type") == "dynamic":
             ends.append(config.max_position_embeddings)
-    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
-        ends.append(config.attention_chunk_size)
     return min(ends)
 
 

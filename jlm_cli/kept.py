@@ -3,9 +3,9 @@ they stand now."""
 
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from jlm_cli.errors import RowError, UsageError
 from jlm_cli.journal import first_difference
 from jlm_cli.output import made_with, summary_path
-from jlm_cli.records import Json, Sample, dump
+from jlm_cli.records import Json, digest_of, dump, need_id
 from jlm_cli.rows import Rows
 from jlm_cli.side_files import Key, key_of
 from jlm_cli.standings import TALLIES
@@ -23,7 +23,7 @@ from jlm_cli.standings import TALLIES
 _ROW_BY_ROW = ("input", "limit", "reference", "gold")  # of a run's facts, compared so here
 _NOWHERE = -1
 
-Elsewhere = dict[bytes, list[tuple[int, Key]]]  # where records begin and their ids, by content
+Content = tuple[Key, str | None]  # what a judgment is of: the id, and what the sample holds
 
 
 @dataclass(frozen=True)
@@ -45,52 +45,79 @@ class Kept:
         return Kept(self.output, starts)
 
     def records(self, rows: Rows) -> Iterator[tuple[int, bytes]]:
-        """Each kept row with its record, which names the line where the row stands now."""
+        """Each kept row with its record, which has the line and the gold of today."""
         with self.output.open("rb") as file:
             for row in np.flatnonzero(self.rows).tolist():
                 file.seek(self.starts[row])
-                raw = file.readline().rstrip(b"\n")
-                record, line = orjson.loads(raw), rows.source.line(row)
-                yield row, raw if record["line"] == line else dump({**record, "line": line})
+                sample = rows.sample(row)
+                gold = None if sample.gold is None else sample.gold.json()
+                record = orjson.loads(file.readline())
+                yield row, dump({**record, "line": sample.line, "gold": gold})
+
+
+@dataclass
+class _Left:
+    """Judgments that are not of the row in their place: where they begin, how many have an id."""
+
+    starts: dict[Content, list[int]] = field(default_factory=dict)
+    ids: Counter[Key] = field(default_factory=Counter)
+
+    def add(self, content: Content, start: int) -> None:
+        self.starts.setdefault(content, []).append(start)
+        self.ids[content[0]] += 1
+
+    def take(self, content: Content) -> int:
+        """Where one of these begins; -1 where there is none."""
+        if not (starts := self.starts.get(content)):
+            return _NOWHERE
+        self.ids[content[0]] -= 1
+        return starts.pop()
 
 
 def kept_of(output: Path, rows: Rows, facts: Json, give_up: bool) -> Kept:
-    """Raises UsageError where the output was made with other settings, is none of jlm or of other
-    rows, or (but with `give_up`) holds judgments of rows that the input no longer has."""
-    before = _made_before(output, facts)
+    """Raises UsageError where the output was made with other settings or is none of jlm, and (but
+    with `give_up`) where it holds judgments of rows that the input no longer has."""
+    _check_made_with(output, facts)
     starts = np.full(len(rows), _NOWHERE, np.int64)
-    elsewhere: Elsewhere = {}
-    n_judged, number, compact = 0, -1, False
+    left, n_judged, failed = _Left(), 0, Counter[Key]()
     for number, (start, record) in enumerate(_records(output, rows)):
         if "error" in record:
+            failed[key_of(record["id"])] += 1
             continue
         n_judged += 1
-        compact = compact or "sample" not in record
-        if number < len(rows) and _is_of(record, rows, number):
+        content = _content_of(record)
+        if number < len(rows) and content == _content(rows, number):
             starts[number] = start
         else:
-            elsewhere.setdefault(_content(record), []).append((start, key_of(record["id"])))
-    if compact and not _begins_alike(rows, number + 1, before, facts):
-        raise UsageError(
-            f"{output}: its --compact records do not tell what they are of, and the input is not "
-            "the one of before with rows at its end"
-        )
-    ids = _find_moved(rows, starts, elsewhere)
-    left = [key for some in elsewhere.values() for _, key in some]
-    gone = [key[1] for key in left if key[1] is not None and key not in ids]
-    if n_judged and (starts == _NOWHERE).all():
-        raise UsageError(f"{output}: none of its {n_judged} judgments is of a row of this input")
-    if gone and not give_up:
-        raise UsageError(
-            f"{output}: the input no longer has the rows of {len(gone)} of its judgments (id "
-            f"{str(gone[0])[:60]!r} first); --retry-errors with --overwrite gives them up"
-        )
+            left.add(content, start)
+    unjudged = Counter[Key]()
+    for row in np.flatnonzero(starts == _NOWHERE).tolist() if left.ids else ():
+        content = _content(rows, row)
+        starts[row] = left.take(content)
+        unjudged[content[0]] += int(starts[row] == _NOWHERE)
+    if not give_up:
+        gone = left.ids - (unjudged - failed)  # a row that has changed is still there
+        _check_given_up(output, gone, n_judged, bool((starts == _NOWHERE).all()))
     return Kept(output, starts)
 
 
-def _made_before(output: Path, facts: Json) -> Json:
-    """What the summary beside the output says of its making. Raises UsageError where that is
-    another setting or model; what the input and its side files say is compared row by row."""
+def _check_given_up(output: Path, gone: Counter[Key], n_judged: int, nothing: bool) -> None:
+    for key in gone:
+        one = "without id" if key[1] is None else f"id {str(key[1])[:60]!r}"
+        raise UsageError(
+            f"{output}: the input no longer has the rows of {gone.total()} of its judgments "
+            f"({one} first); --retry-errors with --overwrite gives them up"
+        )
+    if nothing and n_judged > 1:
+        raise UsageError(
+            f"{output}: the rows of all its {n_judged} judgments have changed; --retry-errors with "
+            "--overwrite judges them again"
+        )
+
+
+def _check_made_with(output: Path, facts: Json) -> None:
+    """Raises UsageError where the summary beside the output names another setting or model. What
+    the input and its side files say is compared row by row."""
     path = summary_path(output)
     before = made_with(path)
     if before is None:
@@ -102,7 +129,6 @@ def _made_before(output: Path, facts: Json) -> Json:
         raise UsageError(
             f"{output}: was made with another {name}; --retry-errors takes the same settings"
         )
-    return before
 
 
 def _records(output: Path, rows: Rows) -> Iterator[tuple[int, Json]]:
@@ -114,56 +140,28 @@ def _records(output: Path, rows: Rows) -> Iterator[tuple[int, Json]]:
             try:
                 record = orjson.loads(raw)
                 tally.add({"sample": {"models": None}, **record})
-                record["line"], record["id"]
-            except (ValueError, LookupError, TypeError, AttributeError):
-                raise UsageError(f"{output}:{number}: is no record of jlm") from None
+                need_id(record["id"])
+                is_ours = record["mode"] == rows.config.command and "line" in record
+            except (ValueError, LookupError, TypeError, AttributeError, RowError):
+                is_ours = False
+            if not is_ours:
+                raise UsageError(f"{output}:{number}: is no record of jlm")
             yield start, record
             start += len(raw)
     if not number:
         raise UsageError(f"{output}: holds no record")
 
 
-def _content(told: Json) -> bytes:
-    """What a judgment is of, wherever it stands."""
-    about = [told.get(name) for name in ("id", "mode", "gold", "sample")]
-    return hashlib.sha256(orjson.dumps(about, option=orjson.OPT_SORT_KEYS)).digest()
+def _content_of(record: Json) -> Content:
+    sample = record.get("sample")
+    held = record.get("sample_sha256") if sample is None else digest_of(sample)
+    return key_of(record["id"]), held or "unknown"
 
 
-def _told(rows: Rows, sample: Sample) -> Json:
-    """What the record of a row says of it."""
-    gold = None if sample.gold is None else sample.gold.json()
-    mode = rows.config.command
-    return {"id": sample.id, "mode": mode, "gold": gold, "sample": sample.json()}
-
-
-def _is_of(record: Json, rows: Rows, row: int) -> bool:
-    """Whether a record was made of what its row says now."""
+def _content(rows: Rows, row: int) -> Content:
+    """Of a row as it is now; what it holds is None where it cannot be judged."""
     try:
-        told = _told(rows, rows.sample(row))
+        sample = rows.sample(row)
     except RowError:
-        return False
-    return all(record[name] == value for name, value in told.items() if name in record)
-
-
-def _begins_alike(rows: Rows, n: int, before: Json, now: Json) -> bool:
-    """Whether the first rows and their references are what they were, to the byte."""
-    if before.get("reference") != now["reference"]:
-        return False
-    return before["input"] == now["input"] or rows.source.begins(n, before["input"])
-
-
-def _find_moved(rows: Rows, starts: NDArray[np.int64], elsewhere: Elsewhere) -> set[Key]:
-    """Give the rows that have none in their place the record that is of them, out of those left;
-    the ids of rows that find none."""
-    ids = set()
-    for row in np.flatnonzero(starts == _NOWHERE).tolist() if elsewhere else ():
-        try:
-            told = _told(rows, rows.sample(row))
-        except RowError:
-            ids.add(key_of(rows.id_of(row)))
-            continue
-        if found := elsewhere.get(_content(told)):
-            starts[row], _ = found.pop(0)
-        else:
-            ids.add(key_of(told["id"]))
-    return ids
+        return key_of(rows.id_of(row)), None
+    return key_of(sample.id), digest_of(sample.json())

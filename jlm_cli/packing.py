@@ -66,6 +66,7 @@ class Fans:
     sees: torch.Tensor
     own: torch.Tensor
     positions: torch.Tensor
+    _through: dict[int, torch.Tensor] = field(default_factory=dict)  # windows
 
     @classmethod
     def of(cls, fans: Sequence[Fan], device: torch.device, dtype: torch.dtype) -> Fans:
@@ -74,8 +75,8 @@ class Fans:
         most, end = max(len(fan.sees) for fan in fans), max(fan.end for fan in fans)
         sees = np.zeros((1 + last - first, 1, most, end), bool)
         sees[..., 0] = True  # of no token's turn; a softmax over nothing is not a number
-        own = np.zeros((1 + last - first, most), np.int64)
-        positions = np.zeros((1 + last - first, end), np.int64)
+        own = np.zeros((1 + last - first, most), np.int32)
+        positions = np.zeros((1 + last - first, end), np.int32)
         row: list[int] = []
         turn: list[int] = []
         place: list[int] = []
@@ -98,14 +99,18 @@ class Fans:
         if device == self.row.device:
             return self
         parts = (self.row, self.turn, self.place, self.sees, self.own, self.positions)
-        return Fans(self.first, *(part.to(device) for part in parts))
+        row, turn, place, sees, own, positions = (part.to(device) for part in parts)
+        return Fans(self.first, row, turn, place, sees, own, positions)
 
     def seeing(self, look: Look) -> torch.Tensor:
-        """What is seen through a layer's window."""
+        """What is seen through a layer's window; most layers have the same."""
         if look.window is None or look.window >= self.sees.shape[-1]:
             return self.sees
-        ago = self.own[:, None, :, None] - self.positions[:, None, None]
-        return self.sees.masked_fill(ago >= look.window, float("-inf"))
+        if look.window not in self._through:
+            ago = self.own[:, None, :, None] - self.positions[:, None, None]
+            sees = self.sees.masked_fill(ago >= look.window, float("-inf"))
+            self._through[look.window] = sees
+        return self._through[look.window]
 
     def attend(
         self,

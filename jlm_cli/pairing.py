@@ -7,7 +7,8 @@ of native rows, on the lines of the first file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ class Answer:
     question: Any = None
     category: Any = None
     reference: Any = None
+    gold: Any = None
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,13 @@ def _mtbench_question(row: Json, line: int) -> Answer:
 def _native(row: Json, line: int) -> Answer:
     """Native fields, but of one answer or none; joined by the question where there is no id."""
     fields = listed(row)
-    answers, question = fields.get("answers"), fields.get("question")
+    answers, question, models = map(fields.get, ("answers", "question", "models"))
     key = question if fields.get("id") is None else fields["id"]
     text = answers[0] if isinstance(answers, list) and answers else None
-    model = fields.get("models", fields.get("model"))
-    return Answer(line, key, text, model, question, *map(fields.get, ("category", "reference")))
+    model = models[0] if isinstance(models, list) and len(models) == 1 else models
+    more = {name: fields.get(name) for name in ("category", "reference", "gold")}
+    model = fields.get("model") if model is None else model
+    return Answer(line, key, text, model, question, **more)
 
 
 KINDS = (
@@ -105,19 +109,20 @@ def kind_of(row: Json, kinds: Sequence[Kind]) -> Kind | None:
     return next((kind for kind in kinds if kind.fields <= row.keys()), None)
 
 
-def _named(first: Json, pairs: Pairs) -> Kind | None:
-    """The kind of a file whose fields `--map` names; question and answer may be missing there."""
+def _named(row: Json, pairs: Pairs) -> Kind | None:
+    """The kind of a row whose fields `--map` names; question and answer may be missing there."""
     there = tuple(
         (name, field)
         for name, field in pairs
-        if name not in ("question", "answer") or has(first, field)
+        if name not in ("question", "answer") or not field or has(row, field)
     )
-    schema = mapped(there)
+    schema, names_model = mapped(there), "models" in dict(pairs)
 
     def read(row: Json, line: int) -> Answer:
-        return _native({"model": row.get("model"), **schema.native(row)}, line)
+        model = {} if names_model else {"model": row.get("model")}
+        return _native({**schema.native(row), **model}, line)
 
-    kind = kind_of(schema.native(first), _NATIVE[1:])
+    kind = kind_of(schema.native(row), _NATIVE[1:])
     return kind and replace(kind, fields=frozenset(), read=read)
 
 
@@ -143,6 +148,7 @@ def joined(names: Sequence[str], command: str, limit: int | None, pairs: Pairs) 
     """
     if command == "grade" and not pairs and (truth := _mmvet(names)) is not None:
         return _source(names[0], truth[:limit])
+    _check_one_answer(names, pairs, command)
     with ExitStack() as files:
         sources = [files.enter_context(open_source(name)) for name in names]
         check_named(sources, pairs)
@@ -157,36 +163,56 @@ def joined(names: Sequence[str], command: str, limit: int | None, pairs: Pairs) 
             f"{', '.join(names)}: {command} takes {_SIDES[command]} to the same questions, "
             f"in files of one kind; here are {kinds}"
         )
-    _check_together([*asked, *answered])
+    _check_together(asked, answered)
     rows = _rows_of(answered, {key: one for side in asked for key, one in side.answers.items()})
-    if rows and all(row["question"] is None for _, row in rows):
+    if rows and all(row.native["question"] is None for row in rows):
         raise InputError(f"{', '.join(names)}: a file with the questions is needed as well")
     return _source(names[0], rows[:limit])
 
 
-def _check_together(sides: Sequence[Side]) -> None:
-    """Raises InputError for files of other ids than the first one's, or of other questions."""
-    first = sides[0]
-    for side in sides[1:]:
-        both = [key for key in side.answers if key in first.answers]
-        if not both and first.answers and side.answers:
-            one = next(iter(side.answers))
-            why = twin_hint(one, {key_of(key) for key in first.answers})
-            raise InputError(
-                f"{first.name} and {side.name}: no id is in both; {str(one)[:60]!r} is not in "
-                f"{first.name}{why}"
-            )
-        for key in both:
-            a, b = first.answers[key], side.answers[key]
-            if not _same_text(a.question, b.question):
+def _check_one_answer(names: Sequence[str], pairs: Pairs, command: str) -> None:
+    """Raises InputError for fields that rows of one model's file cannot have."""
+    if len(names) < 2:
+        return
+    for name, _ in pairs:
+        for several, one in (("answers", "answer"), ("answer_", "answer"), ("model_", "models")):
+            if name.startswith(several):
                 raise InputError(
-                    f"{first.name}:{a.line} and {side.name}:{b.line}: other questions under one "
-                    f"id, {str(key)[:60]!r}; what is joined by id must have the same"
+                    f"--map {name}=…: of several files each has one: --map {one}=FIELD"
+                )
+        if name == "gold" and command != "grade":
+            raise InputError("--map gold=…: gold of several answers is joined by id: --gold FILE")
+
+
+def _check_together(asked: Sequence[Side], answered: Sequence[Side]) -> None:
+    """Raises InputError for a file that shares no id with those before it, and for other questions
+    under one id."""
+    told: dict[Any, tuple[Side, Answer]] = {}
+    for side in (*asked, *answered):
+        if side in answered and told and side.answers and not told.keys() & side.answers.keys():
+            _refuse_others(told, side)
+        for key, one in side.answers.items():
+            before, first = told.setdefault(key, (side, one))
+            if first.question is None:
+                told[key] = side, one
+            elif isinstance(one.question, str) and not _same(first.question, one.question):
+                raise InputError(
+                    f"{before.name}:{first.line} and {side.name}:{one.line}: other questions under "
+                    f"one id, {str(key)[:60]!r}; what is joined by id must have the same"
                 )
 
 
-def _same_text(a: Any, b: Any) -> bool:
-    return not (isinstance(a, str) and isinstance(b, str)) or a.strip() == b.strip()
+def _same(a: Any, b: str) -> bool:
+    return isinstance(a, str) and a.strip() == b.strip()
+
+
+def _refuse_others(told: Mapping[Any, tuple[Side, Answer]], side: Side) -> None:
+    names = ", ".join(dict.fromkeys(before.name for before, _ in told.values()))
+    key = next(iter(side.answers))
+    why = twin_hint(key, {key_of(one) for one in told})
+    raise InputError(
+        f"{names} and {side.name}: no id is in both; {str(key)[:60]!r} is not in {names}{why}"
+    )
 
 
 def parse_first(source: Source) -> Json | None:
@@ -210,11 +236,8 @@ def _rows(source: Source) -> list[tuple[int, Json]]:
 
 
 def _side(source: Source, pairs: Pairs) -> Side:
-    first = parse_first(source)
-    if first is None or (not pairs and any(schema.fields <= first.keys() for schema in _WHOLE)):
-        kind = None
-    else:
-        kind = _named(first, pairs) if pairs else kind_of(first, (*KINDS, *_NATIVE))
+    rows = _rows(source)
+    kind = _kind([row for _, row in rows], pairs)
     if kind is None:
         known = ", ".join(kind.name for kind in KINDS)
         raise InputError(
@@ -222,7 +245,7 @@ def _side(source: Source, pairs: Pairs) -> Side:
             "a field answer (else name it: --map answer=FIELD)"
         )
     found: dict[Any, Answer] = {}
-    for line, row in _rows(source):
+    for line, row in rows:
         for missing in sorted(kind.fields - row.keys()):
             raise InputError(f"{source.name}:{line}: field {missing} is missing")
         try:
@@ -237,48 +260,87 @@ def _side(source: Source, pairs: Pairs) -> Side:
     return Side(source.name, kind, found)
 
 
-def _rows_of(sides: Sequence[Side], questions: dict[Any, Answer]) -> list[tuple[int, Json]]:
+def _kind(rows: Sequence[Json], pairs: Pairs) -> Kind | None:
+    """That of the first row; a file of questions has no answer in any."""
+    first = _kind_of_row(rows[0], pairs) if rows else None
+    if first is None or not first.asks:
+        return first
+    kinds = (_kind_of_row(row, pairs) for row in rows)
+    return next((kind for kind in kinds if kind is not None and not kind.asks), first)
+
+
+def _kind_of_row(row: Json, pairs: Pairs) -> Kind | None:
+    if pairs:
+        return _named(row, pairs)
+    if any(schema.fields <= row.keys() for schema in _WHOLE):
+        return None
+    return kind_of(row, (*KINDS, *_NATIVE))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A native row, and where it begins: the file and the line of its first answer."""
+
+    name: str
+    line: int
+    native: Json
+
+
+def _rows_of(sides: Sequence[Side], questions: Mapping[Any, Answer]) -> list[Row]:
     """Models that have no name in their file have that of the file."""
     names, rows = _names_of(sides), []
     for key in dict.fromkeys(key for side in sides for key in side.answers):
         found = [
-            (side.answers[key], name)
+            (side, name, side.answers[key])
             for side, name in zip(sides, names, strict=True)
             if key in side.answers
         ]
-        told = [answer for answer, _ in found]
-        if key in questions:
-            told.append(questions[key])
+        told = [answer for _, _, answer in found]
+        asked = [questions[key]] if key in questions else []
         question, category, reference = (
-            next((value for one in told if (value := getattr(one, field)) is not None), None)
-            for field in ("question", "category", "reference")
+            _first([*told, *asked], name) for name in ("question", "category", "reference")
         )
-        row = {
+        native = {
             "id": None if key == question else key,
             "question": question,
-            "answers": [answer.text for answer, _ in found],
-            "models": [a.model if isinstance(a.model, str) else name for a, name in found],
+            "answers": [answer.text for answer in told],
+            "models": [a.model if isinstance(a.model, str) else name for _, name, a in found],
             "category": category,
             "reference": reference,
+            "gold": _first([*told, *asked] if len(sides) == 1 else asked, "gold"),
         }
-        rows.append((told[0].line, row))
+        rows.append(Row(found[0][0].name, told[0].line, native))
     return rows
 
 
+def _first(told: Sequence[Answer], name: str) -> Any:
+    values = (getattr(one, name) for one in told)
+    return next((value for value in values if value is not None), None)
+
+
+_ENDINGS = (".gz", ".zst", ".jsonl", ".ndjson", ".json")
+
+
 def _names_of(sides: Sequence[Side]) -> list[str]:
-    stems = [Path(side.name).name.partition(".")[0] for side in sides]
-    return stems if len(set(stems)) == len(stems) else [side.name for side in sides]
+    stems = []
+    for side in sides:
+        stem = Path(side.name).name
+        for ending in _ENDINGS:
+            stem = stem.removesuffix(ending)
+        stems.append(stem)
+    unique = len(set(stems)) == len(stems)
+    return stems if unique else [os.path.normpath(side.name) for side in sides]
 
 
-def _mmvet(names: Sequence[str]) -> list[tuple[int, Json]] | None:
+def _mmvet(names: Sequence[str]) -> list[Row] | None:
     """MM-Vet's ground truth {id: {question, answer, …}} with predictions {id: text}, in either
     order; None where the files are no such. An id without prediction has no answer."""
-    truth, predictions = None, None
+    truth, predictions, where = None, None, ""
     for name in names:
         table = _json_object(name)
         kinds = {type(value) for value in (table or {}).values()}
         if kinds == {dict}:
-            truth = table
+            truth, where = table, name
         elif kinds == {str}:
             predictions = table
     if truth is None or predictions is None or len(names) != 2:
@@ -292,7 +354,7 @@ def _mmvet(names: Sequence[str]) -> list[tuple[int, Json]] | None:
             "reference": asked.get("answer"),
             "category": ", ".join(_texts(asked.get("capability"))) or None,
         }
-        rows.append((item, row))
+        rows.append(Row(where, item, row))
     return rows
 
 
@@ -320,9 +382,6 @@ def is_one_models(source: Source) -> bool:
     return kind_of(first, KINDS) is not None
 
 
-def _source(name: str, rows: Sequence[tuple[int, Json]]) -> Source:
-    return (
-        Source(name, spooled_rows(row for _, row in rows))
-        .scan(None)
-        .renumbered([line for line, _ in rows])
-    )
+def _source(name: str, rows: Sequence[Row]) -> Source:
+    source = Source(name, spooled_rows(row.native for row in rows)).scan(None)
+    return source.made_from([row.name for row in rows], [row.line for row in rows])

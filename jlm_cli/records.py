@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -118,9 +119,16 @@ def judged_record(
     record["flags"] = sorted(flags)
     record["prompt_tokens"] = prompt_tokens
     record["gold"] = None if sample.gold is None else sample.gold.json()
-    if not compact:
+    if compact:
+        record["sample_sha256"] = digest_of(sample.json())
+    else:
         record["sample"] = sample.json()
     return record
+
+
+def digest_of(sample: Json) -> str:
+    """What a sample holds, in short: the beginning of the SHA-256 of its JSON."""
+    return hashlib.sha256(dump(sample)).hexdigest()[:16]
 
 
 def error_record(row_id: Any, line: int, mode: str, error: RowError) -> Json:

@@ -145,7 +145,7 @@ def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
     rows that are, and the survey."""
     left = np.ones(len(now.rows), bool)
     facts = fingerprint(now)
-    kept = _kept_of(now, facts)
+    kept = _kept_of(now, journal, facts)
     if (n := _n_given_up(now, journal, facts)) > 0:
         report.note(f"{n} rows that another run had judged in {journal.folder} are given up")
     done = journal.begin(facts, discard=now.config.overwrite)
@@ -185,10 +185,12 @@ def _n_given_up(now: Run, journal: Journal, facts: Json) -> int:
     return journal.n_records() if before and first_difference(before, facts) else 0
 
 
-def _kept_of(now: Run, facts: Json) -> Kept | None:
+def _kept_of(now: Run, journal: Journal, facts: Json) -> Kept | None:
     """What --retry-errors leaves as it is."""
     if not now.config.retry_errors or now.config.output is None:
         return None
+    if first_difference(journal.facts(), facts) is None and journal.n_records() == len(now.rows):
+        return None  # a run that failed when all was done, perhaps with the output replaced
     return kept_of(now.config.output, now.rows, facts, give_up=now.config.overwrite)
 
 

@@ -250,8 +250,10 @@ def has(row: Json, field: str) -> bool:
 
 
 def check_named(sources: Sequence[Source], pairs: tuple[tuple[str, str], ...]) -> None:
-    """Raises InputError for a field that `--map` names and no row has: a slip of the pen."""
-    wanted = {field for name, field in pairs if field and not _is_due(name)}
+    """Raises InputError for a field that `--map` names and no row has: a slip of the pen. Rows of a
+    single file that lack their question or an answer are errors of their own."""
+    alone = len(sources) == 1
+    wanted = {field for name, field in pairs if field and not (alone and _is_due(name))}
     n_rows = 0
     for raw in itertools.chain.from_iterable(sources):
         if not wanted:

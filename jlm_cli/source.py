@@ -46,7 +46,7 @@ class Source:
         self._file = file
         self._starts = array("Q")
         self._lines = array("Q")
-        self._begin = 0
+        self._names: Sequence[str] | None = None
         self._digest = hashlib.sha256()
 
     def __len__(self) -> int:
@@ -56,13 +56,14 @@ class Source:
         """The physical line of row `index`, from 1 (of a JSON list: the item)."""
         return self._lines[index]
 
-    def renumbered(self, lines: Sequence[int]) -> Source:
-        """The same rows, said to stand on other lines: those of the file they were made from."""
-        self._lines = array("Q", lines)
+    def made_from(self, names: Sequence[str], lines: Sequence[int]) -> Source:
+        """The same rows, said to stand in the files and on the lines they were made from."""
+        self._names, self._lines = names, array("Q", lines)
         return self
 
     def where(self, index: int) -> str:
-        return f"{self.name}:{self.line(index)}"
+        name = self.name if self._names is None else self._names[index]
+        return f"{name}:{self.line(index)}"
 
     def read(self, index: int) -> bytes:
         """Row `index`; of one that is too long, one byte more than the longest there may be."""
@@ -76,23 +77,6 @@ class Source:
         """Of the bytes that were read, in hex."""
         return self._digest.hexdigest()
 
-    def begins(self, rows: int, sha256: str) -> bool:
-        """Whether its first rows alone have this SHA-256, with or without a last newline."""
-        if not 0 < rows <= len(self):
-            return False
-        self._file.seek(self._starts[rows - 1])
-        while (piece := self._file.readline(_PIECE)) and not piece.endswith(b"\n"):
-            pass
-        left = self._file.tell() - self._begin
-        self._file.seek(self._begin)
-        digest = hashlib.sha256()
-        while left > 1 and (piece := self._file.read(min(_PIECE, left - 1))):
-            digest.update(piece)
-            left -= len(piece)
-        without = digest.hexdigest()
-        digest.update(self._file.read(left))
-        return sha256 in (without, digest.hexdigest())
-
     def __enter__(self) -> Source:
         return self
 
@@ -102,7 +86,7 @@ class Source:
     def scan(self, limit: int | None) -> Source:
         """Find the rows; `limit` ends the scan after that many."""
         number = 0
-        start = self._begin = len(_BOM) if self._file.read(len(_BOM)) == _BOM else 0
+        start = len(_BOM) if self._file.read(len(_BOM)) == _BOM else 0
         self._file.seek(start)
         while (limit is None or len(self._starts) < limit) and (length := self._take_line()):
             number += 1

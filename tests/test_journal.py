@@ -381,26 +381,53 @@ def test_rows_that_moved_keep_their_judgments(tmp_path: Path, jlm: Jlm) -> None:
     assert "8 of 8 rows are done" in jlm(*words, "--retry-errors", "--overwrite").err
     write_rows(tmp_path / "in.jsonl", [{**row, "question": "Else?"} for row in order])
     done = jlm(*words, "--retry-errors")
-    assert done.code == 2 and "none of its 8 judgments is of a row of this input" in done.err
+    assert done.code == 2 and "the rows of all its 8 judgments have changed" in done.err
+    assert jlm(*words, "--retry-errors", "--overwrite").code == 0
 
 
-def test_compact_records_are_kept_where_the_input_only_grew(tmp_path: Path, jlm: Jlm) -> None:
-    """They do not say what they are of."""
-    text = "\n".join(json.dumps(pair(n)) for n in range(3))
-    words = ("judge", "in.jsonl", "-o", "out.jsonl", "--compact")
-    for end in ("", "\n"):
-        (tmp_path / "in.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{text}{end}".encode())
-        assert jlm(*words, "--overwrite").code == 0
-        before = (tmp_path / "out.jsonl").read_bytes()
-        (tmp_path / "in.jsonl").write_text(f"{text}\n{json.dumps(pair(3))}\n")
-        done = jlm(*words, "--retry-errors")
-        assert done.code == 0 and "going on: 3 of 4 rows are done" in done.err, done.err
-        assert (tmp_path / "out.jsonl").read_bytes().startswith(before)
-    rows = [pair(n) for n in range(4)]
-    rows[1]["question"] = "Another?"
+def test_compact_records_know_what_they_are_of(tmp_path: Path, jlm: Jlm) -> None:
+    """Rows that are mended, new or changed are judged, though no sample stands in the output."""
+    rows: list[Any] = [pair(0), {"id": 1}, pair(2), pair(3)]
     write_rows(tmp_path / "in.jsonl", rows)
+    words = ("judge", "in.jsonl", "-o", "out.jsonl", "--compact")
+    assert jlm(*words).code == 3
+    before: list[Any] = read_rows(tmp_path / "out.jsonl")
+    rows[1], rows[3] = pair(1), {**rows[3], "question": "Another?"}
+    write_rows(tmp_path / "in.jsonl", [pair(4), *rows])
     done = jlm(*words, "--retry-errors")
-    assert done.code == 2 and "--compact records do not tell what they are of" in done.err
+    assert done.code == 0 and "going on: 2 of 5 rows are done" in done.err, done.err
+    after = read_rows(tmp_path / "out.jsonl")
+    assert [after[1], after[3]] == [{**before[n], "line": 2 + n} for n in (0, 2)]
+    assert after[4] != {**before[3], "line": 5}
+
+
+def test_no_judgment_is_given_up_unasked(tmp_path: Path, jlm: Jlm) -> None:
+    """Of rows without ids, and of several rows of one id, as many are left as there were."""
+    words = ("judge", "in.jsonl", "-o", "out.jsonl", "-q")
+    for rows in (
+        [{**pair(n), "id": None} for n in range(5)],
+        [*({**pair(n), "id": "one"} for n in range(3)), {"id": "one"}, pair(9)],
+    ):
+        write_rows(tmp_path / "in.jsonl", rows)
+        assert jlm(*words, "--overwrite").code in (0, 3)
+        kept = (tmp_path / "out.jsonl").read_bytes()
+        write_rows(tmp_path / "in.jsonl", rows[2:])
+        done = jlm(*words, "--retry-errors")
+        assert done.code == 2 and "of 2 of its judgments" in done.err, done.err
+        assert (tmp_path / "out.jsonl").read_bytes() == kept
+        assert jlm(*words, "--retry-errors", "--overwrite").code in (0, 3)
+
+
+def test_gold_that_came_later_costs_no_judgment(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [pair(n) for n in range(4)]
+    write_rows(tmp_path / "in.jsonl", rows)
+    write_rows(tmp_path / "gold.jsonl", [{"id": n, "gold": "1"} for n in range(4)])
+    words = ("judge", "in.jsonl", "-o", "out.jsonl")
+    assert jlm(*words).code == 0
+    before = read_rows(tmp_path / "out.jsonl")
+    done = jlm(*words, "--retry-errors", "--gold", "gold.jsonl")
+    assert done.code == 0 and "4 of 4 rows are done" in done.err and "agreement" in done.err
+    assert read_rows(tmp_path / "out.jsonl") == [{**record, "gold": "1"} for record in before]
 
 
 def test_a_file_with_the_summarys_name_is_kept(tmp_path: Path, jlm: Jlm) -> None:

@@ -180,6 +180,64 @@ def test_files_of_other_questions_are_not_joined(tmp_path: Path, jlm: Jlm) -> No
     ):
         done = jlm("judge", "a.jsonl", f"{name}.jsonl")
         assert done.code == 2 and message in done.err.strip().splitlines()[-1], done.err
+    write_rows(tmp_path / "short.jsonl", [{"id": n, "answer": "A"} for n in (1, 2)])
+    done = jlm("rank", "short.jsonl", "a.jsonl", "b.jsonl")
+    assert done.code == 2 and "a.jsonl:1 and b.jsonl:2: other questions" in done.err
+    words = ["judge", "a.jsonl", "b.jsonl", "--map"]
+    for told, message in (
+        ("answer=outt", "a.jsonl, b.jsonl: no row has the field outt (named by --map)"),
+        ("answer_1=answer", "--map answer_1=…: of several files each has one: --map answer=FIELD"),
+        ("model_2=m", "--map model_2=…: of several files each has one: --map models=FIELD"),
+        ("gold=g", "--map gold=…: gold of several answers is joined by id: --gold FILE"),
+    ):
+        done = jlm(*words, told)
+        assert (done.code, done.err) == (2, f"jlm: {message}\n")
+
+
+def test_one_row_does_not_tell_a_file_of_answers(tmp_path: Path, jlm: Jlm) -> None:
+    """One whose first answer is missing is none of questions."""
+    rows = [{"id": n, "question": f"Q{n}", "answer": "A"} for n in (1, 2)]
+    write_rows(tmp_path / "a.jsonl", rows)
+    write_rows(tmp_path / "b.jsonl", rows)
+    write_rows(tmp_path / "c.jsonl", [{"id": 1, "question": "Q1"}, rows[1]])
+    done = jlm("rank", "a.jsonl", "b.jsonl", "c.jsonl")
+    assert (done.code, done.err) == (2, "jlm: c.jsonl:1: field answer is missing\n")
+
+
+def test_questions_in_several_files_and_gold_with_them(tmp_path: Path, jlm: Jlm) -> None:
+    """Errors name the file that a row's first answer is in."""
+    for n in (1, 2):
+        write_rows(tmp_path / f"q{n}.jsonl", [{"id": n, "question": f"Q{n}", "gold": str(n)}])
+    for name, some in (("a", (1, 2)), ("b", (2, 1, 3))):
+        write_rows(tmp_path / f"{name}.jsonl", [{"id": n, "answer": f"{name}{n}"} for n in some])
+    names = [f"{name}.jsonl" for name in ("q1", "q2", "a", "b")]
+    assert jlm("judge", *names, "-o", "out.jsonl").code == 3
+    found: list[Any] = read_rows(tmp_path / "out.jsonl")
+    assert [one.get("gold") for one in found] == ["1", "2", None]
+    assert found[2]["error"]["message"].startswith("b.jsonl:3: ")
+    write_rows(tmp_path / "graded.jsonl", [{"id": 1, "answer": "A", "gold": 7}])
+    done = jlm("grade", "q1.jsonl", "graded.jsonl", "--no-reference", "-o", "grades.jsonl")
+    assert done.code == 0 and read_rows(tmp_path / "grades.jsonl")[0]["gold"] == [7.0]
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "models"),
+    [
+        (("gpt-4.5.jsonl", "llama-3.1-8b.jsonl.gz"), {}, ["gpt-4.5", "llama-3.1-8b"]),
+        (("x/a.jsonl", "y/../y/a.jsonl"), {}, ["x/a.jsonl", "y/a.jsonl"]),
+        (("a.jsonl", "b.jsonl"), {"models": ["gpt"]}, ["gpt", "gpt"]),
+        (("a.jsonl", "b.jsonl"), {"models": None, "model": "gpt"}, ["gpt", "gpt"]),
+    ],
+)
+def test_names_of_models(
+    tmp_path: Path, jlm: Jlm, names: tuple[str, str], more: dict[str, Any], models: list[str]
+) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "y").mkdir()
+    for name in names:
+        write_rows(tmp_path / name, [{"id": 1, "question": "Q", "answer": "A", **more}])
+    assert jlm("judge", *names, "-o", "out.jsonl").code == 0
+    assert read_rows(tmp_path / "out.jsonl")[0]["sample"]["models"] == models
 
 
 @pytest.mark.parametrize(
