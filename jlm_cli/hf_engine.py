@@ -8,22 +8,22 @@ drafted token see its prompt and its ancestors.
 from __future__ import annotations
 
 import bisect
-import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from jlm_cli.attention import computing
 from jlm_cli.batching import DRAFT_ROOM
 from jlm_cli.encoding import Vocabulary
-from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce
+from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote
 from jlm_cli.head import exact, only
 from jlm_cli.hub import Say, first_line, unsaid
 from jlm_cli.memory import within_memory
+from jlm_cli.packed_writing import Text, write_behind
 from jlm_cli.packing import ATTENTION, Blocks, Fan, Fans, Pack, Segment, Tokens, shared_start
 from jlm_cli.row_by_row import CachedEngine, PlainEngine
 from jlm_cli.scoreline import Floats
@@ -72,28 +72,52 @@ class PackedEngine(Writer):
         self._latest = None
         super().forget()
 
-    def _read_before(self, prompts: Sequence[Ids]) -> Cache | None:
-        """Reasons go on behind prompts of the batch just judged."""
-        # without them `generate` would count the padding as places
-        positioned = "position_ids" in inspect.signature(self.model.forward).parameters
-        return self._latest.cache_of(prompts) if self._latest and positioned else None
+    @within_memory
+    def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
+        """Reasons go on behind prompts of the batch just judged; others are read first."""
+        batch, self._latest = self._latest, None
+        rows = batch.rows_of(prompts) if batch and batch.is_over else None
+        if batch is None or rows is None:
+            new = self.begin(prompts, [[] for _ in prompts], [0])
+            if not isinstance(new, PackedBatch):
+                return super().write(prompts, limits, wrote)
+            while new.feed():
+                pass
+            batch, rows = new, new.rows_of(prompts)
+            batch.end()
+            self._latest = None
+        assert rows is not None
+        texts = [
+            batch.text(row, ids, limit)
+            for row, ids, limit in zip(rows, prompts, limits, strict=True)
+        ]
+        write_behind(self, batch, texts, wrote)
+        return [self._written(text.ids, text.limit) for text in texts]
+
+    def likeliest(self, tokens: Tokens, blocks: Blocks) -> list[int]:
+        """The likeliest token behind each of those that are kept."""
+        with computing():
+            found: list[int] = self._pass(tokens, blocks)[0].argmax(-1).tolist()
+            return found
 
     def run(self, tokens: Tokens, blocks: Blocks, columns: torch.Tensor) -> torch.Tensor:
-        """One pass over packed tokens: [kept, columns]."""
-        fans = Fans.of(tokens.fans, self.device, self.model.dtype) if tokens.fans else None
-        with (
-            computing(),
-            attention(self.model, ATTENTION),
-            only(self.model, tokens.kept),
-            exact(self.model, columns) as head,
-        ):
-            logits = self.model(
+        """What is known behind the kept tokens, [kept, columns]."""
+        with computing(), exact(self.model, columns) as head:
+            return head.log_p(self._pass(tokens, blocks), 0)
+
+    def _pass(self, tokens: Tokens, blocks: Blocks) -> torch.Tensor:
+        """One pass over packed tokens: logits [1, kept, vocabulary]."""
+        dtype = self.model.dtype
+        fans = Fans.of(tokens.fans, blocks, self.device, dtype) if tokens.fans else None
+        with attention(self.model, ATTENTION), only(self.model, tokens.kept):
+            out = self.model(
                 input_ids=sent([tokens.ids], self.device),
                 position_ids=sent([tokens.positions], self.device),
                 use_cache=False,
                 pack=Pack(blocks, tokens.segments, fans),
-            ).logits
-            return head.log_p(logits, 0)
+            )
+        logits: torch.Tensor = out.logits
+        return logits
 
 
 class PackedBatch:
@@ -110,6 +134,7 @@ class PackedBatch:
     ) -> None:
         self._engine = engine
         self.blocks = blocks
+        self.is_over = False
         self._columns = sent(list(columns), engine.device)
         given = [tuple(prompt) for prompt in prompts]
         self._order = sorted(range(len(given)), key=given.__getitem__)
@@ -159,6 +184,7 @@ class PackedBatch:
         return [parts[place[row]] for row in range(len(parts))]
 
     def end(self) -> None:
+        self.is_over = True
         self._engine.take_back(self.blocks)
 
     def forget(self) -> None:
@@ -180,29 +206,37 @@ class PackedBatch:
                 return "it has windows that its attention is not told of"
         return None
 
-    def cache_of(self, prompts: Sequence[Ids]) -> Cache | None:
-        """Keys and values of the prompts of this batch that others go on from, all ending at the
-        same place; None where one of them goes on from none."""
-        rows = [row for ids in prompts if (row := self._row_of(ids)) is not None]
-        if len(rows) < len(prompts):
-            return None
-        read = [self._prompts[row] for row in rows]
-        behind = max(len(ids) - len(start) for ids, start in zip(prompts, read, strict=True))
-        ends = [len(ids) - behind for ids in prompts]
-        if min(ends) < 1:
-            return None
-        cache = DynamicCache()
-        for layer, states in self.blocks.ending_together(rows, ends):
-            cache.update(*states, layer)
-        return cache
+    def rows_of(self, prompts: Sequence[Ids]) -> list[int] | None:
+        """For each of some ids a row of its own whose prompt they go on from; None where one has
+        none."""
+        rows: list[int] = []
+        taken: set[int] = set()
+        for ids in prompts:
+            row = bisect.bisect_right(self._prompts, tuple(ids)) - 1
+            while row in taken and row and self._prompts[row - 1] == self._prompts[row]:
+                row -= 1  # the same prompt, more than once
+            if (
+                row < 0
+                or row in taken
+                or tuple(ids[: len(self._prompts[row])]) != (self._prompts[row])
+            ):
+                return None
+            taken.add(row)
+            rows.append(row)
+        return rows
 
-    def _row_of(self, ids: Ids) -> int | None:
-        """The row whose prompt these ids go on from."""
-        start = tuple(ids)
-        row = bisect.bisect_right(self._prompts, start) - 1
-        if row < 0 or start[: len(self._prompts[row])] != self._prompts[row]:
-            return None
-        return row
+    def text(self, row: int, ids: Ids, limit: int) -> Text:
+        """What is to be written behind ids that go on from a row's prompt."""
+        prompt = len(self._prompts[row])
+        seen = min(prompt, len(ids) - 1)
+        return Text(row, row, seen, prompt + len(self._fed[row]), list(ids[seen:]), limit)
+
+    def positions_of(self, text: Text) -> list[int]:
+        """In its line, of each place of its row, with those of the tokens that are due."""
+        fed = self._fed[text.row]
+        first = text.seen + text.n_read
+        fed += range(first, first + len(text.due))
+        return [*range(len(self._prompts[text.row])), *fed]
 
     def _packs(self) -> Iterator[list[Segment]]:
         """The prompts' segments, with room for what is drafted behind them."""

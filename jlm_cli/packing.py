@@ -6,7 +6,7 @@ behind; only attention looks at rows one by one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from transformers import AttentionInterface
 
-from jlm_cli.attention import Kernel, Look, kernel_for
+from jlm_cli.attention import Kernel, Look, by_products, kernel_for
 from jlm_cli.batching import RESERVE
 from jlm_cli.engine import Ids, LineDraft
 from jlm_cli.transfers import sent
 
 ATTENTION = "jlm_packed"
+_ROOM = 128  # places more, where there are too few
 SHARED_START = 24  # tokens two prompts must share before copying them pays
 
 
@@ -69,10 +70,13 @@ class Fans:
     _through: dict[int, torch.Tensor] = field(default_factory=dict)  # windows
 
     @classmethod
-    def of(cls, fans: Sequence[Fan], device: torch.device, dtype: torch.dtype) -> Fans:
-        """Made once for all layers."""
+    def of(
+        cls, fans: Sequence[Fan], blocks: Blocks, device: torch.device, dtype: torch.dtype
+    ) -> Fans:
+        """Made once for all layers. They are shown whole blocks: products on CPUs would first copy
+        a part of one, which lies in pieces."""
         first, last = min(fan.row for fan in fans), max(fan.row for fan in fans)
-        most, end = max(len(fan.sees) for fan in fans), max(fan.end for fan in fans)
+        most, end = max(len(fan.sees) for fan in fans), blocks.room_for(fans)
         sees = np.zeros((1 + last - first, 1, most, end), bool)
         sees[..., 0] = True  # of no token's turn; a softmax over nothing is not a number
         own = np.zeros((1 + last - first, most), np.int32)
@@ -124,6 +128,8 @@ class Fans:
         rows, _, most, places = self.sees.shape
         padded = query.new_zeros(rows, query.shape[1], most, query.shape[2])
         padded[self.row, :, self.turn] = query
+        if most == 1:  # fused kernels with a mask would spell shared keys out for each head
+            kernel = by_products
         mine = slice(self.first, self.first + rows)
         sees = self.seeing(look).to(query.dtype)  # under autocast
         seen = keys[mine, :, :places], values[mine, :, :places]
@@ -150,9 +156,25 @@ class Blocks:
         self._blocks.clear()
         self.looks.clear()
 
+    def room_for(self, fans: Sequence[Fan]) -> int:
+        """How many places a block has, or will have when these are written there."""
+        end = max(fan.end for fan in fans)
+        if end > self.places:  # a larger draft than was reckoned with, or a text
+            self.places = end + _ROOM
+        return self.places
+
     def drop_memory(self) -> None:
         """Let the next batch begin with new memory."""
         self._memory.clear()
+
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> None:
+        """Those rows alone, in their order, as the first ones."""
+        self.rows = len(rows)
+        for which, block in self._blocks.items():
+            chosen = sent(list(rows), block.device)
+            block[: self.rows] = block[chosen]
+            self._blocks[which] = block[: self.rows]
 
     def write(
         self, segment: Segment, layer: int, states: Sequence[torch.Tensor]
@@ -160,7 +182,7 @@ class Blocks:
         """Put a prompt's new keys and values [heads, new, size] in place; its row's block."""
         found = []
         for kind, new in enumerate(states):
-            block = self._block(layer, kind, new, segment.end)
+            block = self._block(layer, kind, new)
             if segment.source is not None:
                 block[segment.row, :, : segment.start] = block[segment.source, :, : segment.start]
             block[segment.row, :, segment.start : segment.end] = new
@@ -173,28 +195,19 @@ class Blocks:
         """Put the keys and values of drafted tokens [heads, T, size] in place; all rows'."""
         found = []
         for kind, new in enumerate(states):
-            block = self._block(layer, kind, new, fans.sees.shape[-1])
+            block = self._block(layer, kind, new)
             block[fans.first + fans.row, :, fans.place] = new.transpose(0, 1)
             found.append(block)
         return found
 
-    def ending_together(
-        self, rows: Sequence[int], ends: Sequence[int]
-    ) -> Iterator[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
-        """For each layer, keys and values [rows, heads, most places, size] of the places of some
-        rows before their ends, which all come last."""
-        most = max(ends)
-        for layer in range(len(self.looks)):
-            keys, values = (self._blocks[layer, kind] for kind in (0, 1))
-            yield layer, (_aligned(keys, rows, ends, most), _aligned(values, rows, ends, most))
-
-    def _block(self, layer: int, kind: int, like: torch.Tensor, end: int) -> torch.Tensor:
+    def _block(self, layer: int, kind: int, like: torch.Tensor) -> torch.Tensor:
         block = self._blocks.get((layer, kind))
         if block is None:
-            shape = (self.rows, like.shape[0], max(self.places, end), like.shape[2])
+            shape = (self.rows, like.shape[0], self.places, like.shape[2])
             block = self._kept(layer, kind, like, shape)
-        elif block.shape[2] < end:  # a larger draft than there is room for
-            more = block.new_zeros(*block.shape[:2], end - block.shape[2], block.shape[3])
+        elif block.shape[2] < self.places:
+            new = self.places - block.shape[2]
+            more = block.new_zeros(*block.shape[:2], new, block.shape[3])
             block = torch.cat([block, more], dim=2)
             self._memory[layer, kind] = block.view(-1)
         self._blocks[layer, kind] = block
@@ -208,15 +221,6 @@ class Blocks:
         if memory is None or memory.numel() < size:
             memory = self._memory[layer, kind] = like.new_zeros(int(RESERVE * size))  # not NaN
         return memory[:size].view(shape)
-
-
-def _aligned(
-    block: torch.Tensor, rows: Sequence[int], ends: Sequence[int], most: int
-) -> torch.Tensor:
-    out = block.new_zeros(len(rows), block.shape[1], most, block.shape[3])
-    for place, (row, end) in enumerate(zip(rows, ends, strict=True)):
-        out[place, :, most - end :] = block[row, :, :end]
-    return out
 
 
 def shared_start(before: Ids, ids: Ids) -> int:
@@ -248,6 +252,13 @@ class Tokens:
         self.ids += prompt[segment.start :]
         self.positions += range(segment.start, segment.end)
         self.wanted[segment.row] = [len(self.ids) - 1]
+
+    def add_text(self, fan: Fan, ids: Ids, positions: Sequence[int]) -> None:
+        """Behind the last of these ids the model's word is wanted."""
+        self.fans.append(fan)
+        self.ids += ids
+        self.positions += positions
+        self.wanted[fan.row] = [len(self.ids) - 1]
 
     def add_draft(self, fan: Fan, prompt_length: int, draft: LineDraft) -> None:
         self.fans.append(fan)

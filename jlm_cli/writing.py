@@ -63,16 +63,11 @@ class Writer:
             out = self.model.generate(
                 ids.to(self.device),
                 attention_mask=seen.to(self.device),
-                past_key_values=self._read_before(prompts),
                 generation_config=greedy,
                 streamer=_Heard(wrote),
             )
         rows = out[:, longest:].tolist()
         return [self._written(row, limit) for row, limit in zip(rows, limits, strict=True)]
-
-    def _read_before(self, prompts: Sequence[Ids]) -> Cache | None:
-        """Keys and values of what left-padded prompts begin with, where they are at hand."""
-        return None
 
     def _written(self, ids: list[int], limit: int) -> Written:
         end = next((n for n, token in enumerate(ids) if token in self.vocabulary.ends), None)

@@ -591,12 +591,35 @@ def test_reasons_do_not_read_their_prompts_again(released: Loaded) -> None:
         for prompt, result in zip(prompts, results, strict=True)
     ]
     tails = [len(a) - len(b) for a, b in zip(starts, prompts, strict=True)]
-    assert fed[-7:] == [max(tails)] + 6 * [1]
+    assert fed[-7:] == [sum(tails)] + 6 * [len(prompts)]
     engine.forget()
     written = engine.write(starts, [7] * len(starts), unheard)
     hook.remove()
-    assert fed[-7] == max(map(len, starts))
+    assert fed[-7:] == 7 * [len(prompts)]
     assert [words.text.strip() for words in written] == [result.reason for result in results]
+
+
+def test_texts_leave_when_they_end(released: Loaded) -> None:
+    """Of many rows, some with the same prompt, those that go on are what they are alone; what has
+    ended is in no pass, and soon in no block."""
+    engine, texts = tree_of(released), [*TEXTS, *TEXTS[:2], *TEXTS[:2]]
+    prompts = prompts_of(released, texts)
+    judge = Judge(engine, Lines(released.vocabulary), reason=False, new_tokens=0)
+    view = View(load("judgelm"), (1, 2))
+    judge.judge([Prompt(tuple(prompt), view) for prompt in prompts])
+    batch, limits = engine._latest, [150, 3, 9, 1, 20, 2, 5, 90]
+    starts = [[*prompt, 5 + n] for n, prompt in enumerate(prompts)]
+    heard: list[int] = []
+    together = engine.write(starts, limits, heard.append)
+    assert batch is not None and batch.is_over and batch.blocks.rows == 1
+    assert heard == [sum(limit > n for limit in limits) for n in range(150)]
+    for start, limit, words in zip(starts, limits, together, strict=True):
+        (alone,) = engine.write([start], [limit], unheard)
+        out = released.model.generate(
+            torch.tensor([start]), do_sample=False, max_new_tokens=limit, pad_token_id=0
+        )[0, len(start) :].tolist()
+        assert words == alone and words.text == released.vocabulary.decode(out)
+        assert words.cut
 
 
 def test_reason_never_overruns_the_context(released: Loaded) -> None:

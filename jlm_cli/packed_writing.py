@@ -1,0 +1,74 @@
+"""Texts written behind the rows of a packed batch, from the keys and values that are there.
+
+All go on together, a token a pass, and each leaves when it ends: the others do not wait for it, nor
+does it cost anything any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jlm_cli.engine import Wrote
+from jlm_cli.packing import Fan, Tokens
+
+if TYPE_CHECKING:
+    from jlm_cli.hf_engine import PackedBatch, PackedEngine
+
+_SPAN = 4 / 3  # rows that attention goes over, for each that is still written
+
+
+@dataclass
+class Text:
+    """What is written behind the first `seen` tokens of a batch's row: `due` is to be read next.
+
+    Its keys and values go from place `start` of the row's block on, which is `block` by now.
+    """
+
+    row: int
+    block: int
+    seen: int
+    start: int
+    due: list[int]
+    limit: int
+    ids: list[int] = field(default_factory=list)
+    n_read: int = 0
+
+    def fan(self, positions: Sequence[int]) -> Fan:
+        """What is due, each token behind all before it; `positions` are those of all places."""
+        here = self.start + self.n_read
+        sees = np.zeros((len(self.due), here + len(self.due)), bool)
+        sees[:, : self.seen] = True
+        for n in range(len(self.due)):
+            sees[n, self.start : here + n + 1] = True
+        return Fan(self.block, here, sees, np.array(positions))
+
+    def take(self, token: int, ends: Sequence[int]) -> bool:
+        """One more token; whether the text goes on behind it."""
+        self.n_read += len(self.due)
+        self.due = [token]
+        self.ids.append(token)
+        return token not in ends and len(self.ids) < self.limit
+
+
+def write_behind(
+    engine: PackedEngine, batch: PackedBatch, texts: Sequence[Text], wrote: Wrote
+) -> None:
+    """The likeliest tokens, up to an end or a text's limit; the batch is of no use afterwards."""
+    live = sorted(texts, key=lambda text: text.row)
+    while live:
+        tokens = Tokens()
+        for text in live:
+            positions = batch.positions_of(text)
+            tokens.add_text(text.fan(positions), text.due, positions[-len(text.due) :])
+        found = engine.likeliest(tokens, batch.blocks)
+        wrote(len(live))
+        ends = engine.vocabulary.ends
+        live = [text for text, token in zip(live, found, strict=True) if text.take(token, ends)]
+        if live and batch.blocks.rows >= _SPAN * len(live):
+            batch.blocks.keep([text.block for text in live])
+            for block, text in enumerate(live):
+                text.block = block
