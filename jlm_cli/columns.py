@@ -207,6 +207,8 @@ class PairTally:
         it does not know stays as it was."""
         if are_turned(self.models_of(row), about.models):
             about = about.turned()
+        elif about.gold != NONE and are_others(self.models_of(row), about.models):
+            about = about._replace(gold=UNREADABLE, votes=(0, 0, 0), models=None)
         if about.gold != NONE:
             self._small["gold"][row] = about.gold
             self._votes[3 * row : 3 * row + 3] = array("i", about.votes)
@@ -270,6 +272,16 @@ class PairTally:
         if models is None:
             return -1, -1
         return self._model_names.code(models[0]), self._model_names.code(models[1])
+
+
+def are_others(models: Sequence[str], other: Any) -> bool:
+    """Whether two lists of names are of other models."""
+    return (
+        bool(models)
+        and isinstance(other, list | tuple)
+        and bool(other)
+        and (sorted(models) != sorted(map(str, other)))
+    )
 
 
 def are_turned(models: Sequence[str], other: Any) -> bool:

@@ -23,6 +23,7 @@ from jlm_cli.source import spool_stdin
 from jlm_cli.tables import Grid, csv_of, grids_of, latex_of, markdown_of, printed
 
 _IDS_SHOWN = 5
+_ROWS = (".jsonl", ".ndjson", ".json", ".gz", ".zst")  # files that hold what tables are made of
 _TOLD = {
     "only_there": "{n} ids of {side} are not among the predictions of {name}: {ids}",
     "only_in_predictions": "{n} predictions of {name} have no row in {side}: {ids}",
@@ -73,6 +74,8 @@ def check(config: MetricsConfig) -> None:
             raise UsageError(f"{output}: there is no folder {output.parent}")
         if any(output.resolve() == path.resolve() for path in inputs):
             raise UsageError(f"{output}: is an input; name another file")
+        if output.exists() and output != config.disagreements and output.suffix in _ROWS:
+            raise UsageError(f"{output}: exists, and looks like a file of rows; name another file")
 
 
 def _run(config: MetricsConfig) -> int:

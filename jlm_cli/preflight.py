@@ -69,6 +69,7 @@ def facts_of(now: Run, survey: Survey) -> Json:
     """What a survey found, for people and for programs."""
     tokens = np.asarray(survey.tokens, np.int64)
     measured = survey.n_with_gold > 0 or now.config.gold is not None
+    n_without_gold = len(survey.rows) - survey.n_with_gold - survey.n_unreadable_gold
     return {
         "rows": len(now.rows),
         "blank": now.rows.source.n_blank,
@@ -80,8 +81,9 @@ def facts_of(now: Run, survey: Survey) -> Json:
         "tokens_longest_prompt": survey.longest,
         "over_the_context": survey.n_cut + survey.errors["too-long"],
         "missing_references": survey.errors["missing-reference"],
-        "rows_without_gold": len(survey.rows) - survey.n_with_gold if measured else 0,
+        "rows_without_gold": n_without_gold if measured else 0,
         "rows_with_unreadable_gold": survey.n_unreadable_gold,
+        "first_unreadable_gold": survey.first_unreadable,
         "rows_without_id": survey.n_without_id,
         "rows_with_a_double_id": survey.n_double_ids,
         "rows_whose_reference_is_not_shown": survey.n_unshown_references,

@@ -17,6 +17,7 @@ from jlm_cli.columns import (
     Judged,
     PairTally,
     about_of,
+    are_others,
     are_turned,
     checksum,
     clusters_of,
@@ -87,7 +88,9 @@ def _checked(judged: Any, where: str) -> Judged:
     try:
         return judged_of(judged)
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: field aspects: a damaged judgment") from error
+        raise InputError(
+            f"{where}: field aspects: no judgment of a pair, as jlm judge writes"
+        ) from error
 
 
 def mmvet(path: str, config: MetricsConfig) -> Json:
@@ -219,7 +222,10 @@ class _GoldOf:
             return None
         self._met.add(key)
         gold, models = self._gold.by_id[key]
-        return _turned(gold) if are_turned(models_in(row) or (), models) else gold
+        ours = models_in(row) or ()
+        if are_others(ours, models):
+            return None
+        return _turned(gold) if are_turned(ours, models) else gold
 
     def joined(self, path: str) -> Json:
         """Ids that are missing on one side, as a summary names them. Raises InputError where none

@@ -18,6 +18,7 @@ TURNED: dict[Verdict, Verdict] = {"1": "2", "2": "1", "tie": "tie"}  # of the an
 Json = dict[str, Any]
 
 _SCORE_LINE = re.compile(r"\d+(?:\.\d+)?(?:(?:\s*,\s*|\s+)\d+(?:\.\d+)?)*")
+_EXACT = 2.0**53  # larger numbers are rounded, whole ones above 2⁶⁴ by JSON's readers
 _DIGITS = 6  # decimals kept in records: float32 does not know more
 
 
@@ -50,7 +51,7 @@ class Sample:
     models: tuple[str, ...] | None = None
     category: str | None = None
     input: str | None = None  # the last part of the question, where its source keeps it apart
-    gold_unreadable: bool = False  # it was given, and says nothing about these answers
+    no_gold: str | None = None  # why what was given as such says nothing about these answers
 
     @property
     def instruction(self) -> str:
@@ -182,6 +183,13 @@ def read_gold(value: Any, n_answers: int) -> Gold | None:
     return _gold_from_scores(tuple(float(item) for item in value), n_answers)
 
 
+def why_no_gold(given: Any, n_answers: int) -> str | None:
+    """Of what `read_gold` could not read; None where nothing was given."""
+    if given is None or not str(given).strip():
+        return None
+    return f"{str(given)[:40]!r} says nothing about {n_answers} answers"
+
+
 # verdicts, as people write them
 PLAIN: dict[str, Verdict] = {
     **dict.fromkeys(("1", "model_a"), "1"),
@@ -213,4 +221,6 @@ def need_text(value: Any, field: str) -> str:
 def need_id(value: Any) -> str | int | float | None:
     if value is not None and type(value) not in (str, int, float):
         raise RowError("bad-type", f"field id: {_kind(value)} where a text or a number is needed")
+    if isinstance(value, float) and abs(value) >= _EXACT:
+        raise RowError("bad-value", "field id: a number too large to be told from others; quote it")
     return value  # type: ignore[no-any-return]

@@ -42,6 +42,7 @@ _NAMES = {
     "bias_first": "bias toward 1st",
     "bias_second": "bias toward 2nd",
 }
+_COMPARED = {"consistency": "consistency with pairs"}
 
 
 def shown(text: object, width: int = 60) -> Text:
@@ -138,6 +139,8 @@ class Report:
         size = f"{facts['tokens']:,} tokens, longest prompt {facts['tokens_longest_prompt']:,}"
         head = f"{facts['rows']} rows of schema {facts['schema']}: {size}"
         self.note("; ".join([f"{head}, {facts['batches']} batches", *odd]))
+        if facts["first_unreadable_gold"]:
+            self.note(f"gold that cannot be read, first of {facts['first_unreadable_gold']}")
         if facts["rows"] > 1 and facts["errors"].get("bad-json") == facts["rows"]:
             self.note(
                 "no line is JSON: is this CSV, or JSON over several lines? JSONL has an object on "
@@ -151,7 +154,7 @@ class Report:
             if name == "errors":
                 for code, count in value.items():
                     table.add_row(Text(f"error {code}", style="red"), f"{count:,}")
-            else:
+            elif value is not None:
                 text = f"{value:,}" if isinstance(value, int) else str(value)
                 table.add_row(name.replace("_", " "), shown(text))
         for name, size in compute.sizes().items():
@@ -217,12 +220,16 @@ class Report:
         table.add_row("rows", total)
         for name in ("verdicts", "scores", "labels", "methods"):
             if counts := summary.get(name):
-                table.add_row(name, ", ".join(f"{key}: {count}" for key, count in counts.items()))
+                order = ", first order" if "combined" in summary else ""
+                table.add_row(
+                    name + order, ", ".join(f"{key}: {count}" for key, count in counts.items())
+                )
         for section in ("pass_rate", "objective", "reliability", "stability", "compare"):
             found = summary.get(section, {})
             for name, value in ({section: found} if "ci95" in found else found).items():
                 if isinstance(value, dict) and "ci95" in value:
-                    table.add_row(_NAMES.get(name, name.replace("_", " ")), _figure(value))
+                    names = _COMPARED if section == "compare" else _NAMES
+                    table.add_row(names.get(name, name.replace("_", " ")), _figure(value))
         if "combined" in summary:
             table.add_row("accuracy, both orders", _figure(summary["combined"]["accuracy"]))
         for name, value in summary.get("baselines", {}).items():

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jlm_cli.columns import are_turned
+from jlm_cli.columns import are_others, are_turned
 from jlm_cli.config import Config
 from jlm_cli.errors import InputError, RowError, UsageError
-from jlm_cli.pairing import is_one_models, joined
-from jlm_cli.records import Gold, Json, Sample, error_record
+from jlm_cli.one_model import is_one_models
+from jlm_cli.pairing import JOINED, joined
+from jlm_cli.records import Gold, Json, Sample, error_record, why_no_gold
 from jlm_cli.schemas import (
-    SCHEMAS,
     Schema,
     parse_row,
     read_sample,
@@ -81,21 +81,29 @@ class Rows:
                 raise self.references.missing(sample.id, "reference")
             sample = replace(sample, reference=reference)
         if self.gold is not None:
-            gold = self._gold_of(sample)
-            unreadable = gold is None and self.gold.holds(sample.id)
-            sample = replace(sample, gold=gold, gold_unreadable=unreadable)
+            gold, why = self._gold_of(sample)
+            sample = replace(sample, gold=gold, no_gold=why)
         return sample
 
-    def _gold_of(self, sample: Sample) -> Gold | None:
+    def _gold_of(self, sample: Sample) -> tuple[Gold | None, str | None]:
+        """Of the file, and why there is none though it has the id."""
         assert self.gold is not None
-        gold, models = self.gold.find(sample.id) or (None, None)
+        if (found := self.gold.find(sample.id)) is None:
+            return None, None
+        gold, models, given = found
+        if gold is not None and are_others(sample.models or (), models):
+            return None, f"it is about {_listed(models)}, the row about {_listed(sample.models)}"
         if gold is not None and are_turned(sample.models or (), models):
             gold = gold.turned()
         about = 2 if gold is None or gold.scores is None else len(gold.scores)
         if gold is not None and about != len(sample.answers):
             told = f"{self.gold.name}: gold of {sample.id!r} is about {about} answers"
             raise RowError("bad-value", f"{told}, not {len(sample.answers)}")
-        return gold
+        return gold, None if gold else why_no_gold(given, len(sample.answers))
+
+
+def _listed(models: Iterable[Any] | None) -> str:
+    return " and ".join(map(str, models or ()))
 
 
 def open_rows(config: Config) -> Rows:
@@ -126,4 +134,4 @@ def _source_of(config: Config) -> tuple[Source, Schema]:
     elif len(set(config.inputs)) < len(config.inputs):
         twice = next(name for name in config.inputs if config.inputs.count(name) > 1)
         raise InputError(f"{twice}: the same input is named twice")
-    return joined(config.inputs, config.command, config.limit, config.field_map), SCHEMAS[0]
+    return joined(config.inputs, config.command, config.limit, config.field_map), JOINED

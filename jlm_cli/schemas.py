@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from jlm_cli.records import (
     need_id,
     need_text,
     read_gold,
+    why_no_gold,
 )
 from jlm_cli.source import LONGEST_LINE, Source
 
@@ -201,6 +203,9 @@ def mapped(pairs: tuple[tuple[str, str], ...]) -> Schema:
 
     Raises InputError for a native name that does not exist.
     """
+    for name, times in Counter(name for name, _ in pairs).items():
+        if times > 1:
+            raise InputError(f"--map {name}=…: is given {times} times")
     numbered: dict[str, list[tuple[int, str]]] = {"answers": [], "models": []}
     plain = []
     for name, field in pairs:
@@ -213,6 +218,11 @@ def mapped(pairs: tuple[tuple[str, str], ...]) -> Schema:
             )
         elif field:
             plain.append((name, field))
+    for name, some in numbered.items():
+        if sorted(number for number, _ in some) != list(range(1, len(some) + 1)):
+            raise InputError(
+                f"--map {name[:-1]}_N=…: they are numbered from 1 on, with none left out"
+            )
     answers, models = ([field for _, field in sorted(some)] for some in numbered.values())
     named = {name for name, _ in pairs} | ({"models"} if models else set())
     if any(name.startswith("answer") for name in named):
@@ -360,7 +370,7 @@ def read_sample(row: Json, schema: Schema, line: int) -> Sample:
         answers=texts,
         reference=None if reference is None else _paragraphs(reference),
         gold=gold,
-        gold_unreadable=given is not None and gold is None and given.strip() != "",
+        no_gold=None if gold is not None else why_no_gold(given, len(texts)),
         models=None if models is None else _read_models(models, len(texts)),
         category=None if category is None else need_text(category, "category"),
         input=fields.get("input") if schema.name == "pandalm" else None,

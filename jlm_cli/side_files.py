@@ -113,15 +113,15 @@ def _n_judged(gold: Any) -> int:
 
 def load_gold(path: Path, n_answers: int | None) -> Joined:
     """`--gold FILE`: id and gold on each line, about as many answers as a row has (None: any), as
-    gold (None: unreadable) with the models that it names in its order.
+    gold (None: unreadable) with the models that it names in its order, and as it was given.
 
     Raises InputError on a duplicate id, and where gold is of another kind.
     """
 
-    def read(row: Json) -> tuple[Gold | None, Any] | None:
+    def read(row: Json) -> tuple[Gold | None, Any, Any] | None:
         if (given := gold_in(row)) is None:  # of no use
             return None
-        return read_gold(given, n_answers or _n_judged(given)), models_in(row)
+        return read_gold(given, n_answers or _n_judged(given)), models_in(row), given
 
     found = load_once(path, read)
     return replace(found, by_id={key: one for key, one in found.by_id.items() if one is not None})

@@ -38,6 +38,7 @@ class Survey:
     n_without_id: int = 0
     n_with_gold: int = 0
     n_unreadable_gold: int = 0
+    first_unreadable: str | None = None  # and why
     n_unshown_references: int = 0
     _ids: array[int] = field(default_factory=lambda: array("q"))
 
@@ -52,7 +53,9 @@ class Survey:
         self.groups.append(zlib.crc32(f"{sample.question}\0{sample.reference}".encode()))
         self.longest = max(self.longest, *(len(prompt.ids) for prompt in prompts))
         self.n_with_gold += sample.gold is not None
-        self.n_unreadable_gold += sample.gold_unreadable
+        if sample.no_gold is not None:
+            self.n_unreadable_gold += 1
+            self.first_unreadable = self.first_unreadable or f"id {sample.id!r}: {sample.no_gold}"
         if sample.reference is not None:
             shown = any(prompt.view.template.needs_reference for prompt in prompts)
             self.n_unshown_references += not shown

@@ -160,6 +160,7 @@ def _comparison(comparison: Json) -> Grid:
             "only it right": test.get("only_other_right"),
             "only first right": test.get("only_first_right"),
             "McNemar p": test.get("p"),
+            "rows of both": one["same_verdict"]["n"],
             "same verdict": one["same_verdict"]["agreement"],
             "kappa of both": one["same_verdict"]["kappa"],
         }

@@ -176,6 +176,7 @@ BAD = [
     (["p.jsonl", "--disagreements", "d.jsonl"], "name two files"),
     (["p.jsonl", "q.jsonl", "--reversed", "r.jsonl"], "--reversed belongs to one"),
     (["p.jsonl", "--html", "p.jsonl"], "p.jsonl: is an input"),
+    (["p.jsonl", "--csv", "in.jsonl"], "in.jsonl: exists, and looks like a file of rows"),
     (["p.jsonl", "--csv", "none/t.csv"], "none/t.csv: there is no folder none"),
     (["p.jsonl", "--csv", "-"], "-: name a file; standard output has the tables, or --json"),
     (["p.jsonl", "--csv", "t", "--latex", "t"], "t: is named for two outputs"),

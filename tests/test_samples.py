@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -173,35 +174,86 @@ def test_files_of_other_questions_are_not_joined(tmp_path: Path, jlm: Jlm) -> No
     write_rows(tmp_path / "pairs.jsonl", [pair(1)])
     write_rows(tmp_path / "none.jsonl", [{"answer": "A"}])
     for name, message in (
-        ("b", "a.jsonl:1 and b.jsonl:2: other questions under one id, '1'"),
         ("c", "a.jsonl and c.jsonl: no id is in both; '1' is not in a.jsonl (it has 1: a text"),
         ("pairs", "pairs.jsonl: is no file of one model's answers"),
-        ("none", "none.jsonl:1: an id must be a text or a whole number"),
+        ("none", "none.jsonl:1: has no id and no question to be joined by"),
     ):
         done = jlm("judge", "a.jsonl", f"{name}.jsonl")
         assert done.code == 2 and message in done.err.strip().splitlines()[-1], done.err
-    write_rows(tmp_path / "short.jsonl", [{"id": n, "answer": "A"} for n in (1, 2)])
-    done = jlm("rank", "short.jsonl", "a.jsonl", "b.jsonl")
-    assert done.code == 2 and "a.jsonl:1 and b.jsonl:2: other questions" in done.err
     words = ["judge", "a.jsonl", "b.jsonl", "--map"]
     for told, message in (
         ("answer=outt", "a.jsonl, b.jsonl: no row has the field outt (named by --map)"),
         ("answer_1=answer", "--map answer_1=…: of several files each has one: --map answer=FIELD"),
         ("model_2=m", "--map model_2=…: of several files each has one: --map models=FIELD"),
-        ("gold=g", "--map gold=…: gold of several answers is joined by id: --gold FILE"),
     ):
         done = jlm(*words, told)
         assert (done.code, done.err) == (2, f"jlm: {message}\n")
 
 
 def test_one_row_does_not_tell_a_file_of_answers(tmp_path: Path, jlm: Jlm) -> None:
-    """One whose first answer is missing is none of questions."""
+    """One whose first answer is missing is none of questions; that row alone is an error."""
     rows = [{"id": n, "question": f"Q{n}", "answer": "A"} for n in (1, 2)]
     write_rows(tmp_path / "a.jsonl", rows)
     write_rows(tmp_path / "b.jsonl", rows)
     write_rows(tmp_path / "c.jsonl", [{"id": 1, "question": "Q1"}, rows[1]])
-    done = jlm("rank", "a.jsonl", "b.jsonl", "c.jsonl")
-    assert (done.code, done.err) == (2, "jlm: c.jsonl:1: field answer is missing\n")
+    done = jlm("rank", "a.jsonl", "b.jsonl", "c.jsonl", "-o", "out.jsonl")
+    first, second = read_rows(tmp_path / "out.jsonl")
+    assert done.code == 3 and len(second["sample"]["answers"]) == 3
+    assert "c.jsonl:1: field answer is missing" in first["error"]["message"]
+
+
+def test_what_is_wrong_with_one_row_costs_that_row(tmp_path: Path, jlm: Jlm) -> None:
+    """It is an error that says where; the others are judged."""
+    asked = [{"id": n, "question": f"Q{n}"} for n in range(6)]
+    write_rows(tmp_path / "q.jsonl", asked)
+    write_rows(tmp_path / "a.jsonl", [{"id": n, "answer": f"a{n}"} for n in range(8)])
+    told: list[Any] = [{"id": n, "answer": f"b{n}"} for n in (5, 4, 0, 7)]
+    told += [{"id": 1, "answer": None}, {"id": 2, "question": "Else?", "answer": "b2"}]
+    lines = [*map(json.dumps, told), '{"id": 3, "answ']
+    (tmp_path / "b.jsonl").write_text("\n".join(lines))
+    for command, names in (("judge", "qab"), ("rank", "abq")):
+        words = [command, *(f"{name}.jsonl" for name in names)]
+        assert jlm(*words, "--overwrite", "-o", "out.jsonl").code == 3
+        found: list[Any] = read_rows(tmp_path / "out.jsonl")
+        errors = {
+            one["id"]: (one["error"]["code"], one["error"]["message"].removeprefix("a.jsonl:"))
+            for one in found
+            if "error" in one
+        }
+        assert len(found) == 8 and errors == {
+            1: ("bad-answer", "2: b.jsonl:5: field answer: null where a text is needed"),
+            2: ("other-question", "3: id 2 asks something else in b.jsonl:6 and q.jsonl:3"),
+            3: ("missing-answer", "4: id 3 is not in b.jsonl (its line 7 cannot be read)"),
+            6: ("missing-answer", "7: id 6 is not in b.jsonl (its line 7 cannot be read)"),
+            7: ("missing-field", "8: id 7 has no question in any of the files"),
+        }
+
+
+def test_ids_by_map_or_by_their_own_name(tmp_path: Path, jlm: Jlm) -> None:
+    """A file that lacks the mapped field has the native one; a failed call costs its row."""
+    write_rows(tmp_path / "q.jsonl", [{"id": n, "question": f"Q{n}"} for n in range(3)])
+    for name in "ab":
+        rows: list[Any] = [
+            {"custom_id": n, "response": {"choices": [{"message": {"content": f"{name}{n}"}}]}}
+            for n in range(3)
+        ]
+        rows[1] = {"custom_id": 1, "response": None} if name == "b" else rows[1]
+        write_rows(tmp_path / f"{name}.jsonl", rows if name == "a" else rows[1:] + rows[:1])
+    names = ["id=custom_id", "answer=response.choices.0.message.content"]
+    words = ["judge", "q.jsonl", "a.jsonl", "b.jsonl", "--map", names[0], "--map", names[1]]
+    assert jlm(*words, "-o", "out.jsonl").code == 3
+    found: list[Any] = read_rows(tmp_path / "out.jsonl")
+    assert found[0]["sample"]["answers"] == ["a0", "b0"]
+    assert "b.jsonl:1: field response.choices.0" in found[1]["error"]["message"]
+
+
+def test_one_model_twice_is_told_apart_by_its_files(tmp_path: Path, jlm: Jlm) -> None:
+    for name in ("old", "new"):
+        row = {"id": 1.5, "question": "Q", "answer": name, "model": "gpt"}
+        write_rows(tmp_path / f"{name}.jsonl", [row])
+    assert jlm("judge", "old.jsonl", "new.jsonl", "-o", "out.jsonl").code == 0
+    (found,) = read_rows(tmp_path / "out.jsonl")
+    assert (found["id"], found["sample"]["models"]) == (1.5, ["old", "new"])
 
 
 def test_questions_in_several_files_and_gold_with_them(tmp_path: Path, jlm: Jlm) -> None:
@@ -225,8 +277,8 @@ def test_questions_in_several_files_and_gold_with_them(tmp_path: Path, jlm: Jlm)
     [
         (("gpt-4.5.jsonl", "llama-3.1-8b.jsonl.gz"), {}, ["gpt-4.5", "llama-3.1-8b"]),
         (("x/a.jsonl", "y/../y/a.jsonl"), {}, ["x/a.jsonl", "y/a.jsonl"]),
-        (("a.jsonl", "b.jsonl"), {"models": ["gpt"]}, ["gpt", "gpt"]),
-        (("a.jsonl", "b.jsonl"), {"models": None, "model": "gpt"}, ["gpt", "gpt"]),
+        (("a.jsonl", "b.jsonl"), {"models": ["gpt"]}, ["gpt", "b"]),
+        (("a.jsonl", "b.jsonl"), {"models": None, "model": "gpt"}, ["gpt", "b"]),
     ],
 )
 def test_names_of_models(
@@ -235,7 +287,8 @@ def test_names_of_models(
     (tmp_path / "x").mkdir()
     (tmp_path / "y").mkdir()
     for name in names:
-        write_rows(tmp_path / name, [{"id": 1, "question": "Q", "answer": "A", **more}])
+        row = {"id": 1, "question": "Q", "answer": "A", **(more if name == names[0] else {})}
+        write_rows(tmp_path / name, [row])
     assert jlm("judge", *names, "-o", "out.jsonl").code == 0
     assert read_rows(tmp_path / "out.jsonl")[0]["sample"]["models"] == models
 
@@ -245,7 +298,6 @@ def test_names_of_models(
     [
         (("a.jsonl",), "a.jsonl:1: one model's answers; give the files of two models"),
         (("a.jsonl", "twice.jsonl"), "twice.jsonl:2: '1' stands there twice"),
-        (("a.jsonl", "short.jsonl"), "short.jsonl:2: field question_body is missing"),
         (("a.jsonl", "b.jsonl", "c.jsonl"), "judge takes two models' answers"),
         (("m.jsonl", "n.jsonl"), "m.jsonl, n.jsonl: a file with the questions is needed"),
     ],

@@ -141,8 +141,8 @@ def test_references_and_gold_join_by_id(tmp_path: Path) -> None:
     assert (joined.find(1), joined.find("1"), joined.find(2)) == ("one", "text one", None)
     gold = [{"question_id": 1, "text": "2 8\nbecause"}, {"id": "x", "gold": "tie"}]
     found = load_gold(write_rows(tmp_path / "g.jsonl", gold), 2)
-    assert found.find(1) == (Gold("2", (2.0, 8.0)), None)
-    assert found.find("x") == (Gold("tie"), None)
+    assert found.find(1) == (Gold("2", (2.0, 8.0)), None, "2 8\nbecause")
+    assert found.find("x") == (Gold("tie"), None, "tie")
     twice = write_rows(tmp_path / "twice.jsonl", [gold[0], gold[0]])
     with pytest.raises(InputError, match="id 1 stands there twice"):
         load_gold(twice, 2)
@@ -223,7 +223,40 @@ def test_unreadable_gold_is_counted(jlm: Jlm, tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl", [{**pair(n), "gold": gold} for n, gold in enumerate(golds)])
     done = jlm("judge", "in.jsonl")
     assert done.code == 0 and "; 3 rows with unreadable gold\n" in done.err
+    assert "gold that cannot be read, first of id 0: 'A' says nothing about 2 answers" in done.err
     assert json.loads((tmp_path / "in.judge.metrics.json").read_text())["n_unreadable_gold"] == 3
+
+
+def test_gold_about_other_models_is_no_gold(jlm: Jlm, tmp_path: Path) -> None:
+    """Which of them stands first there is not known."""
+    write_rows(tmp_path / "in.jsonl", [pair(n, models=["x", "y"]) for n in range(4)])
+    gold = [{"id": n, "gold": "1", "models": ["x-7b", "y-7b"]} for n in range(3)]
+    write_rows(tmp_path / "gold.jsonl", [*gold, {"id": 3, "gold": "1", "models": ["y", "x"]}])
+    done = jlm("judge", "in.jsonl", "--gold", "gold.jsonl")
+    assert "3 rows with unreadable gold" in done.err and "without gold" not in done.err
+    assert "first of id 0: it is about x-7b and y-7b, the row about x and y" in done.err
+    assert [one["gold"] for one in read_rows(tmp_path / "in.judge.jsonl")] == [None] * 3 + ["2"]
+    done = jlm("metrics", "in.judge.jsonl", "--gold", "gold.jsonl", "--json")
+    found = json.loads(done.out)["gold"]
+    assert (found["n"], found["n_unreadable"]) == (1, 3)
+
+
+def test_fields_are_mapped_once(jlm: Jlm, tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    for names, message in (
+        (["question=a", "question=b"], "--map question=…: is given 2 times"),
+        (["answer_2=a", "answer_3=b"], "--map answer_N=…: they are numbered from 1 on"),
+    ):
+        done = jlm("judge", "in.jsonl", *(word for name in names for word in ("--map", name)))
+        assert done.code == 2 and message in done.err
+
+
+def test_ids_that_json_rounds_are_errors(jlm: Jlm, tmp_path: Path) -> None:
+    lines = [f'{{"id":{2**64 + n},"question":"Q","answers":["a","b"]}}' for n in range(2)]
+    (tmp_path / "in.jsonl").write_text("\n".join([*lines, lines[0].replace("184467", "1")]))
+    assert jlm("judge", "in.jsonl").code == 3
+    found: list[Any] = read_rows(tmp_path / "in.judge.jsonl")
+    assert [one.get("error", {}).get("code") for one in found] == ["bad-value"] * 2 + [None]
 
 
 def test_gold_about_too_few_answers_is_the_rows_error(jlm: Jlm, tmp_path: Path) -> None:
@@ -290,7 +323,7 @@ def test_gold_files_are_read_alike(tmp_path: Path, jlm: Jlm) -> None:
     gold = [{"id": 0, "gold": "2"}, {"id": 1, "gold": None}, {"id": 2, "text": "A"}]
     write_rows(tmp_path / "gold.jsonl", gold)
     facts = json.loads(jlm("judge", "in.jsonl", "--gold", "gold.jsonl", "--plan", "--json").out)
-    assert (facts["rows_without_gold"], facts["rows_with_unreadable_gold"]) == (3, 1)
+    assert (facts["rows_without_gold"], facts["rows_with_unreadable_gold"]) == (2, 1)
     assert jlm("judge", "in.jsonl", "--gold", "gold.jsonl").code == 0
     done = jlm("metrics", "in.judge.jsonl", "--gold", "gold.jsonl", "--json")
     assert done.code == 0 and json.loads(done.out)["gold"]["n"] == 1

@@ -1,0 +1,238 @@
+"""Files with one model's answers each, or with the questions alone: which kinds there are, and what
+a row of each tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from jlm_cli.errors import InputError, RowError
+from jlm_cli.records import Json, need_text
+from jlm_cli.schemas import SCHEMAS, has, listed, mapped, parse_row
+from jlm_cli.source import Source
+
+Pairs = tuple[tuple[str, str], ...]  # of `--map`
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a row tells: one model's answer, the question where its file holds it, which may be all;
+    or the `problem` with it."""
+
+    line: int
+    text: Any = None
+    model: Any = None
+    question: Any = None
+    category: Any = None
+    reference: Any = None
+    gold: Any = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file, told by its fields: with one model's answers, or with questions. `key` is
+    what a row is joined by, whatever else is wrong with it."""
+
+    name: str
+    fields: frozenset[str]
+    key: Callable[[Json], Any]
+    read: Callable[[Json, int], Answer]
+    asks: bool = False
+
+
+@dataclass(frozen=True)
+class Side:
+    """A file that is joined with others, and its lines that could not be read."""
+
+    name: str
+    kind: Kind
+    answers: dict[Any, Answer]
+    torn: list[int]
+
+
+def _alpaca(row: Json, line: int) -> Answer:
+    return Answer(line, row["output"], row["generator"], row["instruction"], row.get("dataset"))
+
+
+def _judgelm(row: Json, line: int) -> Answer:
+    return Answer(line, row["text"], row.get("model"), row["question_body"])
+
+
+def _mtbench(row: Json, line: int) -> Answer:
+    first = row["choices"][0] if isinstance(row["choices"], list) and row["choices"] else None
+    turns = first.get("turns") if isinstance(first, dict) else None
+    return Answer(line, conversation(turns, "choices[0].turns"), row["model_id"])
+
+
+def _mtbench_question(row: Json, line: int) -> Answer:
+    question = conversation(row["turns"], "turns")
+    return Answer(line, question=question, category=row.get("category"))
+
+
+def conversation(turns: Any, field: str) -> str:
+    """All turns in order; a single one stands for itself."""
+    if not isinstance(turns, list) or not turns:
+        raise RowError("bad-type", f"field {field}: a list of texts is needed")
+    texts = [need_text(turn, f"{field}[{n}]") for n, turn in enumerate(turns)]
+    if len(texts) == 1:
+        return texts[0]
+    return "\n\n".join(f"[Turn {n}]\n{text}" for n, text in enumerate(texts, start=1))
+
+
+def _native(row: Json, line: int) -> Answer:
+    """Native fields, but of one answer or none."""
+    fields = listed(row)
+    answers, models = fields.get("answers"), fields.get("models")
+    text = answers[0] if isinstance(answers, list) and answers else None
+    model = models[0] if isinstance(models, list) and len(models) == 1 else models
+    model = fields.get("model") if model is None else model
+    more = {name: fields.get(name) for name in ("question", "category", "reference", "gold")}
+    return Answer(line, text, model, **more)
+
+
+def _native_key(row: Json) -> Any:
+    """The question, where there is no id."""
+    return row.get("question") if row.get("id") is None else row["id"]
+
+
+def _by(field: str) -> Callable[[Json], Any]:
+    return lambda row: row.get(field)
+
+
+_PUBLISHED = (
+    Kind(
+        "AlpacaEval outputs",
+        frozenset({"instruction", "output", "generator"}),
+        _by("instruction"),
+        _alpaca,
+    ),
+    Kind(
+        "JudgeLM answers",
+        frozenset({"question_id", "question_body", "text"}),
+        _by("question_id"),
+        _judgelm,
+    ),
+    Kind(
+        "MT-bench answers",
+        frozenset({"question_id", "model_id", "choices"}),
+        _by("question_id"),
+        _mtbench,
+    ),
+)
+_NATIVE = (
+    Kind("answers", frozenset({"answer"}), _native_key, _native),
+    Kind("questions", frozenset({"question"}), _native_key, _native, asks=True),
+)
+_KINDS = (
+    *_PUBLISHED,
+    Kind(
+        "MT-bench questions",
+        frozenset({"question_id", "turns"}),
+        _by("question_id"),
+        _mtbench_question,
+        asks=True,
+    ),
+    *_NATIVE,
+)
+_WHOLE = [schema for schema in SCHEMAS if schema.name != "native-answer"]  # of several answers
+_MAY_LACK = ("id", "question", "answer")  # fields that `--map` names, in one of several files
+
+
+def _kind_of(row: Json, kinds: Sequence[Kind]) -> Kind | None:
+    return next((kind for kind in kinds if kind.fields <= row.keys()), None)
+
+
+def _named(row: Json, pairs: Pairs) -> Kind | None:
+    """The kind of a file whose fields `--map` names, by one of its rows."""
+    there = tuple(
+        (name, field)
+        for name, field in pairs
+        if name not in _MAY_LACK or not field or has(row, field)
+    )
+    schema, names_model = mapped(there), "models" in dict(pairs)
+    of_all = mapped(tuple(pair for pair in there if pair[0] not in ("question", "answer")))
+
+    def read(row: Json, line: int) -> Answer:
+        model = {} if names_model else {"model": row.get("model")}
+        return _native({**schema.native(row), **model}, line)
+
+    def key(row: Json) -> Any:
+        try:
+            return _native_key(schema.native(row))
+        except RowError:
+            return _native_key(of_all.native(row))
+
+    kind = _kind_of(schema.native(row), _NATIVE)
+    return kind and replace(kind, fields=frozenset(), key=key, read=read)
+
+
+def is_one_models(source: Source) -> bool:
+    """Whether a file holds one model's answers, and nothing that is judged by itself."""
+    first = next((row for _, row in _rows(source, [])), None)
+    if first is None or any(schema.fields <= first.keys() for schema in SCHEMAS):
+        return False
+    return _kind_of(first, _PUBLISHED) is not None
+
+
+def read_side(source: Source, pairs: Pairs) -> Side:
+    """Raises InputError for a file of none of the kinds, and where its rows cannot be joined."""
+    torn: list[int] = []
+    rows = list(_rows(source, torn))
+    kind = _kind([row for _, row in rows], pairs)
+    if kind is None:
+        known = ", ".join(kind.name for kind in _PUBLISHED)
+        raise InputError(
+            f"{source.name}: is no file of one model's answers; known are {known}, and those with "
+            "a field answer (else name it: --map answer=FIELD)"
+        )
+    found: dict[Any, Answer] = {}
+    for line, row in rows:
+        key, where = kind.key(row), f"{source.name}:{line}"
+        if key is None:
+            raise InputError(f"{where}: has no id and no question to be joined by")
+        if type(key) not in (str, int, float):
+            raise InputError(f"{where}: an id must be a text or a number")
+        if key in found:
+            raise InputError(f"{where}: {str(key)[:60]!r} stands there twice")
+        found[key] = _answer(kind, row, line, where)
+    return Side(source.name, kind, found, torn)
+
+
+def _answer(kind: Kind, row: Json, line: int, where: str) -> Answer:
+    try:
+        for missing in sorted(kind.fields - row.keys()):
+            raise RowError("missing-field", f"field {missing} is missing")
+        answer = kind.read(row, line)
+        if not kind.asks:
+            need_text(answer.text, "answer")
+        return answer
+    except RowError as error:
+        return Answer(line, problem=f"{where}: {error}")
+
+
+def _rows(source: Source, torn: list[int]) -> Iterator[tuple[int, Json]]:
+    """Line and row; of lines that hold none the numbers."""
+    for index, raw in enumerate(source):
+        try:
+            yield source.line(index), parse_row(raw)
+        except RowError:
+            torn.append(source.line(index))
+
+
+def _kind(rows: Sequence[Json], pairs: Pairs) -> Kind | None:
+    """That of the first row; a file of questions has no answer in any."""
+    first = _kind_of_row(rows[0], pairs) if rows else None
+    if first is not None and not first.asks:
+        return first
+    kinds = (_kind_of_row(row, pairs) for row in rows)
+    return next((kind for kind in kinds if kind is not None and not kind.asks), first)
+
+
+def _kind_of_row(row: Json, pairs: Pairs) -> Kind | None:
+    if pairs:
+        return _named(row, pairs)
+    if any(schema.fields <= row.keys() for schema in _WHOLE):
+        return None
+    return _kind_of(row, _KINDS)
