@@ -62,6 +62,17 @@ def throughput(name: str) -> str:
     return rows(("way", "format", "pairs/s", times, "second machine", times), body)
 
 
+def windows() -> str:
+    """A shape whose layers mostly see a window, on the second machine."""
+    found = result("throughput-gemma-cpu-2")
+    body = [
+        [text, found["pairs_per_second"][way], f"{found[_RATIOS[way]]:.2f} ×"]
+        for way, text in _WAYS.items()
+    ]
+    body.append(["jlm", found["pairs_per_second"]["jlm"], ""])
+    return rows(("way", "pairs/s", "jlm is faster by"), body)
+
+
 _RATIOS = {
     "official": "jlm_over_official",
     "padded_generate": "jlm_over_padded_generate",
@@ -235,6 +246,7 @@ def _rows(found: Json) -> int:
 TABLES: dict[str, Callable[[], str]] = {
     "throughput": partial(throughput, "throughput"),
     "reasons": partial(throughput, "throughput-reason"),
+    "windows": windows,
     "share": share,
     "quality": quality,
     "checks": checks,

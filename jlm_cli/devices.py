@@ -84,6 +84,8 @@ def multiplies_bfloat16(device: str) -> bool:
 # for the host now and then (by simulation: not measured on a GPU)
 GPU_BATCHES = 3
 _CPU_BATCH_TOKENS = 4096  # packs are smaller; this bounds keys, values and logits of drafts
+_MOST_WRITING = 16384
+_GROWTH = 2  # of a row with its reason: prompts and reasons of 500 tokens are usual
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,14 @@ def choose_compute(files: ModelFiles, config: Config) -> Compute:
     cache, hidden = _sizes(files, dtype)
     weights = weight_bytes(files, dtype, config.quantize)
     memory = _memory(device) * config.gpus_per_model
+    at_most = GPU_BATCHES
+    if config.reason:  # a batch by itself, whose rows grow
+        cache, at_most = _GROWTH * cache, 1
     at_once, automatic = 1, _CPU_BATCH_TOKENS
     if device == "cuda":
-        at_once, automatic = batches_within(memory, weights, cache, hidden)
+        at_once, automatic = batches_within(memory, weights, cache, hidden, at_most)
+    elif config.reason:
+        automatic = writing_batch(memory, cache)
     tokens = config.batch_tokens or automatic
     return Compute(
         device,
@@ -181,16 +188,25 @@ _LEAST_BATCH, _MOST_BATCH = 2048, 65536  # tokens
 _STEP = 1024  # cards of one kind differ by some megabytes; a run goes on on any of them
 
 
-def batches_within(total: int, weights: int, cache_per_token: int, hidden: int) -> tuple[int, int]:
+def batches_within(
+    total: int, weights: int, cache_per_token: int, hidden: int, at_most: int
+) -> tuple[int, int]:
     """Batches under way on a GPU, and the tokens of each: places for their keys and values, and a
     layer's activations, have to fit beside the weights. One batch where there is little room."""
     room = 0.85 * total - weights
-    for at_once in (GPU_BATCHES, 1):
+    for at_once in (at_most, 1):
         each = RESERVE * PADDED * at_once * cache_per_token + 48 * hidden
         tokens = int(room / each) // _STEP * _STEP
         if tokens >= _LEAST_BATCH:
             break
     return at_once, min(max(tokens, _LEAST_BATCH), _MOST_BATCH)
+
+
+def writing_batch(total: int, cache_per_token: int) -> int:
+    """Tokens of a batch on a CPU that writes reasons: a step costs little more for more rows, so as
+    many as a twentieth of the memory holds."""
+    tokens = int(total / 20 / (RESERVE * PADDED * cache_per_token)) // _STEP * _STEP
+    return min(max(tokens, _CPU_BATCH_TOKENS), _MOST_WRITING)
 
 
 def _check_quantize(files: ModelFiles, device: str, quantize: Quantize) -> None:

@@ -23,8 +23,8 @@ from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote
 from jlm_cli.head import exact, only
 from jlm_cli.hub import Say, first_line, unsaid
 from jlm_cli.memory import within_memory
-from jlm_cli.packed_writing import Text, write_behind
 from jlm_cli.packing import ATTENTION, Blocks, Fan, Fans, Pack, Segment, Tokens, shared_start
+from jlm_cli.reasons import Text, write_behind
 from jlm_cli.row_by_row import CachedEngine, PlainEngine
 from jlm_cli.scoreline import Floats
 from jlm_cli.transfers import Coming, sent

@@ -327,9 +327,13 @@ def test_a_model_weighs_what_is_loaded_of_it(tmp_path: Path) -> None:
 def test_batch_tokens_follow_memory() -> None:
     """A 7B model on 80 GB takes batches of a pass each, on a card it barely fits the smallest."""
     cache = 2 * 32 * 32 * 128 * 2
-    at_once, large = devices.batches_within(80_000 * MB, 13_500 * MB, cache, 4096)
+    at_once, large = devices.batches_within(80_000 * MB, 13_500 * MB, cache, 4096, 3)
     assert at_once == 3 and 16384 <= large <= 65536
-    assert devices.batches_within(16_000 * MB, 13_500 * MB, cache, 4096) == (1, 2048)
+    assert devices.batches_within(16_000 * MB, 13_500 * MB, cache, 4096, 3) == (1, 2048)
+    alone, writing = devices.batches_within(80_000 * MB, 13_500 * MB, 2 * cache, 4096, 1)
+    assert alone == 1 and 1.3 * large < writing < 1.6 * large  # more rows, and room to grow
+    assert devices.writing_batch(24_000 * MB, 2 * cache) == 4096
+    assert devices.writing_batch(24_000 * MB, 2 * cache // 23) == 16384
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
