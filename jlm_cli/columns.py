@@ -207,8 +207,8 @@ class PairTally:
         it does not know stays as it was."""
         if are_turned(self.models_of(row), about.models):
             about = about.turned()
-        elif about.gold != NONE and are_others(self.models_of(row), about.models):
-            about = about._replace(gold=UNREADABLE, votes=(0, 0, 0), models=None)
+        elif are_others(self.models_of(row), about.models):
+            about = About(gold=NONE if about.gold == NONE else UNREADABLE)
         if about.gold != NONE:
             self._small["gold"][row] = about.gold
             self._votes[3 * row : 3 * row + 3] = array("i", about.votes)

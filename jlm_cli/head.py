@@ -61,7 +61,7 @@ class Exact:
             one[at].to(rows.device, non_blocking=True) for one in (self._given, self._own)
         )
         for change in self.changes:  # the choice is the device's, which is not waited for
-            is_it = torch.isclose(change(given), rounded, _CLOSE, _CLOSE).all()
+            is_it = torch.isclose(change(given), rounded, _CLOSE, _CLOSE, equal_nan=True).all()
             found = torch.where(is_it, change(own), found)
         return log_p(rows, self.columns, found)
 

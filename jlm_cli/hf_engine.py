@@ -56,12 +56,15 @@ class PackedEngine(Writer):
     def begin(
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> PackedBatch | ReadAtOnce:
-        if max(map(len, prompts)) + DRAFT_ROOM > self._up_to:
+        if not self._packs(prompts):
             self._latest = None
             return self._row_by_row.begin(prompts, drafts, columns)
         blocks = self._spare.pop() if self._spare else Blocks()
         self._latest = PackedBatch(self, blocks, prompts, drafts, columns)
         return self._latest
+
+    def _packs(self, prompts: Sequence[Ids]) -> bool:
+        return max(map(len, prompts)) + DRAFT_ROOM <= self._up_to
 
     def take_back(self, blocks: Blocks) -> None:
         """For the next batch: memory that is written already need not be asked for again."""
@@ -75,14 +78,16 @@ class PackedEngine(Writer):
     @within_memory
     def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
         """Reasons go on behind prompts of the batch just judged; others are read first."""
+        if not self._packs(prompts):
+            return super().write(prompts, limits, wrote)
         batch, self._latest = self._latest, None
         rows = batch.rows_of(prompts) if batch and batch.is_over else None
         if batch is None or rows is None:
             new = self.begin(prompts, [[] for _ in prompts], [0])
-            if not isinstance(new, PackedBatch):
-                return super().write(prompts, limits, wrote)
+            assert isinstance(new, PackedBatch)
             while new.feed():
                 pass
+            new.known()
             batch, rows = new, new.rows_of(prompts)
             batch.end()
             self._latest = None
@@ -97,8 +102,12 @@ class PackedEngine(Writer):
     def likeliest(self, tokens: Tokens, blocks: Blocks) -> list[int]:
         """The likeliest token behind each of those that are kept."""
         with computing():
-            found: list[int] = self._pass(tokens, blocks)[0].argmax(-1).tolist()
-            return found
+            logits = self._pass(tokens, blocks)[0]
+            sound = torch.isfinite(logits).all().to(torch.int64)
+            *found, is_sound = torch.cat([logits.argmax(-1), sound[None]]).tolist()
+        if not is_sound:
+            blocks.drop_memory()  # what is no number would reach the next batch's rows
+        return list(found)
 
     def run(self, tokens: Tokens, blocks: Blocks, columns: torch.Tensor) -> torch.Tensor:
         """What is known behind the kept tokens, [kept, columns]."""
@@ -230,13 +239,6 @@ class PackedBatch:
         prompt = len(self._prompts[row])
         seen = min(prompt, len(ids) - 1)
         return Text(row, row, seen, prompt + len(self._fed[row]), list(ids[seen:]), limit)
-
-    def positions_of(self, text: Text) -> list[int]:
-        """In its line, of each place of its row, with those of the tokens that are due."""
-        fed = self._fed[text.row]
-        first = text.seen + text.n_read
-        fed += range(first, first + len(text.due))
-        return [*range(len(self._prompts[text.row])), *fed]
 
     def _packs(self) -> Iterator[list[Segment]]:
         """The prompts' segments, with room for what is drafted behind them."""

@@ -90,13 +90,14 @@ def kept_of(output: Path, rows: Rows, facts: Json, give_up: bool) -> Kept:
             starts[number] = start
         else:
             left.add(content, start)
-    unjudged = Counter[Key]()
+    unjudged, broken = Counter[Key](), Counter[Key]()
     for row in np.flatnonzero(starts == _NOWHERE).tolist() if left.ids else ():
         content = _content(rows, row)
         starts[row] = left.take(content)
-        unjudged[content[0]] += int(starts[row] == _NOWHERE)
+        found = broken if content[1] is None else unjudged
+        found[content[0]] += int(starts[row] == _NOWHERE)
     if not give_up:
-        gone = left.ids - (unjudged - failed)  # a row that has changed is still there
+        gone = left.ids - (unjudged - (failed - broken))  # a row that has changed is still there
         _check_given_up(output, gone, n_judged, bool((starts == _NOWHERE).all()))
     return Kept(output, starts)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jlm_cli.errors import InputError, RowError
-from jlm_cli.records import Json, need_text
-from jlm_cli.schemas import SCHEMAS, has, listed, mapped, parse_row
+from jlm_cli.records import Json, need_id, need_text
+from jlm_cli.schemas import SCHEMAS, dotted, has, listed, mapped, parse_row
 from jlm_cli.source import Source
 
 Pairs = tuple[tuple[str, str], ...]  # of `--map`
@@ -44,12 +44,12 @@ class Kind:
 
 @dataclass(frozen=True)
 class Side:
-    """A file that is joined with others, and its lines that could not be read."""
+    """A file that is joined with others; of lines that cannot be joined the numbers, and why."""
 
     name: str
     kind: Kind
     answers: dict[Any, Answer]
-    torn: list[int]
+    torn: list[tuple[int, str]]
 
 
 def _alpaca(row: Json, line: int) -> Answer:
@@ -144,28 +144,32 @@ def _kind_of(row: Json, kinds: Sequence[Kind]) -> Kind | None:
     return next((kind for kind in kinds if kind.fields <= row.keys()), None)
 
 
-def _named(row: Json, pairs: Pairs) -> Kind | None:
-    """The kind of a file whose fields `--map` names, by one of its rows."""
+def _named(rows: Sequence[Json], pairs: Pairs) -> Kind | None:
+    """The kind of a file whose fields `--map` names; of some it may have none."""
     there = tuple(
         (name, field)
         for name, field in pairs
-        if name not in _MAY_LACK or not field or has(row, field)
+        if name not in _MAY_LACK or not field or any(has(row, field) for row in rows)
     )
-    schema, names_model = mapped(there), "models" in dict(pairs)
-    of_all = mapped(tuple(pair for pair in there if pair[0] not in ("question", "answer")))
+    schema, fields = mapped(there), dict(there)
 
     def read(row: Json, line: int) -> Answer:
-        model = {} if names_model else {"model": row.get("model")}
+        model = {} if "models" in fields else {"model": row.get("model")}
         return _native({**schema.native(row), **model}, line)
 
     def key(row: Json) -> Any:
-        try:
-            return _native_key(schema.native(row))
-        except RowError:
-            return _native_key(of_all.native(row))
+        for name in ("id", "question"):
+            field = fields.get(name, name)
+            if has(row, field) and (found := dotted(row, field)) is not None:
+                return found
+        return None
 
-    kind = _kind_of(schema.native(row), _NATIVE)
-    return kind and replace(kind, fields=frozenset(), key=key, read=read)
+    for kind in _NATIVE:
+        (name,) = kind.fields
+        field = fields.get(name, name)
+        if any(has(row, field) for row in rows):
+            return replace(kind, fields=frozenset(), key=key, read=read)
+    return None
 
 
 def is_one_models(source: Source) -> bool:
@@ -177,10 +181,11 @@ def is_one_models(source: Source) -> bool:
 
 
 def read_side(source: Source, pairs: Pairs) -> Side:
-    """Raises InputError for a file of none of the kinds, and where its rows cannot be joined."""
-    torn: list[int] = []
+    """Raises InputError for a file of none of the kinds, for an id that is there twice, and where
+    no row has one."""
+    torn: list[tuple[int, str]] = []
     rows = list(_rows(source, torn))
-    kind = _kind([row for _, row in rows], pairs)
+    kind = _named([row for _, row in rows], pairs) if pairs else _kind([row for _, row in rows])
     if kind is None:
         known = ", ".join(kind.name for kind in _PUBLISHED)
         raise InputError(
@@ -189,14 +194,18 @@ def read_side(source: Source, pairs: Pairs) -> Side:
         )
     found: dict[Any, Answer] = {}
     for line, row in rows:
-        key, where = kind.key(row), f"{source.name}:{line}"
-        if key is None:
-            raise InputError(f"{where}: has no id and no question to be joined by")
-        if type(key) not in (str, int, float):
-            raise InputError(f"{where}: an id must be a text or a number")
+        where = f"{source.name}:{line}"
+        try:
+            if (key := need_id(kind.key(row))) is None:
+                raise RowError("missing-field", "has no id and no question to be joined by")
+        except RowError as error:
+            torn.append((line, str(error)))
+            continue
         if key in found:
             raise InputError(f"{where}: {str(key)[:60]!r} stands there twice")
         found[key] = _answer(kind, row, line, where)
+    if torn and not found:
+        raise InputError(f"{source.name}:{torn[0][0]}: {torn[0][1]}")
     return Side(source.name, kind, found, torn)
 
 
@@ -212,27 +221,25 @@ def _answer(kind: Kind, row: Json, line: int, where: str) -> Answer:
         return Answer(line, problem=f"{where}: {error}")
 
 
-def _rows(source: Source, torn: list[int]) -> Iterator[tuple[int, Json]]:
-    """Line and row; of lines that hold none the numbers."""
+def _rows(source: Source, torn: list[tuple[int, str]]) -> Iterator[tuple[int, Json]]:
+    """Line and row; of lines that hold none the numbers, and why."""
     for index, raw in enumerate(source):
         try:
             yield source.line(index), parse_row(raw)
-        except RowError:
-            torn.append(source.line(index))
+        except RowError as error:
+            torn.append((source.line(index), str(error)))
 
 
-def _kind(rows: Sequence[Json], pairs: Pairs) -> Kind | None:
+def _kind(rows: Sequence[Json]) -> Kind | None:
     """That of the first row; a file of questions has no answer in any."""
-    first = _kind_of_row(rows[0], pairs) if rows else None
+    kinds = (_kind_of_row(row) for row in rows)
+    first = next(kinds, None)
     if first is not None and not first.asks:
         return first
-    kinds = (_kind_of_row(row, pairs) for row in rows)
     return next((kind for kind in kinds if kind is not None and not kind.asks), first)
 
 
-def _kind_of_row(row: Json, pairs: Pairs) -> Kind | None:
-    if pairs:
-        return _named(row, pairs)
+def _kind_of_row(row: Json) -> Kind | None:
     if any(schema.fields <= row.keys() for schema in _WHOLE):
         return None
     return _kind_of(row, _KINDS)

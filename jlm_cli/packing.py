@@ -148,11 +148,13 @@ class Blocks:
         self.looks: dict[int, Look] = {}
         self._memory: dict[tuple[int, int], torch.Tensor] = {}
         self._blocks: dict[tuple[int, int], torch.Tensor] = {}
+        self._is_kept = True
         self.rows = 0
         self.places = 0
 
     def begin(self, rows: int, places: int) -> None:
         self.rows, self.places = rows, places
+        self._is_kept = True
         self._blocks.clear()
         self.looks.clear()
 
@@ -165,6 +167,7 @@ class Blocks:
 
     def drop_memory(self) -> None:
         """Let the next batch begin with new memory."""
+        self._is_kept = False
         self._memory.clear()
 
     @torch.inference_mode()
@@ -209,7 +212,8 @@ class Blocks:
             new = self.places - block.shape[2]
             more = block.new_zeros(*block.shape[:2], new, block.shape[3])
             block = torch.cat([block, more], dim=2)
-            self._memory[layer, kind] = block.view(-1)
+            if self._is_kept:
+                self._memory[layer, kind] = block.view(-1)
         self._blocks[layer, kind] = block
         return block
 
@@ -219,7 +223,9 @@ class Blocks:
         size = int(np.prod(shape))
         memory = self._memory.get((layer, kind))
         if memory is None or memory.numel() < size:
-            memory = self._memory[layer, kind] = like.new_zeros(int(RESERVE * size))  # not NaN
+            memory = like.new_zeros(int(RESERVE * size))  # not NaN
+            if self._is_kept:
+                self._memory[layer, kind] = memory
         return memory[:size].view(shape)
 
 
@@ -253,11 +259,11 @@ class Tokens:
         self.positions += range(segment.start, segment.end)
         self.wanted[segment.row] = [len(self.ids) - 1]
 
-    def add_text(self, fan: Fan, ids: Ids, positions: Sequence[int]) -> None:
+    def add_text(self, fan: Fan, ids: Ids) -> None:
         """Behind the last of these ids the model's word is wanted."""
         self.fans.append(fan)
         self.ids += ids
-        self.positions += positions
+        self.positions += fan.positions[fan.start :].tolist()
         self.wanted[fan.row] = [len(self.ids) - 1]
 
     def add_draft(self, fan: Fan, prompt_length: int, draft: LineDraft) -> None:

@@ -7,9 +7,11 @@ there. What comes out is a Source of native rows, or of what is wrong with them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,7 @@ def joined(names: Sequence[str], command: str, limit: int | None, pairs: Pairs) 
     the files do not fit together.
     """
     if command == "grade" and not pairs and (truth := _mmvet(names)) is not None:
-        return _source(names[0], truth[:limit])
+        return _source(names[0], islice(truth, limit))
     _check_one_answer(names, pairs)
     with ExitStack() as files:
         sources = [files.enter_context(open_source(name)) for name in names]
@@ -68,7 +70,7 @@ def joined(names: Sequence[str], command: str, limit: int | None, pairs: Pairs) 
             f"in files of one kind; here are {kinds}"
         )
     _check_ids(asked, answered)
-    return _source(names[0], list(_rows_of(asked, answered))[:limit])
+    return _source(names[0], islice(_rows_of(asked, answered), limit))
 
 
 def _check_one_answer(names: Sequence[str], pairs: Pairs) -> None:
@@ -102,9 +104,10 @@ def _check_ids(asked: Sequence[Side], answered: Sequence[Side]) -> None:
 
 
 def _rows_of(asked: Sequence[Side], answered: Sequence[Side]) -> Iterator[Row]:
-    """A row for each id of the files of answers, in their order."""
-    names = _names_of(answered)
-    for key in dict.fromkeys(key for side in answered for key in side.answers):
+    """A row for each id of the files of answers, in their order, and behind them one for each line
+    that cannot be joined and is not missed by any id."""
+    names, keys = _names_of(answered), dict.fromkeys(k for side in answered for k in side.answers)
+    for key in keys:
         found = [(side, side.answers[key]) for side in answered if key in side.answers]
         told = found + [(side, side.answers[key]) for side in asked if key in side.answers]
         question = _first([answer for _, answer in told], "question")
@@ -113,6 +116,9 @@ def _rows_of(asked: Sequence[Side], answered: Sequence[Side]) -> Iterator[Row]:
         fields = {"error": problem} if problem else _fields(told, answered, names)
         where, first = found[0]
         yield Row(where.name, first.line, {"id": row_id, **fields})
+    for side in answered:
+        for line, why in side.torn[len(keys) - len(side.answers) :]:
+            yield Row(side.name, line, {"id": None, "error": ("bad-answer", why)})
 
 
 def _fields(
@@ -143,7 +149,7 @@ def _problem(
     shown = repr(key if isinstance(key, int | float) else key[:60])
     for side in answered:
         if key not in side.answers:
-            torn = f" (its line {side.torn[0]} cannot be read)" if side.torn else ""
+            torn = f" (its line {side.torn[0][0]}: {side.torn[0][1]})" if side.torn else ""
             return "missing-answer", f"id {shown} is not in {side.name}{torn}"
     for _, answer in told:
         if answer.problem is not None:
@@ -222,6 +228,27 @@ def _json_object(name: str) -> Json | None:
     return table if isinstance(table, dict) else None
 
 
-def _source(name: str, rows: Sequence[Row]) -> Source:
-    source = Source(name, spooled_rows(row.fields for row in rows)).scan(None)
-    return source.made_from([row.name for row in rows], [row.line for row in rows])
+def _source(name: str, rows: Iterable[Row]) -> Source:
+    names: list[str] = []
+    lines = array("Q")
+
+    def fields() -> Iterator[Json]:
+        for row in rows:
+            names.append(row.name)
+            lines.append(row.line)
+            yield _spelled(row.fields)
+
+    source = Source(name, spooled_rows(fields())).scan(None)
+    return source.made_from(names, lines)
+
+
+def _spelled(fields: Json) -> Json:
+    """With names of files that are no Unicode as errors have them."""
+    return {
+        name: [_unicode(one) for one in value] if name in ("error", "models") else value
+        for name, value in fields.items()
+    }
+
+
+def _unicode(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()

@@ -37,14 +37,14 @@ class Text:
     ids: list[int] = field(default_factory=list)
     n_read: int = 0
 
-    def fan(self, positions: Sequence[int]) -> Fan:
-        """What is due, each token behind all before it; `positions` are those of all places."""
+    def fan(self) -> Fan:
+        """What is due, each token behind all before it."""
         here = self.start + self.n_read
-        sees = np.zeros((len(self.due), here + len(self.due)), bool)
-        sees[:, : self.seen] = True
-        for n in range(len(self.due)):
-            sees[n, self.start : here + n + 1] = True
-        return Fan(self.block, here, sees, np.array(positions))
+        end = here + len(self.due)
+        places = np.arange(end)
+        positions = np.where(places < self.start, places, self.seen + places - self.start)
+        told = (places < self.seen) | (places >= self.start)  # between lie drafts of the line
+        return Fan(self.block, here, told & (places <= places[here:, None]), positions)
 
     def take(self, token: int, ends: Sequence[int]) -> bool:
         """One more token; whether the text goes on behind it."""
@@ -62,8 +62,7 @@ def write_behind(
     while live:
         tokens = Tokens()
         for text in live:
-            positions = batch.positions_of(text)
-            tokens.add_text(text.fan(positions), text.due, positions[-len(text.due) :])
+            tokens.add_text(text.fan(), text.due)
         found = engine.likeliest(tokens, batch.blocks)
         wrote(len(live))
         ends = engine.vocabulary.ends

@@ -95,6 +95,8 @@ class Rows:
             return None, f"it is about {_listed(models)}, the row about {_listed(sample.models)}"
         if gold is not None and are_turned(sample.models or (), models):
             gold = gold.turned()
+        elif gold is not None and gold.scores is not None and models and sample.models:
+            gold = gold.of_models(models, sample.models)
         about = 2 if gold is None or gold.scores is None else len(gold.scores)
         if gold is not None and about != len(sample.answers):
             told = f"{self.gold.name}: gold of {sample.id!r} is about {about} answers"

@@ -622,6 +622,48 @@ def test_texts_leave_when_they_end(released: Loaded) -> None:
         assert words.cut
 
 
+def test_what_is_no_number_stays_in_its_batch(released: Loaded) -> None:
+    """Also where it came up as a text was written, which took more room than there was."""
+    engine = tree_of(released)
+    prompts, view = prompts_of(released), View(load("judgelm"), (1, 2))
+    judge = Judge(engine, Lines(released.vocabulary), reason=False, new_tokens=0)
+    wanted = [bits(one) for one in judge.judge([Prompt(tuple(p), view) for p in prompts])]
+    layer = released.model.model.layers[0].mlp
+    for sick in (False, True):  # of the prompts, or of the texts alone
+        starts = [[*prompt, 5] for prompt in prompts]
+        hook = layer.register_forward_hook(
+            lambda _, given, out, sick=sick: (
+                out * float("nan") if (given[0].shape[1] <= len(TEXTS)) == sick else out
+            )
+        )
+        engine.write(starts, [200] * len(starts), unheard)
+        hook.remove()
+        found = judge.judge([Prompt(tuple(p), view) for p in prompts])
+        assert [bits(one) for one in found] == wanted
+
+
+def test_one_row_that_is_no_number_leaves_the_others_exact(released: Loaded) -> None:
+    model: Any = copy.deepcopy(released.model)
+    model = model.to(torch.bfloat16)
+    with torch.no_grad():
+        model.lm_head.weight *= 40
+    engine, prompts = PackedEngine(model, released.vocabulary), prompts_of(released)
+    spoilt = [*prompts[2], 7]
+    found = []
+    for rows in (prompts, [*prompts, spoilt]):
+        hook = model.model.embed_tokens.register_forward_hook(
+            lambda _, given, out: out.masked_fill((given[0] == 7)[..., None], float("nan"))
+        )
+        batch = engine.begin(rows, [[]] * len(rows), list(range(300, 340)))
+        while batch.feed():
+            pass
+        found.append(batch.known()[: len(prompts)])
+        hook.remove()
+        engine = PackedEngine(model, released.vocabulary)
+    for a, b in zip(*found, strict=True):
+        assert np.isfinite(a).all() and np.abs(a - b).max() < 0.02
+
+
 def test_reason_never_overruns_the_context(released: Loaded) -> None:
     judge = Judge(tree_of(released), Lines(released.vocabulary), reason=True, new_tokens=500)
     assert judge._room(range(2000)) == 48

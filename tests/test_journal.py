@@ -418,6 +418,17 @@ def test_no_judgment_is_given_up_unasked(tmp_path: Path, jlm: Jlm) -> None:
         assert jlm(*words, "--retry-errors", "--overwrite").code in (0, 3)
 
 
+def test_a_row_that_broke_does_not_lose_its_judgment(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1), pair(2)])
+    words = ("judge", "in.jsonl", "-o", "out.jsonl", "-q")
+    assert jlm(*words).code == 0
+    kept = (tmp_path / "out.jsonl").read_bytes()
+    write_rows(tmp_path / "in.jsonl", [pair(1), {**pair(2), "gold": {"a": 1}}])
+    done = jlm(*words, "--retry-errors")
+    assert done.code == 2 and "the rows of 1 of its judgments (id '2' first)" in done.err
+    assert (tmp_path / "out.jsonl").read_bytes() == kept
+
+
 def test_gold_that_came_later_costs_no_judgment(tmp_path: Path, jlm: Jlm) -> None:
     rows = [pair(n) for n in range(4)]
     write_rows(tmp_path / "in.jsonl", rows)

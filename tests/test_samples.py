@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -220,13 +222,68 @@ def test_what_is_wrong_with_one_row_costs_that_row(tmp_path: Path, jlm: Jlm) -> 
             for one in found
             if "error" in one
         }
+        torn = "not JSON: unexpected end of data, column 16"
         assert len(found) == 8 and errors == {
             1: ("bad-answer", "2: b.jsonl:5: field answer: null where a text is needed"),
             2: ("other-question", "3: id 2 asks something else in b.jsonl:6 and q.jsonl:3"),
-            3: ("missing-answer", "4: id 3 is not in b.jsonl (its line 7 cannot be read)"),
-            6: ("missing-answer", "7: id 6 is not in b.jsonl (its line 7 cannot be read)"),
+            3: ("missing-answer", f"4: id 3 is not in b.jsonl (its line 7: {torn})"),
+            6: ("missing-answer", f"7: id 6 is not in b.jsonl (its line 7: {torn})"),
             7: ("missing-field", "8: id 7 has no question in any of the files"),
         }
+
+
+def test_no_line_is_lost_unsaid(tmp_path: Path, jlm: Jlm) -> None:
+    """Lines that cannot be joined are errors of their own where no id misses them."""
+    rows = [{"id": n, "question": f"Q{n}", "answer": "A"} for n in range(3)]
+    lines = [json.dumps(row) for row in rows]
+    lines[1] = lines[1][:20]
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_text("\n".join([*lines, '{"answer": "B"}']))
+    assert jlm("judge", "a.jsonl", "b.jsonl", "-o", "out.jsonl").code == 3
+    found: list[Any] = read_rows(tmp_path / "out.jsonl")
+    assert [(one["id"], one["line"], "error" in one) for one in found] == [
+        (0, 1, False),
+        (2, 3, False),
+        *((None, line, True) for line in (2, 4, 2, 4)),
+    ]
+    assert found[5]["error"]["message"].startswith("b.jsonl:4: has no id and no question")
+    answers_of("c", tmp_path, [1, 2], torn=True)
+    assert jlm("grade", "c.jsonl", "--no-reference", "-o", "grades.jsonl").code == 3
+    found = read_rows(tmp_path / "grades.jsonl")
+    assert ["error" in one for one in found] == [False, False, True]
+
+
+def answers_of(name: str, folder: Path, ids: list[int], torn: bool) -> None:
+    lines = [*map(json.dumps, answers(name, ids)), *(['{"question_id": 3, "te'] if torn else [])]
+    (folder / f"{name}.jsonl").write_text("\n".join(lines))
+
+
+def test_no_single_row_tells_which_fields_a_file_has(tmp_path: Path, jlm: Jlm) -> None:
+    """Where the first lacks its question or its id, the others have theirs all the same."""
+    for name, asks in (("a", "Q"), ("b", "Q"), ("c", "Else ")):
+        rows: list[Any] = [
+            {"qid": n, "id": n + 7, "prompt": f"{asks}{n}", "out": f"{name}{n}"} for n in range(3)
+        ]
+        del rows[0]["prompt" if name == "a" else "qid"]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    named = ("id=qid", "question=prompt", "answer=out")
+    maps = [word for name in named for word in ("--map", name)]
+    for other, codes in (("b", [None, None]), ("c", ["other-question"] * 2)):
+        words = ["judge", "a.jsonl", f"{other}.jsonl", "--overwrite", "-o", "out.jsonl", *maps]
+        assert jlm(*words).code == 3
+        found: list[Any] = read_rows(tmp_path / "out.jsonl")
+        assert [one["id"] for one in found] == [0, 1, 2, None]
+        assert [one.get("error", {}).get("code") for one in found[1:3]] == codes
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are Unicode")
+def test_files_whose_names_are_no_unicode(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [{"id": 1, "question": "Q", "answer": "A"}, {"id": 2, "question": "Q", "answer": None}]
+    name = os.fsdecode(b"\xffa.jsonl")
+    write_rows(tmp_path / name, rows)
+    write_rows(tmp_path / "b.jsonl", rows)
+    assert jlm("judge", name, "b.jsonl", "-o", "out.jsonl").code == 3
+    assert read_rows(tmp_path / "out.jsonl")[0]["sample"]["models"] == ["?a", "b"]
 
 
 def test_ids_by_map_or_by_their_own_name(tmp_path: Path, jlm: Jlm) -> None:

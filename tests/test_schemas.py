@@ -241,6 +241,27 @@ def test_gold_about_other_models_is_no_gold(jlm: Jlm, tmp_path: Path) -> None:
     assert (found["n"], found["n_unreadable"]) == (1, 3)
 
 
+def test_scores_of_models_in_another_order(jlm: Jlm, tmp_path: Path) -> None:
+    models = ["x", "y", "z"]
+    row = {"id": 1, "question": "Q", "answers": ["a", "b", "c"], "models": models}
+    write_rows(tmp_path / "in.jsonl", [row])
+    gold = {"id": 1, "scores": [1, 2, 3], "models": ["z", "x", "y"]}
+    write_rows(tmp_path / "gold.jsonl", [gold])
+    assert jlm("rank", "in.jsonl", "--gold", "gold.jsonl").code == 0
+    assert read_rows(tmp_path / "in.rank.jsonl")[0]["gold"] == [2.0, 3.0, 1.0]
+
+
+def test_texts_of_other_models_are_not_a_rows_own(jlm: Jlm, tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(n, models=["x", "y"]) for n in range(3)])
+    assert jlm("judge", "in.jsonl").code == 0
+    write_rows(tmp_path / "others.jsonl", [pair(n, models=["v", "w"]) for n in range(3)])
+    gold = [{"id": n, "gold": "1", "models": ["x", "y"]} for n in range(3)]
+    write_rows(tmp_path / "gold.jsonl", gold)
+    words = ["metrics", "in.judge.jsonl", "--gold", "gold.jsonl", "--json"]
+    found = json.loads(jlm(*words, "--input", "others.jsonl").out)
+    assert found["gold"]["n"] == 3 and set(found["win_rate"]) == {"x", "y"}
+
+
 def test_fields_are_mapped_once(jlm: Jlm, tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl", [pair(1)])
     for names, message in (
