@@ -56,15 +56,12 @@ class PackedEngine(Writer):
     def begin(
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> PackedBatch | ReadAtOnce:
-        if not self._packs(prompts):
+        if max(map(len, prompts)) + DRAFT_ROOM > self._up_to:
             self._latest = None
             return self._row_by_row.begin(prompts, drafts, columns)
         blocks = self._spare.pop() if self._spare else Blocks()
         self._latest = PackedBatch(self, blocks, prompts, drafts, columns)
         return self._latest
-
-    def _packs(self, prompts: Sequence[Ids]) -> bool:
-        return max(map(len, prompts)) + DRAFT_ROOM <= self._up_to
 
     def take_back(self, blocks: Blocks) -> None:
         """For the next batch: memory that is written already need not be asked for again."""
@@ -78,7 +75,8 @@ class PackedEngine(Writer):
     @within_memory
     def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
         """Reasons go on behind prompts of the batch just judged; others are read first."""
-        if not self._packs(prompts):
+        ends = [len(ids) + limit for ids, limit in zip(prompts, limits, strict=True)]
+        if max(ends) + DRAFT_ROOM > self._up_to:
             return super().write(prompts, limits, wrote)
         batch, self._latest = self._latest, None
         rows = batch.rows_of(prompts) if batch and batch.is_over else None
@@ -222,13 +220,10 @@ class PackedBatch:
         taken: set[int] = set()
         for ids in prompts:
             row = bisect.bisect_right(self._prompts, tuple(ids)) - 1
-            while row in taken and row and self._prompts[row - 1] == self._prompts[row]:
+            start = self._prompts[max(row, 0)]
+            while row in taken and row and self._prompts[row - 1] == start:
                 row -= 1  # the same prompt, more than once
-            if (
-                row < 0
-                or row in taken
-                or tuple(ids[: len(self._prompts[row])]) != (self._prompts[row])
-            ):
+            if row < 0 or row in taken or tuple(ids[: len(start)]) != start:
                 return None
             taken.add(row)
             rows.append(row)

@@ -125,7 +125,8 @@ class Journal:
         assert name is not None
         return UsageError(
             f"{self.folder}: was begun with another {name} ({_brief(before.get(name))}, now "
-            f"{_brief(now.get(name))}); go on with that, or take --overwrite to begin anew"
+            f"{_brief(now.get(name))}); go on with that, or take --overwrite to begin anew, "
+            f"without the {self.n_records()} rows that are done"
         )
 
     def check(self, facts: Json, but: Collection[str]) -> None:

@@ -41,6 +41,7 @@ _NAMES = {
     "consistency": "swap consistency",
     "bias_first": "bias toward 1st",
     "bias_second": "bias toward 2nd",
+    "mean": "mean score",
 }
 _COMPARED = {"consistency": "consistency with pairs"}
 
@@ -224,7 +225,7 @@ class Report:
                 table.add_row(
                     name + order, ", ".join(f"{key}: {count}" for key, count in counts.items())
                 )
-        for section in ("pass_rate", "objective", "reliability", "stability", "compare"):
+        for section in ("mean", "pass_rate", "objective", "reliability", "stability", "compare"):
             found = summary.get(section, {})
             for name, value in ({section: found} if "ci95" in found else found).items():
                 if isinstance(value, dict) and "ci95" in value:

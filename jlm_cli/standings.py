@@ -97,10 +97,12 @@ class GradeTally(Tally):
     against: array[float] = field(default_factory=lambda: array("d"))  # gold, score, gold, …
     questions: array[int] = field(default_factory=lambda: array("q"))  # checksums, beside them
     models: defaultdict[str, Mean] = field(default_factory=lambda: defaultdict(Mean))
+    all: Mean = field(default_factory=Mean)
 
     def add_judged(self, record: Json) -> None:
         score = record["score"]
         self.scores[score] += 1
+        self.all.add(record.get("expected", score))
         if "pass" in record:
             self.passed.append(record["pass"])
             self.asked.append(_question_of(record))
@@ -116,7 +118,8 @@ class GradeTally(Tally):
         if not self.n_judged:
             return {}
         parts: Json = {
-            "scores": {f"{score:.15g}": self.scores[score] for score in sorted(self.scores)}
+            "scores": {f"{score:.15g}": self.scores[score] for score in sorted(self.scores)},
+            "mean": self.all.json(),
         }
         if self.passed:
             asked = clusters_of(np.array(self.asked, np.int64))

@@ -396,7 +396,7 @@ LONG |= {"short_factor": [1.0] * 8, "long_factor": [3.0] * 8}
     ],
 )
 def test_long_rows_that_change_what_a_pass_makes_of_others_are_not_packed(
-    released: Loaded, family: str, more: dict[str, Any]
+    released: Loaded, monkeypatch: pytest.MonkeyPatch, family: str, more: dict[str, Any]
 ) -> None:
     """Which no trial on short rows would show; short rows are packed, those beside long ones not,
     and say the same."""
@@ -414,6 +414,9 @@ def test_long_rows_that_change_what_a_pass_makes_of_others_are_not_packed(
     for n, other in enumerate(plain[:2]):
         for one in (short[n], beside[n]):
             assert one.text == other.text and one.p == pytest.approx(other.p, abs=2e-5)
+    with monkeypatch.context() as patched:  # texts that would cross it are not packed either
+        patched.setattr(PackedEngine, "likeliest", lambda *_: pytest.fail("packed"))
+        assert all(words.text for words in engine.write(prompts, [120, 5], unheard))
     if family != "Llama":  # where each path makes anew what is before it, as no text is written
         assert beside[2].p == pytest.approx(plain[2].p, abs=2e-5)
 

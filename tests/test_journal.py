@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -175,6 +176,7 @@ def test_changed_input_is_refused(begun: Path, tmp_path: Path, jlm: Jlm) -> None
     (tmp_path / "in.jsonl").write_text(json.dumps(pair(9)) + "\n")
     done = jlm("judge", "in.jsonl")
     assert done.code == 2 and "was begun with another input (" in done.err
+    assert re.search(r"--overwrite to begin anew, without the \d+ rows that are done", done.err)
 
 
 def test_two_runs_at_once(begun: Path, jlm: Jlm) -> None:

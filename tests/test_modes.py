@@ -48,6 +48,8 @@ def test_grade_record(tmp_path: Path, jlm: Jlm) -> None:
     assert summary["objective"]["n"] == 9 and "spearman" in summary["objective"]
     passed = sum(record["pass"] for record in records) / 9
     assert summary["pass_rate"]["value"] == pytest.approx(passed, abs=1e-6)
+    mean = sum(record["expected"] for record in records) / 9
+    assert summary["mean"]["value"] == pytest.approx(mean, abs=1e-6) and summary["mean"]["n"] == 9
 
 
 def test_grade_without_reference_says_what_to_do(tmp_path: Path, jlm: Jlm) -> None:
