@@ -36,6 +36,9 @@ _RECORD = re.compile(rb"(\d+)\t([0-9a-f]{8})\t(.*)\n", re.DOTALL)
 _COMMIT = re.compile(rb"#\t(\d+)\n")
 
 
+ROW_BY_ROW = ("input", "limit", "reference", "gold")  # facts that --retry-errors sees by the row
+
+
 def first_difference(before: Json, now: Json, but: Collection[str] = ()) -> str | None:
     """The first fact that is not what it was, `but` some; None where there is none."""
     facts = orjson.loads(orjson.dumps(now))  # as a file has them
@@ -87,6 +90,7 @@ class Journal:
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder = folder
         self._part = folder / f"part-{rank}"
+        self._saved = folder / "saved.jsonl"
         self._file: FileIO | None = None
 
     def begin(self, facts: Json, discard: bool = False) -> Rows:
@@ -103,6 +107,8 @@ class Journal:
         if before != facts:
             for path in self.folder.glob("part-*"):
                 path.unlink()
+        if first_difference(before or {}, facts, ROW_BY_ROW) is not None:
+            self._saved.unlink(missing_ok=True)
         write_whole(about, iter([orjson.dumps(facts, option=orjson.OPT_INDENT_2)]))
         parts = self._parts()
         for part in parts:
@@ -120,13 +126,33 @@ class Journal:
             raise UsageError(f"{path}: damaged; remove {self.folder} to begin anew") from None
         return about
 
+    def save(self, facts: Json) -> None:
+        """Put the records of a run with other rows aside, before `begin` gives them up: for the run
+        that `facts` describe to keep what is of its rows."""
+        before = self.facts()
+        other_rows = first_difference(before, facts) in ROW_BY_ROW
+        fits = first_difference(before, facts, ROW_BY_ROW) is None
+        if fits and other_rows and self.n_records() and not self._saved.exists():
+            write_whole(self._saved, self.records())
+
+    def saved(self, facts: Json) -> Path | None:
+        """The file of records that were put aside for a run like that of `facts`."""
+        fits = first_difference(self.facts(), facts, ROW_BY_ROW) is None
+        return self._saved if fits and self._saved.exists() else None
+
+    def forget_saved(self) -> None:
+        """When what is kept of them has been appended."""
+        self._saved.unlink(missing_ok=True)
+
     def _other_run(self, before: Json, now: Json) -> UsageError:
         name = first_difference(before, now)
         assert name is not None
+        other_rows = first_difference(before, now, ROW_BY_ROW) is None
+        keep = "--retry-errors to keep what is done of rows that are still there, or "
         return UsageError(
             f"{self.folder}: was begun with another {name} ({_brief(before.get(name))}, now "
-            f"{_brief(now.get(name))}); go on with that, or take --overwrite to begin anew, "
-            f"without the {self.n_records()} rows that are done"
+            f"{_brief(now.get(name))}); go on with that, or take {keep if other_rows else ''}"
+            f"--overwrite to begin anew, without the {self.n_records()} rows that are done"
         )
 
     def check(self, facts: Json, but: Collection[str]) -> None:

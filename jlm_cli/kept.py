@@ -13,14 +13,13 @@ import orjson
 from numpy.typing import NDArray
 
 from jlm_cli.errors import RowError, UsageError
-from jlm_cli.journal import first_difference
+from jlm_cli.journal import ROW_BY_ROW, first_difference
 from jlm_cli.output import made_with, summary_path
 from jlm_cli.records import Json, digest_of, dump, need_id
 from jlm_cli.rows import Rows
 from jlm_cli.side_files import Key, key_of
 from jlm_cli.standings import TALLIES
 
-_ROW_BY_ROW = ("input", "limit", "reference", "gold")  # of a run's facts, compared so here
 _NOWHERE = -1
 
 Content = tuple[Key, str | None]  # what a judgment is of: the id, and what the sample holds
@@ -38,11 +37,9 @@ class Kept:
         found: NDArray[np.bool_] = self.starts != _NOWHERE
         return found
 
-    def without(self, rows: NDArray[np.int64]) -> Kept:
+    def of(self, left: NDArray[np.bool_]) -> Kept:
         """But for those that are done already."""
-        starts = self.starts.copy()
-        starts[rows] = _NOWHERE
-        return Kept(self.output, starts)
+        return Kept(self.output, np.where(left, self.starts, _NOWHERE))
 
     def records(self, rows: Rows) -> Iterator[tuple[int, bytes]]:
         """Each kept row with its record, which has the line and the gold of today."""
@@ -74,10 +71,9 @@ class _Left:
         return starts.pop()
 
 
-def kept_of(output: Path, rows: Rows, facts: Json, give_up: bool) -> Kept:
-    """Raises UsageError where the output was made with other settings or is none of jlm, and (but
-    with `give_up`) where it holds judgments of rows that the input no longer has."""
-    _check_made_with(output, facts)
+def kept_of(output: Path, rows: Rows, give_up: bool) -> Kept:
+    """Raises UsageError where the output is none of jlm, and (but with `give_up`) where it holds
+    judgments of rows that the input no longer has."""
     starts = np.full(len(rows), _NOWHERE, np.int64)
     left, n_judged, failed = _Left(), 0, Counter[Key]()
     for number, (start, record) in enumerate(_records(output, rows)):
@@ -116,7 +112,7 @@ def _check_given_up(output: Path, gone: Counter[Key], n_judged: int, nothing: bo
         )
 
 
-def _check_made_with(output: Path, facts: Json) -> None:
+def check_made_with(output: Path, facts: Json) -> None:
     """Raises UsageError where the summary beside the output names another setting or model. What
     the input and its side files say is compared row by row."""
     path = summary_path(output)
@@ -126,7 +122,7 @@ def _check_made_with(output: Path, facts: Json) -> None:
             f"{path}: is not there, or no summary; --retry-errors learns from it how {output} was "
             "made"
         )
-    if (name := first_difference(before, facts, but=_ROW_BY_ROW)) is not None:
+    if (name := first_difference(before, facts, but=ROW_BY_ROW)) is not None:
         raise UsageError(
             f"{output}: was made with another {name}; --retry-errors takes the same settings"
         )

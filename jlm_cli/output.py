@@ -30,7 +30,7 @@ def check_output(config: Config) -> None:
         return
     _check_name(output, config)
     _check_name(summary_path(output), config)
-    if config.retry_errors and not output.exists():
+    if config.retry_errors and not output.exists() and not begun(folder_of(output)):
         raise UsageError(f"{output}: is not there; --retry-errors judges its error records again")
     may_replace = config.overwrite or config.retry_errors or begun(folder_of(output))
     if output.exists() and not may_replace:

@@ -43,7 +43,7 @@ from jlm_cli.journal import (
     write_stdout,
     write_whole,
 )
-from jlm_cli.kept import Kept, kept_of
+from jlm_cli.kept import Kept, check_made_with, kept_of
 from jlm_cli.modes import Reading, flags_of
 from jlm_cli.output import MADE_WITH, check_output, summary_path
 from jlm_cli.preflight import Run, facts_of, fingerprint, open_run, plan_of, preflight
@@ -146,13 +146,15 @@ def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
     left = np.ones(len(now.rows), bool)
     facts = fingerprint(now)
     kept = _kept_of(now, journal, facts)
-    if (n := _n_given_up(now, journal, facts)) > 0:
+    saved = now.config.retry_errors and journal.saved(facts) is not None
+    if not saved and (n := _n_given_up(now, journal, facts)) > 0:
         report.note(f"{n} rows that another run had judged in {journal.folder} are given up")
-    done = journal.begin(facts, discard=now.config.overwrite)
+    done = journal.begin(facts, discard=now.config.overwrite or saved)
     left[done] = False
-    if kept is not None:
-        _keep(now, journal, kept.without(done))
-        left[kept.rows] = False
+    for one in kept:
+        _keep(now, journal, one.of(left))
+        left[one.rows] = False
+    journal.forget_saved()
     if not left.all():
         report.note(f"going on: {int((~left).sum())} of {len(left)} rows are done")
     try:
@@ -185,13 +187,20 @@ def _n_given_up(now: Run, journal: Journal, facts: Json) -> int:
     return journal.n_records() if before and first_difference(before, facts) else 0
 
 
-def _kept_of(now: Run, journal: Journal, facts: Json) -> Kept | None:
-    """What --retry-errors leaves as it is."""
-    if not now.config.retry_errors or now.config.output is None:
-        return None
-    if first_difference(journal.facts(), facts) is None and journal.n_records() == len(now.rows):
-        return None  # a run that failed when all was done, perhaps with the output replaced
-    return kept_of(now.config.output, now.rows, facts, give_up=now.config.overwrite)
+def _kept_of(now: Run, journal: Journal, facts: Json) -> list[Kept]:
+    """What --retry-errors leaves as it is: of a run that was killed, and of the output."""
+    output, found, retries = now.config.output, [], now.config.retry_errors
+    goes_on = first_difference(journal.facts(), facts) is None
+    if goes_on and journal.n_records() == len(now.rows):
+        return []  # a run that failed when all was done, perhaps with the output replaced
+    if retries:
+        journal.save(facts)
+    if (retries or goes_on) and (saved := journal.saved(facts)) is not None:
+        found.append(saved)
+    if retries and output is not None and output.exists():
+        check_made_with(output, facts)
+        found.append(output)
+    return [kept_of(path, now.rows, give_up=now.config.overwrite) for path in found]
 
 
 def _keep(now: Run, journal: Journal, kept: Kept) -> None:

@@ -102,7 +102,8 @@ class GradeTally(Tally):
     def add_judged(self, record: Json) -> None:
         score = record["score"]
         self.scores[score] += 1
-        self.all.add(record.get("expected", score))
+        expected: Any = record.get("expected", score)
+        self.all.add(expected)
         if "pass" in record:
             self.passed.append(record["pass"])
             self.asked.append(_question_of(record))

@@ -157,6 +157,41 @@ def test_changed_settings_are_refused(
     assert jlm("judge", "in.jsonl", *words, "--overwrite").code == 0
 
 
+@pytest.mark.parametrize("more", [[], ["--retry-errors"]])
+def test_a_killed_run_goes_on_with_other_rows(tmp_path: Path, jlm: Jlm, more: list[str]) -> None:
+    """With --retry-errors, also where it is killed again before it has taken over what was done."""
+    rows = [pair(n) for n in range(6)]
+    write_rows(tmp_path / "in.jsonl", rows)
+    words = ("judge", "in.jsonl", "-o", "out.jsonl")
+    assert jlm(*words).code == 0
+    fresh = (tmp_path / "out.jsonl").read_bytes().splitlines()
+    facts = json.loads((tmp_path / "out.metrics.json").read_text())["made_with"]
+    for name in ("out.jsonl", "out.metrics.json"):
+        (tmp_path / name).unlink()
+    killed = Journal(tmp_path / "out.jsonl.partial")
+    killed.folder.mkdir()
+    killed.begin(facts)
+    killed.append([(n, fresh[n]) for n in (0, 2, 5)])
+    killed.close()
+    write_rows(tmp_path / "in.jsonl", [pair("new"), *rows[::-1]])
+    done = jlm(*words)
+    assert done.code == 2 and "or take --retry-errors to keep what is done of rows" in done.err
+    code = (
+        "import os, sys; from jlm_cli import cli, runner; runner._keep = lambda *_: os._exit(9); "
+        "sys.argv = ['jlm', 'judge', 'in.jsonl', '-o', 'out.jsonl', '-m', 'fake', "
+        "'--retry-errors']; cli.main()"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 9
+    assert jlm(*words, "--retry-errors", "--swap").code == 2  # which leaves all as it is
+    assert jlm(*words, "--limit", "3").code == 2
+    done = jlm(*words, *more)
+    assert done.code == 0 and "going on: 3 of 7 rows are done" in done.err, done.err
+    found: list[Any] = read_rows(tmp_path / "out.jsonl")
+    again = [{**json.loads(fresh[n]), "line": 7 - n} for n in (5, 2, 0)]
+    assert [found[1], found[4], found[6]] == again
+    assert not (tmp_path / "out.jsonl.partial").exists()
+
+
 def test_what_overwrite_gives_up_is_said(begun: Path, jlm: Jlm) -> None:
     before = Journal(begun)
     before.append([(0, b'{"id":1}'), (1, b'{"id":2}')])
