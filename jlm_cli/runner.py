@@ -145,11 +145,11 @@ def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
     rows that are, and the survey."""
     left = np.ones(len(now.rows), bool)
     facts = fingerprint(now)
+    aside = now.config.retry_errors and journal.save(facts)
     kept = _kept_of(now, journal, facts)
-    saved = now.config.retry_errors and journal.saved(facts) is not None
-    if not saved and (n := _n_given_up(now, journal, facts)) > 0:
+    if not aside and (n := _n_given_up(now, journal, facts)) > 0:
         report.note(f"{n} rows that another run had judged in {journal.folder} are given up")
-    done = journal.begin(facts, discard=now.config.overwrite or saved)
+    done = journal.begin(facts, discard=now.config.overwrite or aside)
     left[done] = False
     for one in kept:
         _keep(now, journal, one.of(left))
@@ -193,8 +193,6 @@ def _kept_of(now: Run, journal: Journal, facts: Json) -> list[Kept]:
     goes_on = first_difference(journal.facts(), facts) is None
     if goes_on and journal.n_records() == len(now.rows):
         return []  # a run that failed when all was done, perhaps with the output replaced
-    if retries:
-        journal.save(facts)
     if (retries or goes_on) and (saved := journal.saved(facts)) is not None:
         found.append(saved)
     if retries and output is not None and output.exists():
