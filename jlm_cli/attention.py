@@ -96,10 +96,10 @@ def _fused_window(
 
 def _band(like: torch.Tensor, places: range, seen: range, look: Look) -> torch.Tensor:
     """What some places see of others through a window, additive [places, seen]."""
+    assert look.window is not None
     hidden = like.new_full((len(places), len(seen)), float("-inf"))
-    ahead = places.start - seen.start + 1
-    behind = ahead - 1 - (look.window or seen.stop)
-    return hidden.triu(ahead) + hidden.tril(behind)
+    here = places.start - seen.start
+    return hidden.triu(here + 1) + hidden.tril(here - look.window)
 
 
 def _fused_masked(

@@ -276,12 +276,17 @@ class PairTally:
 
 def are_others(models: Sequence[str], other: Any) -> bool:
     """Whether two lists of names are of other models."""
-    return (
-        bool(models)
-        and isinstance(other, list | tuple)
-        and bool(other)
-        and (sorted(models) != sorted(map(str, other)))
-    )
+    told = bool(models) and bool(other) and isinstance(other, list | tuple)
+    return told and sorted(models) != sorted(map(str, other))
+
+
+def places_of(ours: Any, theirs: Any, count: int) -> list[int]:
+    """Where each of our models stands among theirs; where that is not said, all at their own."""
+    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
+        names, others = [str(one) for one in ours], [str(one) for one in theirs]
+        if sorted(names) == sorted(others) and len(set(names)) == len(names) == count:
+            return [others.index(name) for name in names]
+    return list(range(count))
 
 
 def are_turned(models: Sequence[str], other: Any) -> bool:

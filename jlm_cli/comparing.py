@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -229,11 +229,3 @@ def _clusters(aligned: Aligned, judge: str) -> Codes | None:
 
 def _some(clusters: Codes | None, rows: Codes) -> Codes | None:
     return None if clusters is None else clusters[rows]
-
-
-def names_of(paths: Sequence[str]) -> list[str]:
-    """Short names of files that tell them apart."""
-    stems = [path.rsplit("/", 1)[-1] for path in paths]
-    for ending in (".gz", ".jsonl", ".json", ".judge"):
-        stems = [stem.removesuffix(ending) for stem in stems]
-    return stems if len(set(stems)) == len(stems) else list(paths)

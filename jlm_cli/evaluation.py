@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jlm_cli.comparing import Aligned, align, comparison_of, disagreements, names_of
+from jlm_cli.comparing import Aligned, align, comparison_of, disagreements
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import EXIT_OK, UsageError
 from jlm_cli.journal import write_stdout, write_whole
@@ -19,10 +19,11 @@ from jlm_cli.protocols import PAIRS, VERDICTS_OF
 from jlm_cli.record_protocols import RECORDS
 from jlm_cli.records import Json, dump_indented
 from jlm_cli.report import Report
-from jlm_cli.source import spool_stdin
+from jlm_cli.source import names_of, spool_stdin
 from jlm_cli.tables import Grid, csv_of, grids_of, latex_of, markdown_of, printed
 
 _IDS_SHOWN = 5
+_ENDINGS = (".gz", ".jsonl", ".json", ".judge")  # of files with a judge's word
 _ROWS = (".jsonl", ".ndjson", ".json", ".gz", ".zst")  # files that hold what tables are made of
 _TOLD = {
     "only_there": "{n} ids of {side} are not among the predictions of {name}: {ids}",
@@ -79,7 +80,7 @@ def check(config: MetricsConfig) -> None:
 
 
 def _run(config: MetricsConfig) -> int:
-    names = names_of(config.predictions)
+    names = names_of(config.predictions, _ENDINGS)
     with ExitStack() as files:
         judges = _read(config, names, files)
         result: Json = {

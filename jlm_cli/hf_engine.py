@@ -94,7 +94,7 @@ class PackedEngine(Writer):
             batch.text(row, ids, limit)
             for row, ids, limit in zip(rows, prompts, limits, strict=True)
         ]
-        write_behind(self, batch, texts, wrote)
+        write_behind(self, batch.blocks, texts, wrote)
         return [self._written(text.ids, text.limit) for text in texts]
 
     def likeliest(self, tokens: Tokens, blocks: Blocks) -> list[int]:
@@ -233,7 +233,7 @@ class PackedBatch:
         """What is to be written behind ids that go on from a row's prompt."""
         prompt = len(self._prompts[row])
         seen = min(prompt, len(ids) - 1)
-        return Text(row, row, seen, prompt + len(self._fed[row]), list(ids[seen:]), limit)
+        return Text(row, seen, prompt + len(self._fed[row]), list(ids[seen:]), limit)
 
     def _packs(self) -> Iterator[list[Segment]]:
         """The prompts' segments, with room for what is drafted behind them."""

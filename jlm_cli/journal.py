@@ -130,11 +130,11 @@ class Journal:
         """Put the records of a run with other rows aside, before `begin` gives them up, for the run
         that `facts` describe to keep what is of its rows; whether it was such a run."""
         before = self.facts()
-        other_rows = first_difference(before, facts) in ROW_BY_ROW
-        fits = first_difference(before, facts, ROW_BY_ROW) is None
-        if fits and other_rows and self.n_records() and not self._saved.exists():
+        differs = first_difference(before, facts) is not None
+        other_rows = differs and first_difference(before, facts, ROW_BY_ROW) is None
+        if other_rows and self.n_records() and not self._saved.exists():
             write_whole(self._saved, self.records())
-        return fits and other_rows
+        return other_rows
 
     def saved(self, facts: Json) -> Path | None:
         """The file of records that were put aside for a run like that of `facts`."""

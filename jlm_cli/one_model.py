@@ -3,8 +3,9 @@ a row of each tells."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from jlm_cli.errors import InputError, RowError
@@ -92,9 +93,13 @@ def _native(row: Json, line: int) -> Answer:
     return Answer(line, text, model, **more)
 
 
-def _native_key(row: Json) -> Any:
-    """The question, where there is no id."""
-    return row.get("question") if row.get("id") is None else row["id"]
+def _native_key(row: Json, fields: Mapping[str, str]) -> Any:
+    """The question, where there is no id; `fields` are those that have other names."""
+    for name in ("id", "question"):
+        field = fields.get(name, name)
+        if has(row, field) and (found := dotted(row, field)) is not None:
+            return found
+    return None
 
 
 def _by(field: str) -> Callable[[Json], Any]:
@@ -121,9 +126,10 @@ _PUBLISHED = (
         _mtbench,
     ),
 )
+_by_own_names = partial(_native_key, fields={})
 _NATIVE = (
-    Kind("answers", frozenset({"answer"}), _native_key, _native),
-    Kind("questions", frozenset({"question"}), _native_key, _native, asks=True),
+    Kind("answers", frozenset({"answer"}), _by_own_names, _native),
+    Kind("questions", frozenset({"question"}), _by_own_names, _native, asks=True),
 )
 _KINDS = (
     *_PUBLISHED,
@@ -157,18 +163,13 @@ def _named(rows: Sequence[Json], pairs: Pairs) -> Kind | None:
         model = {} if "models" in fields else {"model": row.get("model")}
         return _native({**schema.native(row), **model}, line)
 
-    def key(row: Json) -> Any:
-        for name in ("id", "question"):
-            field = fields.get(name, name)
-            if has(row, field) and (found := dotted(row, field)) is not None:
-                return found
-        return None
-
     for kind in _NATIVE:
         (name,) = kind.fields
         field = fields.get(name, name)
         if any(has(row, field) for row in rows):
-            return replace(kind, fields=frozenset(), key=key, read=read)
+            return replace(
+                kind, fields=frozenset(), key=partial(_native_key, fields=fields), read=read
+            )
     return None
 
 
@@ -184,8 +185,9 @@ def read_side(source: Source, pairs: Pairs) -> Side:
     """Raises InputError for a file of none of the kinds, for an id that is there twice, and where
     no row has one."""
     torn: list[tuple[int, str]] = []
-    rows = list(_rows(source, torn))
-    kind = _named([row for _, row in rows], pairs) if pairs else _kind([row for _, row in rows])
+    placed = list(_rows(source, torn))
+    rows = [row for _, row in placed]
+    kind = _named(rows, pairs) if pairs else _kind(rows)
     if kind is None:
         known = ", ".join(kind.name for kind in _PUBLISHED)
         raise InputError(
@@ -193,7 +195,7 @@ def read_side(source: Source, pairs: Pairs) -> Side:
             "a field answer (else name it: --map answer=FIELD)"
         )
     found: dict[Any, Answer] = {}
-    for line, row in rows:
+    for line, row in placed:
         where = f"{source.name}:{line}"
         try:
             if (key := need_id(kind.key(row))) is None:

@@ -22,7 +22,7 @@ from jlm_cli.one_model import Answer, Pairs, Side, read_side
 from jlm_cli.records import Json
 from jlm_cli.schemas import Schema, check_named
 from jlm_cli.side_files import key_of, twin_hint
-from jlm_cli.source import Source, open_source, spooled_rows
+from jlm_cli.source import Source, names_of, open_source, spooled_rows
 
 _SIDES = {"judge": "two models' answers", "grade": "one model's answers", "rank": "answers"}
 _ENDINGS = (".gz", ".zst", ".jsonl", ".ndjson", ".json")
@@ -106,7 +106,8 @@ def _check_ids(asked: Sequence[Side], answered: Sequence[Side]) -> None:
 def _rows_of(asked: Sequence[Side], answered: Sequence[Side]) -> Iterator[Row]:
     """A row for each id of the files of answers, in their order, and behind them one for each line
     that cannot be joined and is not missed by any id."""
-    names, keys = _names_of(answered), dict.fromkeys(k for side in answered for k in side.answers)
+    names = names_of([os.path.normpath(side.name) for side in answered], _ENDINGS)
+    keys = dict.fromkeys(key for side in answered for key in side.answers)
     for key in keys:
         found = [(side, side.answers[key]) for side in answered if key in side.answers]
         told = found + [(side, side.answers[key]) for side in asked if key in side.answers]
@@ -172,17 +173,6 @@ def _text(value: Any) -> Any:
 def _first(told: Sequence[Answer], name: str) -> Any:
     values = (getattr(one, name) for one in told)
     return next((value for value in values if value is not None), None)
-
-
-def _names_of(sides: Sequence[Side]) -> list[str]:
-    stems = []
-    for side in sides:
-        stem = Path(side.name).name
-        for ending in _ENDINGS:
-            stem = stem.removesuffix(ending)
-        stems.append(stem)
-    unique = len(set(stems)) == len(stems)
-    return stems if unique else [os.path.normpath(side.name) for side in sides]
 
 
 def _mmvet(names: Sequence[str]) -> list[Row] | None:

@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from jlm_cli.columns import PLACE
+from jlm_cli.columns import PLACE, places_of
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import InputError
 from jlm_cli.predictions import is_numbers, records_in
@@ -146,7 +146,7 @@ def _read_pairs(found: dict[Any, Ranked], path: Path) -> Json:
         about_all = one.count > 2 or not row.keys() & {"verdict", "pair"}
         if is_numbers(scores) and len(scores) == one.count and about_all:
             ours, theirs = one.sample.get("models"), models_in(row)
-            scores = [scores[place] for place in _places(ours, theirs, one.count)]
+            scores = [scores[place] for place in places_of(ours, theirs, one.count)]
             _pairs_of_scores(one, scores, where)
         else:
             _add_pair(one, row, where)
@@ -156,15 +156,6 @@ def _read_pairs(found: dict[Any, Ranked], path: Path) -> Json:
         "only_there": [key[1] for key, known in met.items() if not known],
         "only_in_predictions": [key[1] for key in found if key not in met],
     }
-
-
-def _places(ours: Any, theirs: Any, count: int) -> list[int]:
-    """Where each of our models stands among theirs; where that is not said, all at their own."""
-    if isinstance(ours, list) and isinstance(theirs, list):
-        names, others = [str(one) for one in ours], [str(one) for one in theirs]
-        if sorted(names) == sorted(others) and len(set(names)) == len(names) == count:
-            return [others.index(name) for name in names]
-    return list(range(count))
 
 
 def _add_pair(one: Ranked, row: Json, where: str) -> None:

@@ -13,23 +13,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jlm_cli.engine import Wrote
-from jlm_cli.packing import Fan, Tokens
+from jlm_cli.packing import Blocks, Fan, Tokens
 
 if TYPE_CHECKING:
-    from jlm_cli.hf_engine import PackedBatch, PackedEngine
+    from jlm_cli.hf_engine import PackedEngine
 
 _SPAN = 4 / 3  # rows that attention goes over, for each that is still written
 
 
 @dataclass
 class Text:
-    """What is written behind the first `seen` tokens of a batch's row: `due` is to be read next.
+    """What is written behind the first `seen` tokens of a row: `due` is to be read next.
 
-    Its keys and values go from place `start` of the row's block on, which is `block` by now.
+    Its keys and values go from place `start` of the row's block on; `row` is where that is by now.
     """
 
     row: int
-    block: int
     seen: int
     start: int
     due: list[int]
@@ -44,7 +43,7 @@ class Text:
         places = np.arange(end)
         positions = np.where(places < self.start, places, self.seen + places - self.start)
         told = (places < self.seen) | (places >= self.start)  # between lie drafts of the line
-        return Fan(self.block, here, told & (places <= places[here:, None]), positions)
+        return Fan(self.row, here, told & (places <= places[here:, None]), positions)
 
     def take(self, token: int, ends: Sequence[int]) -> bool:
         """One more token; whether the text goes on behind it."""
@@ -54,20 +53,18 @@ class Text:
         return token not in ends and len(self.ids) < self.limit
 
 
-def write_behind(
-    engine: PackedEngine, batch: PackedBatch, texts: Sequence[Text], wrote: Wrote
-) -> None:
-    """The likeliest tokens, up to an end or a text's limit; the batch is of no use afterwards."""
+def write_behind(engine: PackedEngine, blocks: Blocks, texts: Sequence[Text], wrote: Wrote) -> None:
+    """The likeliest tokens, up to an end or a text's limit; the blocks' batch is of no use then."""
+    ends = engine.vocabulary.ends
     live = sorted(texts, key=lambda text: text.row)
     while live:
         tokens = Tokens()
         for text in live:
             tokens.add_text(text.fan(), text.due)
-        found = engine.likeliest(tokens, batch.blocks)
+        found = engine.likeliest(tokens, blocks)
         wrote(len(live))
-        ends = engine.vocabulary.ends
         live = [text for text, token in zip(live, found, strict=True) if text.take(token, ends)]
-        if live and batch.blocks.rows >= _SPAN * len(live):
-            batch.blocks.keep([text.block for text in live])
-            for block, text in enumerate(live):
-                text.block = block
+        if live and blocks.rows >= _SPAN * len(live):
+            blocks.keep([text.row for text in live])
+            for row, text in enumerate(live):
+                text.row = row

@@ -32,13 +32,6 @@ class Gold:
     def json(self) -> Any:
         return list(self.scores) if self.scores is not None else self.verdict
 
-    def of_models(self, models: Sequence[Any], order: Sequence[str]) -> Gold:
-        """Scores of these models in another order; as they are where one is there twice."""
-        if self.scores is None or len(set(order)) < len(order) or set(order) != set(models):
-            return self
-        scores = dict(zip(models, self.scores, strict=False))
-        return replace(self, scores=tuple(scores[name] for name in order))
-
     def turned(self) -> Gold:
         """The same, of two answers in the other order."""
         verdict = self.verdict and TURNED[self.verdict]

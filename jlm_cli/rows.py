@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jlm_cli.columns import are_others, are_turned
+from jlm_cli.columns import are_others, are_turned, places_of
 from jlm_cli.config import Config
 from jlm_cli.errors import InputError, RowError, UsageError
 from jlm_cli.one_model import is_one_models
@@ -95,8 +95,9 @@ class Rows:
             return None, f"it is about {_listed(models)}, the row about {_listed(sample.models)}"
         if gold is not None and are_turned(sample.models or (), models):
             gold = gold.turned()
-        elif gold is not None and gold.scores is not None and models and sample.models:
-            gold = gold.of_models(models, sample.models)
+        elif gold is not None and gold.scores is not None:
+            places = places_of(sample.models, models, len(gold.scores))
+            gold = replace(gold, scores=tuple(gold.scores[place] for place in places))
         about = 2 if gold is None or gold.scores is None else len(gold.scores)
         if gold is not None and about != len(sample.answers):
             told = f"{self.gold.name}: gold of {sample.id!r} is about {about} answers"

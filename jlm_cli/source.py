@@ -133,6 +133,14 @@ def open_source(name: str, limit: int | None = None, stdin: Path | None = None) 
     return Source(label, _list_as_lines(file)).scan(limit)
 
 
+def names_of(paths: Sequence[str], endings: Sequence[str]) -> list[str]:
+    """Names of files without their folders and some endings, where those tell them apart."""
+    stems = [path.rsplit("/", 1)[-1] for path in paths]
+    for ending in endings:
+        stems = [stem.removesuffix(ending) for stem in stems]
+    return stems if len(set(stems)) == len(stems) else list(paths)
+
+
 def spool_stdin(path: Path) -> Path:
     """Put standard input into a file, so that it can be read again and by every worker."""
     if sys.stdin is None:
