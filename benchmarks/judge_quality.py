@@ -34,8 +34,8 @@ from jlm_cli.data import for_validation
 from jlm_cli.errors import RowError
 from jlm_cli.gathering import Answered, DataConfig, Gathered, read_source
 from jlm_cli.lessons import Lesson, Teaching, question_key, read_lesson
+from jlm_cli.recognition import recognise
 from jlm_cli.records import read_score_line
-from jlm_cli.schemas import recognise
 from jlm_cli.scoreline import SCORES
 from jlm_cli.source import open_source
 

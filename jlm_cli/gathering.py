@@ -13,8 +13,9 @@ from pathlib import Path
 
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.lessons import Teaching, question_key, read_lesson
+from jlm_cli.recognition import recognise
 from jlm_cli.records import Json, Sample, need_text
-from jlm_cli.schemas import Schema, parse_row, read_sample, recognise, reference_text
+from jlm_cli.schemas import Schema, parse_row, read_sample, reference_text
 from jlm_cli.source import Source, open_source
 
 _PREFERRED, _LEFT, _EQUAL = 8.0, 4.0, 6.0  # scores that stand for a bare verdict

@@ -9,11 +9,10 @@ from functools import partial
 from typing import Any
 
 from jlm_cli.errors import InputError, RowError
+from jlm_cli.recognition import Pairs, has, mapped
 from jlm_cli.records import Json, need_id, need_text
-from jlm_cli.schemas import SCHEMAS, dotted, has, listed, mapped, parse_row
+from jlm_cli.schemas import SCHEMAS, dotted, listed, parse_row
 from jlm_cli.source import Source
-
-Pairs = tuple[tuple[str, str], ...]  # of `--map`
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from typing import Any
 import orjson
 
 from jlm_cli.errors import InputError, RowError
-from jlm_cli.one_model import Answer, Pairs, Side, read_side
+from jlm_cli.one_model import Answer, Side, read_side
+from jlm_cli.recognition import Pairs, check_named
 from jlm_cli.records import Json
-from jlm_cli.schemas import Schema, check_named
+from jlm_cli.schemas import Schema
 from jlm_cli.side_files import key_of, twin_hint
 from jlm_cli.source import Source, names_of, open_source, spooled_rows
 

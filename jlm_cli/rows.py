@@ -11,12 +11,12 @@ from jlm_cli.config import Config
 from jlm_cli.errors import InputError, RowError, UsageError
 from jlm_cli.one_model import is_one_models
 from jlm_cli.pairing import JOINED, joined
+from jlm_cli.recognition import recognise
 from jlm_cli.records import Gold, Json, Sample, error_record, why_no_gold
 from jlm_cli.schemas import (
     Schema,
     parse_row,
     read_sample,
-    recognise,
     without_reference,
 )
 from jlm_cli.side_files import Joined, load_gold, load_references

@@ -27,9 +27,9 @@ from jlm_cli.lessons import Lesson, Shares, question_key, read_lesson, showing_o
 from jlm_cli.model_card import model_card
 from jlm_cli.modes import identity
 from jlm_cli.recipes import Recipe, by_name
+from jlm_cli.recognition import recognise
 from jlm_cli.records import Json, Sample, dump_indented
 from jlm_cli.report import Report
-from jlm_cli.schemas import recognise
 from jlm_cli.source import open_source
 
 _HOLD_OUT_FROM = 400  # rows; fewer are all learnt from, and watched on themselves

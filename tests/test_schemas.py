@@ -10,8 +10,9 @@ import pytest
 from conftest import Jlm, pair, read_rows, write_rows
 
 from jlm_cli.errors import InputError, RowError
+from jlm_cli.recognition import recognise
 from jlm_cli.records import Gold, Sample
-from jlm_cli.schemas import gold_of_votes, parse_row, read_sample, recognise
+from jlm_cli.schemas import gold_of_votes, parse_row, read_sample
 from jlm_cli.side_files import load_gold, load_references
 from jlm_cli.source import open_source
 
