@@ -15,7 +15,8 @@ a score line; the others then write as many tokens as the shortest score line ha
 `--reason N` all go on behind the line until the model ends, for at most N tokens.
 
 A GPU has no room for four models: there the ways run one after the other, each all of its rounds,
-and only jlm judges all rows, which should be a thousand or so; the others judge every eighth.
+and only jlm judges all rows, which should be a thousand or so; the others judge every sixteenth, or
+as `--every` says. `--ways jlm` measures that alone, where nothing else would fit.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from jlm_cli.survey import take_survey
 
 WAYS = ("official", "padded_generate", "continuous", "jlm")
 PADDED_BATCH, PADDED_BATCH_GPU = 8, 32
-EVERY = 8  # on a GPU, which of the rows the other ways judge
+EVERY = 16  # on a GPU, which of the rows the other ways judge
 LEAST_BATCHES = 6  # of jlm on a GPU: a batch by itself overlaps with none
 MOST_TOKENS = 8
 
@@ -109,7 +110,7 @@ def setting_of(options: argparse.Namespace) -> Setting:
     encoded = run.encoder.encode([run.rows.sample(row) for row in range(len(run.rows))])
     prompts = [list(one[0].ids) for one in encoded if isinstance(one, list)]
     shared = run.compute.device == "cuda" and options.way not in (None, "jlm")
-    return Setting(run, prompts[:: EVERY if shared else 1], options.reason)
+    return Setting(run, prompts[:: options.every if shared else 1], options.reason)
 
 
 Work = Callable[[], Json]
@@ -241,12 +242,13 @@ def child(options: argparse.Namespace) -> None:
         start = _now(setting.run.compute.device)
         done = work()
         seconds = _now(setting.run.compute.device) - start
-        rates = {kind: _matmul_rate(kind, setting.run.compute.device, model) for kind in _RATES}
+        device = setting.run.compute.device
+        rates = {kind: _matmul_rate(kind, device, model) for kind in _RATES[device]}
         told = {"rows": len(setting.prompts), "seconds": seconds, **done, "gflops": rates}
         answers.write(orjson.dumps(told) + b"\n")
 
 
-_RATES = ("bfloat16", "float32")
+_RATES = {"cpu": ("bfloat16", "float32"), "cuda": ("bfloat16",)}
 _RATE_CPU = 2048, 36 * 10**9  # tokens, and operations in one measurement: a tenth of a second
 _RATE_GPU = GPU_PACK, 360 * 10**12  # half a second, so that the power limit counts
 
@@ -304,7 +306,8 @@ def main() -> None:
         child(options)
         return
     n_rounds = options.rounds + 1  # the first warms up
-    apart = [(way,) for way in WAYS] if choose_device(options.device) == "cuda" else [WAYS]
+    on_gpu = choose_device(options.device) == "cuda"
+    apart = [[way] for way in options.ways] if on_gpu else [options.ways]
     facts: dict[str, Json] = {}
     rounds: list[Json] = [{} for _ in range(n_rounds)]
     for ways in apart:
@@ -348,6 +351,8 @@ def _result(
 ) -> Json:
     """Ratios between the ways, and how near jlm comes to the machine's matmul rate."""
     sizes = [len(prompt) for prompt in setting.prompts]
+    others = [way for way in options.ways if way != "jlm"]
+    each_product = max(fact["parameters_per_token"] for fact in facts.values())
 
     def median(value: Callable[[Json], float]) -> float:
         return round(statistics.median(value(one) for one in rounds), 3)
@@ -355,9 +360,9 @@ def _result(
     def share(one: Json, part: str = "", beside: bool = True) -> float:
         """Of the bfloat16 matmul rate: all products that the tokens really fed need."""
         took = one["jlm"]
-        products = facts["official"]["parameters_per_token"] * took[f"{part}fed"]
+        products = each_product * took[f"{part}fed"]
         products += took[f"{part}beside"] if beside else 0
-        best = max(one[way]["gflops"]["bfloat16"] for way in WAYS)
+        best = max(one[way]["gflops"]["bfloat16"] for way in options.ways)
         return float(2 * products / took[f"{part}seconds"] / 1e9 / best)
 
     def each(one: Json, way: str) -> float:
@@ -367,12 +372,10 @@ def _result(
         return each(one, way) / each(one, "jlm")
 
     return {
-        "jlm_over_official": median(lambda one: ratio(one, "official")),
-        "jlm_over_padded_generate": median(lambda one: ratio(one, "padded_generate")),
-        "jlm_over_continuous_batching": median(lambda one: ratio(one, "continuous")),
+        **{_OVER[way]: median(lambda one, way=way: ratio(one, way)) for way in others},  # type: ignore[misc]
         "pairs_per_second": {
             way: median(lambda one, way=way: 1 / each(one, way))  # type: ignore[misc]
-            for way in WAYS
+            for way in options.ways
         },
         "share_of_bf16_matmul_rate": median(share),
         "share_of_bf16_matmul_rate_in_prefill": median(lambda one: share(one, "prefill_")),
@@ -381,18 +384,25 @@ def _result(
         "conditions": {
             "input": options.input.name,
             "rows": len(sizes),
-            "rows_of_the_others": rounds[0]["official"]["rows"],
+            "rows_of_the_others": max((rounds[0][way]["rows"] for way in others), default=0),
             "reason_tokens_at_most": setting.reason,
             "prompt_tokens_median": int(statistics.median(sizes)),
             "model": Path(setting.run.files.name).name,
             "trained": setting.trained,
             "device": machine(setting.run.compute.device),
-            "dtypes": {way: facts[way]["dtype"] for way in WAYS},
+            "dtypes": {way: facts[way]["dtype"] for way in options.ways},
             "continuous_manager": "kept from round to round",
             "torch": torch.__version__,
         },
         "rounds": rounds,
     }
+
+
+_OVER = {
+    "official": "jlm_over_official",
+    "padded_generate": "jlm_over_padded_generate",
+    "continuous": "jlm_over_continuous_batching",
+}
 
 
 def tell(result: Json, output: Path | None) -> None:
@@ -426,6 +436,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--reason", type=int, default=0, metavar="N", help="tokens at most")
     parser.add_argument("--device")
     parser.add_argument("--dtype")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY")
+    parser.add_argument("--every", type=int, default=EVERY, help="of the rows, on a GPU")
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     return parser.parse_args()
