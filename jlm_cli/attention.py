@@ -7,6 +7,7 @@ so batched products beat it two- to threefold, forward and backward.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,6 +115,51 @@ def _fused_masked(
     return functional.scaled_dot_product_attention(
         query, key, value, attn_mask=sees, scale=look.scale, enable_gqa=True
     )
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Where the rows of packed tokens begin and end, int32 [rows + 1], among the queries and among
+    the places that these see; the longest row of each."""
+
+    queries: torch.Tensor
+    seen: torch.Tensor
+    most_queries: int
+    most_seen: int
+
+
+def reads_rows_at_once(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for `causal_rows`."""
+    return device.type == "cuda" and _has_flash(device, dtype)
+
+
+def knows_how(size: int, look: Look) -> bool:
+    """Whether it takes heads of such a size, that look so."""
+    return size <= _WIDEST and size % 8 == 0 and look.cap is None
+
+
+def causal_rows(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Lengths, look: Look
+) -> torch.Tensor:
+    """Attention of many rows in one call, query [T, heads, size] to key and value [S, groups,
+    size]: → [T, heads, size]; the queries are the last places of their rows."""
+    ends = lengths.queries, lengths.seen, lengths.most_queries, lengths.most_seen
+    window = -1 if look.window is None else look.window - 1
+    attend = _varlen(query.shape[1] != key.shape[1])
+    return attend(query, key, value, *ends, scale=look.scale, window_size=(window, 0))
+
+
+_WIDEST = 256  # a head
+
+
+@functools.cache
+def _varlen(grouped: bool) -> Callable[..., torch.Tensor]:
+    """torch's, whose import takes a second; before 2.13 heads shared keys unasked."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    asks = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    found: Callable[..., Any] = varlen_attn
+    return functools.partial(found, enable_gqa=True) if grouped and asks else found
 
 
 @functools.cache

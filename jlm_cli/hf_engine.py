@@ -16,14 +16,24 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from jlm_cli.attention import computing
+from jlm_cli.attention import computing, reads_rows_at_once
 from jlm_cli.batching import DRAFT_ROOM
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote
 from jlm_cli.head import exact, only
 from jlm_cli.hub import Say, first_line, unsaid
 from jlm_cli.memory import within_memory
-from jlm_cli.packing import ATTENTION, Blocks, Fan, Fans, Pack, Segment, Tokens, shared_start
+from jlm_cli.packing import (
+    ATTENTION,
+    Blocks,
+    Fan,
+    Fans,
+    Pack,
+    Prompts,
+    Segment,
+    Tokens,
+    shared_start,
+)
 from jlm_cli.reasons import Text, write_behind
 from jlm_cli.row_by_row import CachedEngine, PlainEngine
 from jlm_cli.scoreline import Floats
@@ -115,13 +125,15 @@ class PackedEngine(Writer):
     def _pass(self, tokens: Tokens, blocks: Blocks) -> torch.Tensor:
         """One pass over packed tokens: logits [1, kept, vocabulary]."""
         dtype = self.model.dtype
+        at_once = tokens.segments and reads_rows_at_once(self.device, dtype)
+        prompts = Prompts.of(tokens.segments, self.device) if at_once else None
         fans = Fans.of(tokens.fans, blocks, self.device, dtype) if tokens.fans else None
         with attention(self.model, ATTENTION), only(self.model, tokens.kept):
             out = self.model(
                 input_ids=sent([tokens.ids], self.device),
                 position_ids=sent([tokens.positions], self.device),
                 use_cache=False,
-                pack=Pack(blocks, tokens.segments, fans),
+                pack=Pack(blocks, tokens.segments, prompts, fans),
             )
         logits: torch.Tensor = out.logits
         return logits

@@ -7,14 +7,22 @@ behind; only attention looks at rows one by one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from transformers import AttentionInterface
 
-from jlm_cli.attention import Kernel, Look, by_products, kernel_for
+from jlm_cli.attention import (
+    Kernel,
+    Lengths,
+    Look,
+    by_products,
+    causal_rows,
+    kernel_for,
+    knows_how,
+)
 from jlm_cli.batching import RESERVE
 from jlm_cli.engine import Ids, LineDraft
 from jlm_cli.transfers import sent
@@ -22,6 +30,9 @@ from jlm_cli.transfers import sent
 ATTENTION = "jlm_packed"
 _ROOM = 128  # places more, where there are too few
 SHARED_START = 24  # tokens two prompts must share before copying them pays
+
+Places: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+States: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # queries, keys, values
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,60 @@ class Segment:
     start: int
     end: int
     source: int | None = None
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of one pass, for kernels that take the attention of all rows at once.
+
+    Each token [T] has its `row` and `place` in the blocks. Where prompts share a start, `seen` are
+    row and place [2, S] of all that the rows see, a shared place in the row that it was read for,
+    and `shared` [3, n] are row and place where such a place is copied to, and which of the seen
+    it is. Else rows see their own tokens alone.
+    """
+
+    row: torch.Tensor
+    place: torch.Tensor
+    lengths: Lengths
+    seen: torch.Tensor | None = None
+    shared: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], device: torch.device) -> Prompts:
+        """Made once for all layers."""
+        mine: list[Places] = []
+        seen: list[Places] = []
+        shared: list[Places] = []
+        read_for: dict[int, Places] = {}
+        ends = np.zeros((2, len(segments) + 1), np.int32)
+        for n, segment in enumerate(segments):
+            start, end, places = segment.start, segment.end, np.arange(segment.end)
+            owner = np.full(end, segment.row)
+            if segment.source is not None:
+                owner[:start] = read_for.get(segment.source, np.full(start, segment.source))[:start]
+                copied = np.full(start, segment.row), places[:start], ends[1, n] + places[:start]
+                shared.append(np.stack(copied))
+            read_for[segment.row] = owner
+            mine.append(np.stack((owner[start:], places[start:])))
+            seen.append(np.stack((owner, places)))
+            ends[:, n + 1] = ends[:, n] + (end - start, end)
+        row, place = sent(np.concatenate(mine, axis=1), device)
+        queries, all_seen = sent(ends, device)
+        most_queries, most_seen = (int(most) for most in np.diff(ends).max(axis=1))
+        lengths = Lengths(queries, all_seen, most_queries, most_seen)
+        if not shared:
+            return cls(row, place, lengths)
+        all_places, copies = (np.concatenate(parts, axis=1) for parts in (seen, shared))
+        return cls(row, place, lengths, sent(all_places, device), sent(copies, device))
+
+    def on(self, device: torch.device) -> Prompts:
+        """The same for layers on another GPU."""
+        if device == self.row.device:
+            return self
+        seen, shared = (None if one is None else one.to(device) for one in (self.seen, self.shared))
+        queries, all_seen = self.lengths.queries.to(device), self.lengths.seen.to(device)
+        lengths = replace(self.lengths, queries=queries, seen=all_seen)
+        return Prompts(self.row.to(device), self.place.to(device), lengths, seen, shared)
 
 
 @dataclass(frozen=True)
@@ -192,6 +257,21 @@ class Blocks:
             found.append(block[segment.row : segment.row + 1])
         return found
 
+    def write_prompts(
+        self, prompts: Prompts, layer: int, states: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Put all prompts' new keys and values [heads, T, size] in place; what their rows see,
+        [S, heads, size]."""
+        found = []
+        for kind, new in enumerate(states):
+            block, seen = self._block(layer, kind, new), new.transpose(0, 1)
+            block[prompts.row, :, prompts.place] = seen
+            if prompts.seen is not None and prompts.shared is not None:
+                seen = block[prompts.seen[0], :, prompts.seen[1]]
+                block[prompts.shared[0], :, prompts.shared[1]] = seen[prompts.shared[2]]
+            found.append(seen)
+        return found
+
     def write_fans(
         self, fans: Fans, layer: int, states: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
@@ -281,7 +361,13 @@ class Pack:
 
     blocks: Blocks
     segments: Sequence[Segment]
+    prompts: Prompts | None
     fans: Fans | None
+
+    @property
+    def n_prompts(self) -> int:
+        """Tokens of them."""
+        return sum(segment.end - segment.start for segment in self.segments)
 
 
 def _packed_attention(
@@ -303,20 +389,39 @@ def _packed_attention(
     pack.blocks.looks[layer] = look
     kernel = kernel_for(query.device, query.dtype, look)
     out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
-    at = 0
-    for segment in pack.segments:
-        to = at + segment.end - segment.start
-        keys, values = pack.blocks.write(segment, layer, (key[0, :, at:to], value[0, :, at:to]))
-        mine = query[:, :, at:to]
-        seen = kernel.causal(mine, keys, values, segment.start, look)
-        out[:, at:to] = seen.transpose(1, 2)
-        at = to
+    at = pack.n_prompts
+    prompts = query[:, :, :at], key[:, :, :at], value[:, :, :at]
+    if pack.prompts is not None and knows_how(query.shape[-1], look):
+        out[:, :at] = _at_once(pack.prompts.on(query.device), pack.blocks, layer, prompts, look)
+    else:
+        _row_by_row(pack, layer, prompts, kernel, look, out)
     if pack.fans is not None:
         fans = pack.fans.on(query.device)
         keys, values = pack.blocks.write_fans(fans, layer, (key[0, :, at:], value[0, :, at:]))
         drafted = query[0, :, at:].transpose(0, 1)
         out[0, at:] = fans.attend(kernel, drafted, keys, values, look)
     return out, None
+
+
+def _at_once(
+    prompts: Prompts, blocks: Blocks, layer: int, states: States, look: Look
+) -> torch.Tensor:
+    query, key, value = (one[0] for one in states)
+    keys, values = blocks.write_prompts(prompts, layer, (key, value))
+    return causal_rows(query.transpose(0, 1), keys, values, prompts.lengths, look)
+
+
+def _row_by_row(
+    pack: Pack, layer: int, states: States, kernel: Kernel, look: Look, out: torch.Tensor
+) -> None:
+    query, key, value = states
+    at = 0
+    for segment in pack.segments:
+        to = at + segment.end - segment.start
+        keys, values = pack.blocks.write(segment, layer, (key[0, :, at:to], value[0, :, at:to]))
+        seen = kernel.causal(query[:, :, at:to], keys, values, segment.start, look)
+        out[:, at:to] = seen.transpose(1, 2)
+        at = to
 
 
 AttentionInterface.register(ATTENTION, _packed_attention)

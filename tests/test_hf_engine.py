@@ -15,6 +15,7 @@ import transformers
 from accelerate import dispatch_model
 from conftest import Loaded
 
+from jlm_cli.attention import Look, fused
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines, Prompt
 from jlm_cli.engine import Engine, Judge, ReadAtOnce, following, reading_lines, unheard
@@ -180,13 +181,20 @@ class Unseen:
         return np.full(self._shape, -4.0)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shared", [1, 3])
 def test_nothing_waits_for_the_device_within_a_batch(
-    released: Loaded, monkeypatch: pytest.MonkeyPatch, shared: int, dtype: torch.dtype
+    released: Loaded,
+    monkeypatch: pytest.MonkeyPatch,
+    shared: int,
+    dtype: torch.dtype,
+    at_once: bool,
 ) -> None:
-    """On torch's meta device: what would look at a number there, or mixes devices, fails."""
+    """On torch's meta device: what would look at a number there, or mixes devices, fails. With
+    torch's own attention of many rows at once, too."""
     monkeypatch.setattr("jlm_cli.hf_engine.Coming", Unseen)
+    monkeypatch.setattr("jlm_cli.hf_engine.reads_rows_at_once", lambda *_: at_once)
     config = copy.deepcopy(released.model.config)
     config.num_key_value_heads = config.num_attention_heads // shared
     with torch.device("meta"):
@@ -218,11 +226,15 @@ def _waits_for_nothing(model: Any, released: Loaded) -> None:
         engine.model.lm_head.weight.sum().item()
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 def test_a_model_over_several_devices_is_packed(
-    released: Loaded, monkeypatch: pytest.MonkeyPatch
+    released: Loaded, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
     """Its last layers, and the head with them, on torch's meta device."""
     monkeypatch.setattr("jlm_cli.hf_engine.Coming", Unseen)
+    monkeypatch.setattr("jlm_cli.hf_engine.reads_rows_at_once", lambda *_: at_once)
+    zeros: Any = lambda query, *_, **__: torch.zeros_like(query)  # noqa: E731
+    monkeypatch.setattr("jlm_cli.attention._varlen", lambda _: zeros)
     model = copy.deepcopy(released.model)
     last = model.config.num_hidden_layers - 1
     there = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu"}
@@ -337,6 +349,59 @@ def test_windows_and_capped_scores_are_packed(
         ids = torch.tensor([[*prompt, *released.tokens.spell(result.line.greedy)]])
         out = model.generate(ids, do_sample=False, max_new_tokens=7, pad_token_id=0)
         assert result.reason == released.vocabulary.decode(out[0, ids.shape[1] :].tolist())
+
+
+def each_row(grouped: bool) -> Callable[..., torch.Tensor]:
+    """What torch's attention of rows of many lengths computes, which is for GPUs alone."""
+
+    def attend(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *ends: Any, **how: Any
+    ) -> torch.Tensor:
+        assert grouped == (query.shape[1] != key.shape[1])
+        behind, ahead = how["window_size"]
+        assert ahead == 0
+        found = []
+        lengths = [one.diff().tolist() for one in ends[:2]]
+        assert [max(one) for one in lengths] == list(ends[2:])
+        new, seen = (one.split(lengths[n]) for n, one in enumerate((query, key)))
+        for q, k, v in zip(new, seen, value.split(lengths[1]), strict=True):
+            look = Look(how["scale"], None, None if behind < 0 else behind + 1)
+            q, k, v = (one.transpose(0, 1)[None] for one in (q, k, v))
+            one = fused.causal(q, k, v, k.shape[2] - q.shape[2], look)
+            found.append(one[0].transpose(0, 1))
+        return torch.cat(found)
+
+    return attend
+
+
+@pytest.mark.parametrize("pack_tokens", [40, 90, 1200])
+@pytest.mark.parametrize(
+    "family, more", [*WINDOWED, ("Llama", {}), ("Llama", {"num_key_value_heads": 2})]
+)
+def test_rows_taken_at_once_are_as_they_are_one_by_one(
+    released: Loaded,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    more: dict[str, Any],
+    pack_tokens: int,
+) -> None:
+    """As a GPU takes them; starts are shared within a pass and with earlier ones."""
+    prompts = prompts_of(released, [*TEXTS, *TEXTS[:2], TEXTS[3] + " And so on."])
+    engine = PackedEngine(small(family, **more), released.vocabulary)
+    engine.pack_tokens = pack_tokens
+    wanted = exactly(engine, prompts, released.tokens)
+    taken: list[bool] = []
+
+    def counted(grouped: bool) -> Callable[..., torch.Tensor]:
+        taken.append(grouped)
+        return each_row(grouped)
+
+    monkeypatch.setattr("jlm_cli.hf_engine.reads_rows_at_once", lambda *_: True)
+    monkeypatch.setattr("jlm_cli.attention._varlen", counted)
+    for one, other in zip(exactly(engine, prompts, released.tokens), wanted, strict=True):
+        assert one.text == other.text
+        assert one.p == pytest.approx(other.p, abs=2e-5)
+    assert bool(taken) == ("attn_logit_softcapping" not in more)
 
 
 def test_windows_that_attention_is_not_told_of_are_not_packed(released: Loaded) -> None:
