@@ -80,9 +80,9 @@ def multiplies_bfloat16(device: str) -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-# under way at once: the GPU is at one while others are looked through; with two it would still wait
-# for the host now and then (by simulation: not measured on a GPU)
-GPU_BATCHES = 3
+# under way at once: one is read and one waits for the GPU, while two are looked through, each of
+# which has its drafts read behind the prompts of another, twice
+GPU_BATCHES = 4
 _CPU_BATCH_TOKENS = 4096  # packs are smaller; this bounds keys, values and logits of drafts
 _MOST_WRITING = 16384
 _GROWTH = 2  # of a row with its reason: prompts and reasons of 500 tokens are usual
@@ -108,7 +108,8 @@ class Compute:
 
     def settings(self) -> dict[str, Any]:
         """What of it can change a byte of the output."""
-        return {"device": self.device, "dtype": self.dtype, "batch_tokens": self.batch_tokens}
+        here = {"device": self.device, "dtype": self.dtype, "batch_tokens": self.batch_tokens}
+        return {**here, "kernels": version_of_kernels()} if self.device == "cuda" else here
 
     def sizes(self) -> dict[str, int]:
         """Estimates in bytes."""
@@ -182,6 +183,16 @@ def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {f"version of {name}": version(name) for name in ("jlm", "torch", "transformers")}
+
+
+def version_of_kernels() -> str | None:
+    """Of the extra `gpu`; None where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("liger-kernel")
+    except PackageNotFoundError:
+        return None
 
 
 _LEAST_BATCH, _MOST_BATCH = 2048, 65536  # tokens

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote
 from jlm_cli.head import exact, only
 from jlm_cli.hub import Say, first_line, unsaid
+from jlm_cli.kernels import are_usable, turning
 from jlm_cli.memory import within_memory
 from jlm_cli.packing import (
     ATTENTION,
@@ -128,7 +129,8 @@ class PackedEngine(Writer):
         at_once = tokens.segments and reads_rows_at_once(self.device, dtype)
         prompts = Prompts.of(tokens.segments, self.device) if at_once else None
         fans = Fans.of(tokens.fans, blocks, self.device, dtype) if tokens.fans else None
-        with attention(self.model, ATTENTION), only(self.model, tokens.kept):
+        turns = turning(self.model) if are_usable(self.device, dtype) else nullcontext()
+        with attention(self.model, ATTENTION), only(self.model, tokens.kept), turns:
             out = self.model(
                 input_ids=sent([tokens.ids], self.device),
                 position_ids=sent([tokens.positions], self.device),

@@ -41,7 +41,7 @@ def load_engine(
     if files.name == FAKE:
         return FakeEngine(float(os.environ.get("JLM_FAKE_DELAY", "0")))
     from jlm_cli.hf_engine import PackedEngine, make_engine
-    from jlm_cli.layers import fuse_norms, lay_out
+    from jlm_cli.layers import fuse, lay_out
     from jlm_cli.memory import keep_memory
 
     model = load_model(files, compute.dtype, _place(compute), compute.quantize)
@@ -49,7 +49,7 @@ def load_engine(
         keep_memory()
         lay_out(model)
     elif compute.device == "cuda":
-        fuse_norms(model)
+        fuse(model)
     try:
         engine = make_engine(model, vocabulary, say)
     except AssertionError as error:  # how bitsandbytes refuses sizes that it cannot pack

@@ -29,6 +29,7 @@ from jlm_cli.transfers import sent
 
 ATTENTION = "jlm_packed"
 _ROOM = 128  # places more, where there are too few
+_WIDE = torch.complex128
 SHARED_START = 24  # tokens two prompts must share before copying them pays
 
 Places: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
@@ -192,14 +193,14 @@ class Fans:
         """query [T, heads, size], keys and values of all rows → [T, heads, size]."""
         rows, _, most, places = self.sees.shape
         padded = query.new_zeros(rows, query.shape[1], most, query.shape[2])
-        padded[self.row, :, self.turn] = query
+        _wide(padded)[self.row, :, self.turn] = _wide(query)
         if most == 1:  # fused kernels with a mask would spell shared keys out for each head
             kernel = by_products
         mine = slice(self.first, self.first + rows)
         sees = self.seeing(look).to(query.dtype)  # under autocast
         seen = keys[mine, :, :places], values[mine, :, :places]
         out = kernel.masked(padded, *seen, sees, look)
-        return out[self.row, :, self.turn]
+        return _wide(out)[self.row, :, self.turn].view(query.dtype)
 
 
 class Blocks:
@@ -264,12 +265,12 @@ class Blocks:
         [S, heads, size]."""
         found = []
         for kind, new in enumerate(states):
-            block, seen = self._block(layer, kind, new), new.transpose(0, 1)
+            block, seen = _wide(self._block(layer, kind, new)), _wide(new.transpose(0, 1))
             block[prompts.row, :, prompts.place] = seen
             if prompts.seen is not None and prompts.shared is not None:
                 seen = block[prompts.seen[0], :, prompts.seen[1]]
                 block[prompts.shared[0], :, prompts.shared[1]] = seen[prompts.shared[2]]
-            found.append(seen)
+            found.append(seen.view(new.dtype))
         return found
 
     def write_fans(
@@ -279,7 +280,8 @@ class Blocks:
         found = []
         for kind, new in enumerate(states):
             block = self._block(layer, kind, new)
-            block[fans.first + fans.row, :, fans.place] = new.transpose(0, 1)
+            wide = _wide(new.transpose(0, 1))
+            _wide(block)[fans.first + fans.row, :, fans.place] = wide
             found.append(block)
         return found
 
@@ -307,6 +309,13 @@ class Blocks:
             if self._is_kept:
                 self._memory[layer, kind] = memory
         return memory[:size].view(shape)
+
+
+def _wide(states: torch.Tensor) -> torch.Tensor:
+    """The same memory [..., size] as numbers of 16 bytes: chosen by index, those are moved five
+    times as fast (H200) as numbers of two."""
+    fits = states.shape[-1] * states.dtype.itemsize % _WIDE.itemsize == 0
+    return states.view(_WIDE) if fits and states.stride(-1) == 1 else states
 
 
 def shared_start(before: Ids, ids: Ids) -> int:

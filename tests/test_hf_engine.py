@@ -363,8 +363,10 @@ def each_row(grouped: bool) -> Callable[..., torch.Tensor]:
         found = []
         lengths = [one.diff().tolist() for one in ends[:2]]
         assert [max(one) for one in lengths] == list(ends[2:])
-        new, seen = (one.split(lengths[n]) for n, one in enumerate((query, key)))
-        for q, k, v in zip(new, seen, value.split(lengths[1]), strict=True):
+        new, seen, others = (
+            torch.split(one, lengths[min(n, 1)]) for n, one in enumerate((query, key, value))
+        )
+        for q, k, v in zip(new, seen, others, strict=True):
             look = Look(how["scale"], None, None if behind < 0 else behind + 1)
             q, k, v = (one.transpose(0, 1)[None] for one in (q, k, v))
             one = fused.causal(q, k, v, k.shape[2] - q.shape[2], look)

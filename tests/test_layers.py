@@ -11,7 +11,7 @@ from conftest import Loaded
 from torch.nn import GELU, Linear, Module, Parameter, RMSNorm, SiLU
 
 from jlm_cli.hf_engine import PackedEngine, make_engine
-from jlm_cli.layers import Gated, LaidOut, fuse_norms, is_supported, lay_out
+from jlm_cli.layers import Gated, LaidOut, fuse, is_supported, lay_out
 
 SUPPORTED = is_supported()
 
@@ -48,7 +48,7 @@ def test_float32_stays(released: Loaded) -> None:
 def test_norms_are_fused_in_any_format(released: Loaded, dtype: torch.dtype) -> None:
     plain = copy.deepcopy(released.model).to(dtype)
     fused = copy.deepcopy(plain)
-    fuse_norms(fused)
+    fuse(fused)
     assert count(fused, RMSNorm) == 2 * plain.config.num_hidden_layers + 1
     assert count(fused, LaidOut) == 0
     ids = torch.tensor(released.vocabulary.encode(["Which answer is better? " * 9])[0].ids)[None]
@@ -63,7 +63,7 @@ def test_a_norm_of_a_model_over_several_devices_still_fetches_its_states(release
     model = copy.deepcopy(released.model)
     dispatch_model(model, device_map={"": "cpu"}, force_hooks=True)
     hook = model.model.norm._hf_hook
-    fuse_norms(model)
+    fuse(model)
     assert isinstance(model.model.norm, RMSNorm) and model.model.norm._hf_hook is hook
 
 
