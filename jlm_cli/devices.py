@@ -80,9 +80,9 @@ def multiplies_bfloat16(device: str) -> bool:
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-# under way at once: one is read and one waits for the GPU, while two are looked through, each of
-# which has its drafts read behind the prompts of another, twice
-GPU_BATCHES = 4
+# under way at once: the GPU is at one and has the next, while a third is looked through; more would
+# be smaller ones, whose drafts cost as many launches
+GPU_BATCHES = 3
 _CPU_BATCH_TOKENS = 4096  # packs are smaller; this bounds keys, values and logits of drafts
 _MOST_WRITING = 16384
 _GROWTH = 2  # of a row with its reason: prompts and reasons of 500 tokens are usual
