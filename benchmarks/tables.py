@@ -73,6 +73,25 @@ def windows() -> str:
     return rows(("way", "pairs/s", "jlm is faster by"), body)
 
 
+def on_gpu() -> str:
+    """A 7B shape; the ways that were measured there."""
+    found = result("throughput-7b-h200")
+    dtypes, speeds = found["conditions"]["dtypes"], found["pairs_per_second"]
+    body: list[Sequence[object]] = [
+        (text, dtypes[way], f"{speeds[way]:.1f}", f"{found[_RATIOS[way]]:.2f} ×")
+        for way, text in _WAYS.items()
+        if way in speeds
+    ]
+    body.append(("jlm", dtypes["jlm"], f"{speeds['jlm']:.1f}", ""))
+    body += [(text, "", f"{found[name]:.2f}", "") for text, name in _SHARES.items()]
+    return rows(("7B on an H200", "format", "pairs/s", "jlm is faster by"), body)
+
+
+def pieces() -> str:
+    found = result("pieces-7b-h200")["pieces_ms"]
+    return rows(("piece of a layer", "ms"), [(name, f"{ms:.2f}") for name, ms in found.items()])
+
+
 _RATIOS = {
     "official": "jlm_over_official",
     "padded_generate": "jlm_over_padded_generate",
@@ -248,6 +267,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "reasons": partial(throughput, "throughput-reason"),
     "windows": windows,
     "share": share,
+    "gpu": on_gpu,
+    "pieces": pieces,
     "quality": quality,
     "checks": checks,
     "probe": probe,

@@ -15,8 +15,9 @@ a score line; the others then write as many tokens as the shortest score line ha
 `--reason N` all go on behind the line until the model ends, for at most N tokens.
 
 A GPU has no room for four models: there the ways run one after the other, each all of its rounds,
-and only jlm judges all rows, which should be a thousand or so; the others judge every sixteenth, or
-as `--every` says. `--ways jlm` measures that alone, where nothing else would fit.
+jlm first, and only jlm judges all rows, which should be a thousand or so; the others judge every
+sixteenth, or as `--every` says. `--ways jlm` measures that alone, where nothing else would fit.
+What is known is written to `--output` behind each of them.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from jlm_cli.report import Report
 from jlm_cli.scoreline import LineTokens
 from jlm_cli.survey import take_survey
 
-WAYS = ("official", "padded_generate", "continuous", "jlm")
+WAYS = ("jlm", "official", "padded_generate", "continuous")
 PADDED_BATCH, PADDED_BATCH_GPU = 8, 32
 EVERY = 16  # on a GPU, which of the rows the other ways judge
 LEAST_BATCHES = 6  # of jlm on a GPU: a batch by itself overlaps with none
@@ -307,19 +308,23 @@ def main() -> None:
         return
     n_rounds = options.rounds + 1  # the first warms up
     on_gpu = choose_device(options.device) == "cuda"
-    apart = [[way] for way in options.ways] if on_gpu else [options.ways]
+    ways = sorted(set(options.ways), key=WAYS.index)
+    apart = [[way] for way in ways] if on_gpu else [ways]
     facts: dict[str, Json] = {}
     rounds: list[Json] = [{} for _ in range(n_rounds)]
-    for ways in apart:
-        children = {way: _start(way) for way in ways}
+    setting = setting_of(options)
+    for together in apart:
+        children = {way: _start(way) for way in together}
         facts |= {way: _answer(one) for way, one in children.items()}
         for one_round in rounds:
             one_round.update(_round(children))
         for child_ in children.values():
             child_.stdin.close()  # type: ignore[union-attr]
             child_.wait()
-    result = _result(rounds[1:], facts, setting_of(options), options)
-    tell(result, options.output)
+        result = _result(rounds[1:], facts, setting, options)
+        if options.output is not None:
+            options.output.write_bytes(dump_indented(result))
+    tell(result, None)
 
 
 def _start(way: str) -> subprocess.Popen[bytes]:
@@ -343,7 +348,9 @@ def _round(children: dict[str, subprocess.Popen[bytes]]) -> Iterator[tuple[str, 
         assert one.stdin is not None
         one.stdin.write(b"go\n")
         one.stdin.flush()
-        yield way, _answer(one)
+        answer = _answer(one)
+        print(f"{way}: {answer['rows']} rows in {answer['seconds']:.2f} s", file=sys.stderr)
+        yield way, answer
 
 
 def _result(
@@ -351,7 +358,7 @@ def _result(
 ) -> Json:
     """Ratios between the ways, and how near jlm comes to the machine's matmul rate."""
     sizes = [len(prompt) for prompt in setting.prompts]
-    others = [way for way in options.ways if way != "jlm"]
+    others = [way for way in facts if way != "jlm"]
     each_product = max(fact["parameters_per_token"] for fact in facts.values())
 
     def median(value: Callable[[Json], float]) -> float:
@@ -362,7 +369,7 @@ def _result(
         took = one["jlm"]
         products = each_product * took[f"{part}fed"]
         products += took[f"{part}beside"] if beside else 0
-        best = max(one[way]["gflops"]["bfloat16"] for way in options.ways)
+        best = max(one[way]["gflops"]["bfloat16"] for way in facts)
         return float(2 * products / took[f"{part}seconds"] / 1e9 / best)
 
     def each(one: Json, way: str) -> float:
@@ -375,7 +382,7 @@ def _result(
         **{_OVER[way]: median(lambda one, way=way: ratio(one, way)) for way in others},  # type: ignore[misc]
         "pairs_per_second": {
             way: median(lambda one, way=way: 1 / each(one, way))  # type: ignore[misc]
-            for way in options.ways
+            for way in facts
         },
         "share_of_bf16_matmul_rate": median(share),
         "share_of_bf16_matmul_rate_in_prefill": median(lambda one: share(one, "prefill_")),
@@ -390,7 +397,7 @@ def _result(
             "model": Path(setting.run.files.name).name,
             "trained": setting.trained,
             "device": machine(setting.run.compute.device),
-            "dtypes": {way: facts[way]["dtype"] for way in options.ways},
+            "dtypes": {way: facts[way]["dtype"] for way in facts},
             "continuous_manager": "kept from round to round",
             "torch": torch.__version__,
             "kernels": version_of_kernels() if setting.run.compute.device == "cuda" else None,
@@ -437,7 +444,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--reason", type=int, default=0, metavar="N", help="tokens at most")
     parser.add_argument("--device")
     parser.add_argument("--dtype")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, metavar="WAY")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="jlm among them")
     parser.add_argument("--every", type=int, default=EVERY, help="of the rows, on a GPU")
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)

@@ -24,11 +24,11 @@ _ROUNDING = 0.02  # 16 bits round each of three steps by a quarter of it
 
 def are_usable(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether they are there, and for such a model."""
-    return device.type == "cuda" and dtype == torch.bfloat16 and _are_installed()
+    return device.type == "cuda" and dtype == torch.bfloat16 and are_installed()
 
 
 @functools.cache
-def _are_installed() -> bool:
+def are_installed() -> bool:
     return importlib.util.find_spec("liger_kernel") is not None
 
 

@@ -41,6 +41,7 @@ def load_engine(
     if files.name == FAKE:
         return FakeEngine(float(os.environ.get("JLM_FAKE_DELAY", "0")))
     from jlm_cli.hf_engine import PackedEngine, make_engine
+    from jlm_cli.kernels import are_installed
     from jlm_cli.layers import fuse, lay_out
     from jlm_cli.memory import keep_memory
 
@@ -50,6 +51,8 @@ def load_engine(
         lay_out(model)
     elif compute.device == "cuda":
         fuse(model)
+        if not are_installed():
+            say("pip install 'jlm[gpu]' makes judging on GPUs faster")
     try:
         engine = make_engine(model, vocabulary, say)
     except AssertionError as error:  # how bitsandbytes refuses sizes that it cannot pack
