@@ -4,7 +4,7 @@
     python benchmarks/pieces.py --model shape-7b --input pairs.jsonl
 
 Pieces are of one layer and a full pass of rows of 600 tokens, with random numbers; where jlm has
-replaced one, what it replaced stands beside it. The batch is the first one of the input's plan,
+replaced one, what it replaced stands beside it. The batch is the middle one of the input's plan,
 judged once before.
 """
 
@@ -26,7 +26,7 @@ from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from jlm_cli import kernels, loading, packing, preflight, runner
-from jlm_cli.attention import Look, causal_rows, computing, kernel_for, reads_rows_at_once
+from jlm_cli.attention import Look, computing, kernel_for, reads_rows_at_once
 from jlm_cli.config import Config
 from jlm_cli.devices import choose_device, choose_dtype, version_of_kernels
 from jlm_cli.engine import Judge
@@ -36,7 +36,7 @@ from jlm_cli.survey import take_survey
 
 Json = dict[str, Any]
 Piece = tuple[str, Callable[[], object]]
-ROW = 600  # tokens
+ROW, SHARED = 600, 200  # tokens
 SECONDS = 0.15  # a piece is repeated for so long
 KERNELS = 20  # named, the longest
 
@@ -56,7 +56,8 @@ def pieces(config: Any, device: torch.device, dtype: torch.dtype, tokens: int) -
     yield "product: down", lambda: functional.linear(gate, back)
     norm = RMSNorm(wide, 1e-5, device=device, dtype=dtype)
     yield "norm", lambda: norm(states)
-    yield "sum", lambda: states + states
+    others = some(1, tokens, wide)
+    yield "sum", lambda: states + others
     yield "gating: torch", lambda: functional.silu(gate) * up
     query, key, value = (some(1, tokens, n, size).transpose(1, 2) for n in (heads, groups, groups))
     angle = torch.arange(tokens, device=device)[None, :, None] % ROW * some(size // 2).float()
@@ -70,24 +71,30 @@ def pieces(config: Any, device: torch.device, dtype: torch.dtype, tokens: int) -
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Iterator[Piece]:
-    """With keys and values put into their blocks, one row after the other and all at once."""
-    n_rows = query.shape[2] // ROW
-    segments = [packing.Segment(row, 0, ROW) for row in range(n_rows)]
-    blocks, prompts = packing.Blocks(), packing.Prompts.of(segments, query.device)
-    blocks.begin(n_rows, ROW + 200)
-    states = tuple(one[:, :, : n_rows * ROW] for one in (query, key, value))
-    both = states[1][0], states[2][0]
-    pack = packing.Pack(blocks, segments, None, None)
-    kernel = kernel_for(query.device, query.dtype, Look())
-    out = torch.empty_like(states[0].transpose(1, 2))
-    yield (
-        "keys, values, attention: row by row",
-        lambda: packing._row_by_row(pack, 0, states, kernel, Look(), out),  # type: ignore[arg-type]
-    )
-    yield "keys, values: at once", lambda: blocks.write_prompts(prompts, 0, both)
-    if reads_rows_at_once(query.device, query.dtype):
-        q, k, v = (one[0].transpose(0, 1) for one in states)
-        yield "attention: at once", partial(causal_rows, q, k, v, prompts.lengths, Look())
+    """With keys and values put into their blocks, one row after the other and all at once; rows by
+    themselves, and such as share a third with the one before."""
+    n_rows, kernel = query.shape[2] // ROW, kernel_for(query.device, query.dtype, Look())
+    out = torch.empty_like(query[:, :, : n_rows * ROW].transpose(1, 2))
+    for name, shared in (("", 0), (", a third shared", SHARED)):
+        segments = [packing.Segment(0, 0, ROW)]
+        sources = [n - 1 if shared else None for n in range(1, n_rows)]
+        segments += [packing.Segment(n, shared, ROW, one) for n, one in enumerate(sources, 1)]
+        n_tokens = sum(segment.end - segment.start for segment in segments)
+        states = query[:, :, :n_tokens], key[:, :, :n_tokens], value[:, :, :n_tokens]
+        blocks, prompts = packing.Blocks(), packing.Prompts.of(segments, query.device)
+        blocks.begin(n_rows, ROW + 200)
+        pack = packing.Pack(blocks, segments, None, None)
+        mine = out[:, :n_tokens]
+        yield (
+            f"keys, values, attention: row by row{name}",
+            partial(packing._row_by_row, pack, 0, states, kernel, Look(), mine),
+        )
+        if reads_rows_at_once(query.device, query.dtype):
+            at_once = partial(packing._at_once, prompts, blocks, 0, states, Look())
+            yield (
+                f"keys, values, attention: at once{name}",
+                lambda at_once=at_once, mine=mine: mine.copy_(at_once()),  # type: ignore[misc]
+            )
 
 
 def milliseconds(work: Callable[[], object], device: torch.device) -> float:
@@ -119,13 +126,14 @@ def batch_of(options: argparse.Namespace) -> Json:
     run = preflight.open_run(config, Report(quiet=True))
     plan = preflight.plan_of(run, take_survey(run.rows, run.encoder, lambda _: None))
     engine = loading.load_engine(run.files, run.lines.vocabulary, run.compute)
-    judge, rows = Judge(engine, run.lines, reason=False, new_tokens=0), plan.batch(0)
+    judge = Judge(engine, run.lines, reason=False, new_tokens=0)
+    rows = plan.batch(len(plan) // 2)
     list(runner.judged_batches(run, [rows], judge))
     device = torch.device(run.compute.device)
     on_gpu = device.type == "cuda"
     seen = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    start = _now(device)
     with profile(activities=seen, acc_events=True) as found:
+        start = _now(device)
         list(runner.judged_batches(run, [rows], judge))
         seconds = _now(device) - start
     told = [e for e in found.key_averages() if str(e.device_type).endswith("CUDA") == on_gpu]

@@ -111,7 +111,9 @@ def setting_of(options: argparse.Namespace) -> Setting:
     encoded = run.encoder.encode([run.rows.sample(row) for row in range(len(run.rows))])
     prompts = [list(one[0].ids) for one in encoded if isinstance(one, list)]
     shared = run.compute.device == "cuda" and options.way not in (None, "jlm")
-    return Setting(run, prompts[:: options.every if shared else 1], options.reason)
+    if shared:  # of all lengths alike
+        prompts = sorted(prompts, key=len)[options.every // 2 :: options.every]
+    return Setting(run, prompts, options.reason)
 
 
 Work = Callable[[], Json]
@@ -448,7 +450,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=EVERY, help="of the rows, on a GPU")
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if "jlm" not in options.ways:
+        parser.error("--ways: jlm must be among them")
+    return options
 
 
 if __name__ == "__main__":

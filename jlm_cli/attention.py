@@ -129,8 +129,8 @@ class Lengths:
 
 
 def reads_rows_at_once(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there is a kernel for `causal_rows`."""
-    return device.type == "cuda" and _has_flash(device, dtype)
+    """Whether there is a kernel for `causal_rows`; AMD's was not tried."""
+    return device.type == "cuda" and torch.version.hip is None and _has_flash(device, dtype)
 
 
 def knows_how(size: int, look: Look) -> bool:
@@ -154,7 +154,7 @@ _WIDEST = 256  # a head
 
 @functools.cache
 def _varlen(grouped: bool) -> Callable[..., torch.Tensor]:
-    """torch's, whose import takes a second; before 2.13 heads shared keys unasked."""
+    """torch's, whose import takes a second; before 2.12 heads shared keys unasked."""
     from torch.nn.attention.varlen import varlen_attn
 
     asks = "enable_gqa" in inspect.signature(varlen_attn).parameters

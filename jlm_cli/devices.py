@@ -109,7 +109,8 @@ class Compute:
     def settings(self) -> dict[str, Any]:
         """What of it can change a byte of the output."""
         here = {"device": self.device, "dtype": self.dtype, "batch_tokens": self.batch_tokens}
-        return {**here, "kernels": version_of_kernels()} if self.device == "cuda" else here
+        could = (self.device, self.dtype) == ("cuda", "bfloat16")
+        return {**here, "kernels": version_of_kernels()} if could else here
 
     def sizes(self) -> dict[str, int]:
         """Estimates in bytes."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote
 from jlm_cli.head import exact, only
 from jlm_cli.hub import Say, first_line, unsaid
-from jlm_cli.kernels import are_usable, turning
+from jlm_cli.kernels import MANY, are_usable, turning, turns_of
 from jlm_cli.memory import within_memory
 from jlm_cli.packing import (
     ATTENTION,
@@ -62,6 +62,7 @@ class PackedEngine(Writer):
         self._latest: PackedBatch | None = None
         self._up_to = _ordinary_up_to(model)
         self._row_by_row = CachedEngine(model, vocabulary)
+        self._turns = turns_of(model) if are_usable(self.device, model.dtype) else []
 
     @within_memory
     def begin(
@@ -129,8 +130,8 @@ class PackedEngine(Writer):
         at_once = tokens.segments and reads_rows_at_once(self.device, dtype)
         prompts = Prompts.of(tokens.segments, self.device) if at_once else None
         fans = Fans.of(tokens.fans, blocks, self.device, dtype) if tokens.fans else None
-        turns = turning(self.model) if are_usable(self.device, dtype) else nullcontext()
-        with attention(self.model, ATTENTION), only(self.model, tokens.kept), turns:
+        turned = self._turns if len(tokens.ids) >= MANY else ()
+        with attention(self.model, ATTENTION), only(self.model, tokens.kept), turning(turned):
             out = self.model(
                 input_ids=sent([tokens.ids], self.device),
                 position_ids=sent([tokens.positions], self.device),
@@ -330,20 +331,21 @@ _ROUNDING = 0.1  # more of it where numbers have 16 bits, which alone are off by
 
 
 def _why_not(engine: PackedEngine | CachedEngine, plain: PlainEngine) -> str | None:
-    """Both engines on two short rows with two branches each; None where they agree."""
-    texts = ("one two three four five six:", "seven:")
+    """Both engines on short rows with branches, of which two begin alike; None where they agree."""
+    alike = "one two three four five six seven eight nine ten " * 3
+    texts = (f"{alike}eleven:", f"{alike}twelve:", "thirteen:")
     prompts = [encoding.ids for encoding in plain.vocabulary.encode(texts)]
     columns = prompts[0][:4]
     forks = [DraftToken(columns[n], 1, ()) for n in (0, 1)]
     draft = [*forks, DraftToken(columns[2], 2, (0,))]
     try:
-        batch = engine.begin(prompts, [draft, []], columns)
+        batch = engine.begin(prompts, [draft, [], []], columns)
         found = _both(batch, draft)
         if isinstance(batch, PackedBatch) and (missed := batch.missed()):
             return missed
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         return first_line(error)
-    wanted = _both(plain.begin(prompts, [draft, []], columns), draft)
+    wanted = _both(plain.begin(prompts, [draft, [], []], columns), draft)
     allowed = _TRIAL_TOLERANCE + (_ROUNDING if plain.model.dtype.itemsize == 2 else 0)
     agree = all(
         bool(np.all(np.abs(a - b) < allowed * (1 + np.abs(b))))
@@ -357,5 +359,5 @@ def _both(batch: Batch, draft: LineDraft) -> list[Floats]:
     while batch.feed():
         pass
     first = batch.known()
-    batch.extend([[], draft])
+    batch.extend([[], draft, []])
     return [*first, *batch.known()]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import torch
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 
 Turn: TypeAlias = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 _TURN = "apply_rotary_pos_emb"  # in the modules of models
+MANY = 1024  # tokens of a pass; with fewer their calls cost the host more than they save the GPU
 _ROUNDING = 0.02  # 16 bits round each of three steps by a quarter of it
 
 
@@ -32,19 +34,25 @@ def are_installed() -> bool:
     return importlib.util.find_spec("liger_kernel") is not None
 
 
+def turns_of(model: PreTrainedModel) -> list[ModuleType]:
+    """The modules whose function turns the model's queries and keys, as Llama's does; found out by
+    a trial."""
+    names = {type(part).__module__ for part in model.modules() if hasattr(part, "layer_idx")}
+    modules = [sys.modules[name] for name in sorted(names)]
+    return [one for one in modules if hasattr(one, _TURN) and _is_usual(getattr(one, _TURN), model)]
+
+
 @contextmanager
-def turning(model: PreTrainedModel) -> Iterator[None]:
-    """Within it Liger's kernel turns queries and keys for models that turn as Llama does."""
-    modeling = sys.modules[type(model).__module__]
-    own: Turn | None = getattr(modeling, _TURN, None)
-    if own is None or not _turns_the_same(own, model.device, model.dtype):
-        yield
-        return
-    setattr(modeling, _TURN, functools.partial(_turned, own))
+def turning(modules: Sequence[ModuleType]) -> Iterator[None]:
+    """Within it Liger's kernel does what those functions do."""
+    own = [getattr(module, _TURN) for module in modules]
     try:
+        for module, turn in zip(modules, own, strict=True):
+            setattr(module, _TURN, functools.partial(_turned, turn))
         yield
     finally:
-        setattr(modeling, _TURN, own)
+        for module, turn in zip(modules, own, strict=True):
+            setattr(module, _TURN, turn)
 
 
 def silu_times(gate: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -75,13 +83,16 @@ def _turned(
     return turned
 
 
-@functools.cache
-def _turns_the_same(own: Turn, device: torch.device, dtype: torch.dtype) -> bool:
-    """By trial; False also where the kernel does not compile on this machine."""
-    seed = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(1, 32, n, 64, generator=seed).transpose(1, 2) for n in (4, 2))
-    angle = torch.randn(1, 32, 32, generator=seed).repeat(1, 1, 2)
-    states = [one.to(device, dtype) for one in (query, key, angle.cos(), angle.sin())]
+def _is_usual(own: Turn, model: PreTrainedModel) -> bool:
+    """False also where the kernel does not compile on this machine."""
+    config, seed = model.config.get_text_config(), torch.Generator().manual_seed(0)
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    shapes = ((1, 32, n, size) for n in (heads, groups))
+    query, key = (torch.randn(shape, generator=seed).transpose(1, 2) for shape in shapes)
+    angle = torch.randn(1, 32, size // 2, generator=seed).repeat(1, 1, 2)
+    states = [one.to(model.device, model.dtype) for one in (query, key, angle.cos(), angle.sin())]
     try:
         wanted = own(*states)
         found = _turned(own, *(one.clone() for one in states))
@@ -89,5 +100,7 @@ def _turns_the_same(own: Turn, device: torch.device, dtype: torch.dtype) -> bool
             bool((a - b).float().norm() <= _ROUNDING * b.float().norm())
             for a, b in zip(found, wanted, strict=True)
         )
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # of a compiler, whatever it is
         return False

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 from accelerate.hooks import add_hook_to_module
-from torch.nn import Linear, Module, RMSNorm, SiLU
+from torch.nn import Linear, Module, RMSNorm, SiLU, functional
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
@@ -70,7 +70,10 @@ class GatedOnce(Module):
         self.gate, self.up, self.down = (getattr(mlp, name) for name in _GATED)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return self.down(kernels.silu_times(self.gate(states), self.up(states)))  # type: ignore[no-any-return]
+        gated, up = self.gate(states), self.up(states)
+        if up.numel() // up.shape[-1] < kernels.MANY:
+            return self.down(functional.silu(gated) * up)  # type: ignore[no-any-return]
+        return self.down(kernels.silu_times(gated, up))  # type: ignore[no-any-return]
 
 
 _GATED = ("gate_proj", "up_proj", "down_proj")

@@ -51,7 +51,7 @@ def load_engine(
         lay_out(model)
     elif compute.device == "cuda":
         fuse(model)
-        if not are_installed():
+        if compute.dtype == "bfloat16" and not are_installed():
             say("pip install 'jlm[gpu]' makes judging on GPUs faster")
     try:
         engine = make_engine(model, vocabulary, say)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from conftest import Loaded
-from transformers.models.cohere import modeling_cohere
 from transformers.models.llama import modeling_llama
 
 from jlm_cli import devices, kernels
@@ -21,8 +21,6 @@ from jlm_cli.hf_engine import PackedEngine
 from jlm_cli.layers import GatedOnce, fuse
 from jlm_cli.modes import Reading, View
 from jlm_cli.prompts import load
-
-CPU = torch.device("cpu")
 
 
 def turn(query: torch.Tensor, key: torch.Tensor, *waves: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -63,9 +61,9 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     for where in ("jlm_cli.kernels.are_usable", "jlm_cli.hf_engine.are_usable"):
         monkeypatch.setattr(where, lambda *_: True)
-    kernels._turns_the_same.cache_clear()
+    for where in ("jlm_cli.kernels.MANY", "jlm_cli.hf_engine.MANY"):
+        monkeypatch.setattr(where, 1)
     yield names
-    kernels._turns_the_same.cache_clear()
 
 
 def test_a_judge_says_the_same_with_turned_queries(
@@ -76,20 +74,34 @@ def test_a_judge_says_the_same_with_turned_queries(
     text = "[Question]\nWhat is two and two?\n\n[Answer]\nFour.\n\n### Response:"
     ids = tuple(builtin.vocabulary.encode([text])[0].ids)
     prompts = [Prompt(ids, View(load("judgelm"), (1, 2)))]
-    engine = PackedEngine(builtin.model, builtin.vocabulary)
-    judge = Judge(engine, Lines(builtin.vocabulary), reason=True, new_tokens=8)
-    found = judge.judge(prompts)[0]
+    wanted, found = (
+        Judge(engine, Lines(builtin.vocabulary), reason=True, new_tokens=8).judge(prompts)[0]
+        for engine in engines_of(builtin, monkeypatch)
+    )
     assert modeling_llama.apply_rotary_pos_emb is own
     assert taken.count("rope") > 2 * len(builtin.model.model.layers)
-    taken.clear()
-    monkeypatch.setattr("jlm_cli.hf_engine.are_usable", lambda *_: False)
-    wanted = judge.judge(prompts)[0]
-    assert isinstance(found, Reading) and isinstance(wanted, Reading) and not taken
+    assert isinstance(found, Reading) and isinstance(wanted, Reading)
     assert (found.line.text, found.reason) == (wanted.line.text, wanted.reason)
     assert found.line.p == pytest.approx(wanted.line.p, abs=2e-5)
+    taken.clear()
+    monkeypatch.setattr("jlm_cli.hf_engine.MANY", 10_000)
+    engine = PackedEngine(builtin.model, builtin.vocabulary)
+    assert taken == ["rope"]  # the trial
+    Judge(engine, Lines(builtin.vocabulary), reason=False, new_tokens=0).judge(prompts)
+    assert taken == ["rope"]
 
 
-def test_gates_are_passed_over_once(builtin: Loaded, taken: list[str]) -> None:
+def engines_of(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Iterator[PackedEngine]:
+    """Without them, and with them."""
+    for are_there in (False, True):
+        monkeypatch.setattr("jlm_cli.hf_engine.are_usable", lambda *_, there=are_there: there)
+        yield PackedEngine(loaded.model, loaded.vocabulary)
+
+
+def test_gates_are_passed_over_once(
+    builtin: Loaded, taken: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a pass of many tokens."""
     plain = copy.deepcopy(builtin.model).to(torch.bfloat16)
     model = copy.deepcopy(plain)
     fuse(model)
@@ -102,15 +114,35 @@ def test_gates_are_passed_over_once(builtin: Loaded, taken: list[str]) -> None:
         )
     assert taken == ["swiglu"] * len(model.model.layers)
     assert (after - exact).norm() <= 1.2 * (before - exact).norm()
+    monkeypatch.setattr(kernels, "MANY", 10_000)
+    taken.clear()
+    with torch.inference_mode():
+        few = model(ids).logits.float().log_softmax(-1)
+    assert not taken and (few - exact).norm() <= 1.2 * (before - exact).norm()
 
 
+@pytest.mark.parametrize(
+    "family, usual", [("Llama", True), ("Qwen3", True), ("Cohere", False), ("GPTNeo", False)]
+)
 def test_only_what_turns_as_llama_does_is_turned_by_them(
-    taken: list[str], monkeypatch: pytest.MonkeyPatch
+    taken: list[str], family: str, usual: bool
 ) -> None:
-    """Cohere turns neighbours, others a part of each head; some machines have no compiler."""
+    """Cohere turns neighbours; some models do not turn."""
+    more = {"attention_types": [[["global"], 2]]} if family == "GPTNeo" else {}
+    config = getattr(transformers, f"{family}Config")(
+        hidden_size=32, intermediate_size=32, num_layers=2, num_hidden_layers=2, vocab_size=99,
+        num_attention_heads=4, num_heads=4, **more,
+    )  # fmt: skip
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    found = kernels.turns_of(model)
+    assert [one.__name__ for one in found] == usual * [type(model).__module__]
+
+
+def test_other_ways_to_turn_stay_the_models_own(
+    builtin: Loaded, taken: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a part of each head, or with places elsewhere; and all of them, without a compiler."""
     own = modeling_llama.apply_rotary_pos_emb
-    assert kernels._turns_the_same(own, CPU, torch.bfloat16)
-    assert not kernels._turns_the_same(modeling_cohere.apply_rotary_pos_emb, CPU, torch.bfloat16)
     taken.clear()
     query, key = torch.randn(2, 1, 2, 7, 8).unbind()
     waves = torch.randn(2, 1, 7, 8).unbind()
@@ -129,12 +161,13 @@ def test_only_what_turns_as_llama_does_is_turned_by_them(
     def fails(*_: Any) -> Any:
         raise RuntimeError("no C compiler")
 
-    kernels._turns_the_same.cache_clear()
+    assert kernels.turns_of(builtin.model) == [modeling_llama]
     monkeypatch.setattr(sys.modules["liger_kernel.ops.rope"].LigerRopeFunction, "apply", fails)
-    assert not kernels._turns_the_same(own, CPU, torch.bfloat16)
+    assert kernels.turns_of(builtin.model) == []
 
 
 def test_a_run_is_gone_on_with_on_the_same_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "version_of_kernels", lambda: "0.8.5")
     assert devices.Compute("cuda", "bfloat16", 4096).settings()["kernels"] == "0.8.5"
-    assert "kernels" not in devices.Compute("cpu", "bfloat16", 4096).settings()
+    for device, dtype in (("cpu", "bfloat16"), ("cuda", "float16")):
+        assert "kernels" not in devices.Compute(device, dtype, 4096).settings()

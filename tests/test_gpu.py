@@ -1,0 +1,104 @@
+"""What only a GPU can show: `pytest -m gpu`, on a machine with CUDA."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Loaded
+from test_hf_engine import exactly, prompts_of, small
+
+from jlm_cli import kernels
+from jlm_cli.attention import Look, computing, fused, reads_rows_at_once
+from jlm_cli.hf_engine import PackedEngine, make_engine
+from jlm_cli.layers import fuse
+from jlm_cli.packing import Blocks, Prompts, Segment, _at_once
+
+pytestmark = pytest.mark.gpu
+DEVICE = torch.device("cuda")
+# two passes; row 2 has its start by way of row 1, row 3 reads one token of its own
+PASSES = (
+    [Segment(0, 0, 70), Segment(1, 30, 90, 0), Segment(2, 50, 120, 1), Segment(3, 119, 120, 2)],
+    [Segment(4, 60, 99, 3), Segment(5, 40, 45, 4)],
+)
+
+
+@pytest.mark.parametrize("window", [None, 16, 500])
+@pytest.mark.parametrize("heads, groups", [(4, 4), (8, 2)])
+@pytest.mark.parametrize("size", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_at_once(
+    dtype: torch.dtype, size: int, heads: int, groups: int, window: int | None
+) -> None:
+    """Against each row by itself in float32, with what it shares written out."""
+    assert reads_rows_at_once(DEVICE, dtype)
+    seed = torch.Generator().manual_seed(0)
+    blocks, look = Blocks(), Look(None, None, window)
+    blocks.begin(6, 200)
+    whole: dict[int, tuple[torch.Tensor, ...]] = {}
+    for segments in PASSES:
+        n_tokens = sum(segment.end - segment.start for segment in segments)
+        states = tuple(
+            torch.randn(1, n, n_tokens, size, generator=seed).to(DEVICE, dtype)
+            for n in (heads, groups, groups)
+        )
+        prompts = Prompts.of(segments, DEVICE)
+        with computing():
+            found = _at_once(prompts, blocks, 0, states, look)  # type: ignore[arg-type]
+        at = 0
+        for segment in segments:
+            to = at + segment.end - segment.start
+            query, *own = (one[:, :, at:to].float() for one in states)
+            if segment.source is not None:
+                before = (one[:, :, : segment.start] for one in whole[segment.source])
+                own = [torch.cat(both, 2) for both in zip(before, own, strict=True)]
+            key, value = whole[segment.row] = own[0], own[1]
+            wanted = fused.causal(query, key, value, segment.start, look)[0].transpose(0, 1)
+            assert (found[at:to].float() - wanted).norm() <= 0.01 * wanted.norm()
+            kept = [blocks._blocks[0, kind][segment.row, :, : segment.end] for kind in (0, 1)]
+            for block, one in zip(kept, own, strict=True):
+                assert torch.equal(block, one[0].to(dtype))
+            at = to
+
+
+MODELS: list[tuple[str, dict[str, Any]]] = [
+    ("Llama", {"num_key_value_heads": 2}),
+    ("Mistral", {"sliding_window": 8}),
+    ("Gemma3Text", {"sliding_window": 8, "num_hidden_layers": 7}),
+    ("Gemma2", {"sliding_window": 8, "attn_logit_softcapping": 1.5}),
+    ("Phi3", {"sliding_window": 30}),
+    ("Cohere2", {"sliding_window": 8, "num_hidden_layers": 5}),
+]
+
+
+@pytest.mark.parametrize("family, more", MODELS)
+def test_a_judge_on_it_says_what_it_says_on_a_cpu(
+    released: Loaded, family: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32; in bfloat16, with what kernels are installed, as far off as on a CPU."""
+    for where in ("jlm_cli.kernels.MANY", "jlm_cli.hf_engine.MANY"):
+        monkeypatch.setattr(where, 1)
+    prompts, off = prompts_of(released), {}
+    wanted = exactly(
+        make_engine(small(family, **more), released.vocabulary), prompts, released.tokens
+    )
+    for device, dtype in itertools.product(("cpu", DEVICE), (torch.float32, torch.bfloat16)):
+        model = small(family, **more).to(device, dtype)
+        fuse(model)
+        engine = make_engine(model, released.vocabulary)
+        assert isinstance(engine, PackedEngine)
+        found = exactly(engine, prompts, released.tokens)
+        off[device, dtype] = max(
+            float(np.abs(one.p - other.p).max()) for one, other in zip(found, wanted, strict=True)
+        )
+    assert off[DEVICE, torch.float32] < 1e-5
+    assert off[DEVICE, torch.bfloat16] <= 2 * off["cpu", torch.bfloat16] + 1e-3
+
+
+def test_kernels_turn_as_transformers_does(released: Loaded) -> None:
+    """Where they are installed (extra `gpu`)."""
+    model = small("Llama").to(DEVICE, torch.bfloat16)
+    assert bool(kernels.turns_of(model)) == kernels.are_installed()
