@@ -74,7 +74,6 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> It
     """With keys and values put into their blocks, one row after the other and all at once; rows by
     themselves, and such as share a third with the one before."""
     n_rows, kernel = query.shape[2] // ROW, kernel_for(query.device, query.dtype, Look())
-    out = torch.empty_like(query[:, :, : n_rows * ROW].transpose(1, 2))
     for name, shared in (("", 0), (", a third shared", SHARED)):
         segments = [packing.Segment(0, 0, ROW)]
         sources = [n - 1 if shared else None for n in range(1, n_rows)]
@@ -84,16 +83,15 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> It
         blocks, prompts = packing.Blocks(), packing.Prompts.of(segments, query.device)
         blocks.begin(n_rows, ROW + 200)
         pack = packing.Pack(blocks, segments, None, None)
-        mine = out[:, :n_tokens]
+        out = torch.empty_like(states[0].transpose(1, 2))
         yield (
             f"keys, values, attention: row by row{name}",
-            partial(packing._row_by_row, pack, 0, states, kernel, Look(), mine),
+            partial(packing._row_by_row, pack, 0, states, kernel, Look(), out),
         )
         if reads_rows_at_once(query.device, query.dtype):
-            at_once = partial(packing._at_once, prompts, blocks, 0, states, Look())
             yield (
                 f"keys, values, attention: at once{name}",
-                lambda at_once=at_once, mine=mine: mine.copy_(at_once()),  # type: ignore[misc]
+                partial(packing._at_once, prompts, blocks, 0, states, Look()),
             )
 
 

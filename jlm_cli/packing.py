@@ -192,13 +192,15 @@ class Fans:
     ) -> torch.Tensor:
         """query [T, heads, size], keys and values of all rows → [T, heads, size]."""
         rows, _, most, places = self.sees.shape
-        padded = query.new_zeros(rows, query.shape[1], most, query.shape[2])
-        _wide(padded)[self.row, :, self.turn] = _wide(query)
-        if most == 1:  # fused kernels with a mask would spell shared keys out for each head
-            kernel = by_products
         mine = slice(self.first, self.first + rows)
         sees = self.seeing(look).to(query.dtype)  # under autocast
         seen = keys[mine, :, :places], values[mine, :, :places]
+        if most == 1:  # fused kernels with a mask would spell shared keys out for each head
+            kernel = by_products
+        if most == 1 and len(query) == rows:  # as they are while all rows write
+            return kernel.masked(query[:, :, None], *seen, sees, look)[:, :, 0]
+        padded = query.new_zeros(rows, query.shape[1], most, query.shape[2])
+        _wide(padded)[self.row, :, self.turn] = _wide(query)
         out = kernel.masked(padded, *seen, sees, look)
         return _wide(out)[self.row, :, self.turn].view(query.dtype)
 
@@ -281,7 +283,7 @@ class Blocks:
         for kind, new in enumerate(states):
             block = self._block(layer, kind, new)
             wide = _wide(new.transpose(0, 1))
-            _wide(block)[fans.first + fans.row, :, fans.place] = wide
+            _wide(block[fans.first :])[fans.row, :, fans.place] = wide
             found.append(block)
         return found
 
@@ -402,24 +404,35 @@ def _packed_attention(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     pack.blocks.looks[layer] = look
     kernel = kernel_for(query.device, query.dtype, look)
+    if not pack.segments:
+        return _drafts(pack, layer, (query, key, value), kernel, look)[None], None
     out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     at = pack.n_prompts
-    prompts = query[:, :, :at], key[:, :, :at], value[:, :, :at]
+    states = query[:, :, :at], key[:, :, :at], value[:, :, :at]
     if pack.prompts is not None and knows_how(query.shape[-1], look):
-        out[:, :at] = _at_once(pack.prompts.on(query.device), pack.blocks, layer, prompts, look)
+        prompts = pack.prompts.on(query.device)
+        out[0, :at] = _at_once(prompts, pack.blocks, layer, states, look)
     else:
-        _row_by_row(pack, layer, prompts, kernel, look, out)
+        _row_by_row(pack, layer, states, kernel, look, out)
     if pack.fans is not None:
-        fans = pack.fans.on(query.device)
-        keys, values = pack.blocks.write_fans(fans, layer, (key[0, :, at:], value[0, :, at:]))
-        drafted = query[0, :, at:].transpose(0, 1)
-        out[0, at:] = fans.attend(kernel, drafted, keys, values, look)
+        states = query[:, :, at:], key[:, :, at:], value[:, :, at:]
+        out[0, at:] = _drafts(pack, layer, states, kernel, look)
     return out, None
+
+
+def _drafts(pack: Pack, layer: int, states: States, kernel: Kernel, look: Look) -> torch.Tensor:
+    """[1, heads, tokens, size] → [tokens, heads, size]."""
+    assert pack.fans is not None
+    fans = pack.fans.on(states[0].device)
+    query, key, value = (one[0] for one in states)
+    keys, values = pack.blocks.write_fans(fans, layer, (key, value))
+    return fans.attend(kernel, query.transpose(0, 1), keys, values, look)
 
 
 def _at_once(
     prompts: Prompts, blocks: Blocks, layer: int, states: States, look: Look
 ) -> torch.Tensor:
+    """The same."""
     query, key, value = (one[0] for one in states)
     keys, values = blocks.write_prompts(prompts, layer, (key, value))
     return causal_rows(query.transpose(0, 1), keys, values, prompts.lengths, look)
