@@ -11,7 +11,6 @@ judged once before.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,18 +18,20 @@ from typing import Any
 
 import torch
 from shapes import draw_weights, is_shape
-from throughput import machine, tell
+from throughput import machine, now, tell
 from torch.nn import RMSNorm, functional
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from jlm_cli import kernels, loading, packing, preflight, runner
+from jlm_cli import kernels, loading, packed_attention, preflight, runner
 from jlm_cli.attention import Look, computing, kernel_for, reads_rows_at_once
+from jlm_cli.blocks import Blocks, Prompts
 from jlm_cli.config import Config
 from jlm_cli.devices import choose_device, choose_dtype, version_of_kernels
 from jlm_cli.engine import Judge
 from jlm_cli.hf_engine import GPU_PACK
+from jlm_cli.packing import Segment
 from jlm_cli.report import Report
 from jlm_cli.survey import take_survey
 
@@ -75,23 +76,23 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> It
     themselves, and such as share a third with the one before."""
     n_rows, kernel = query.shape[2] // ROW, kernel_for(query.device, query.dtype, Look())
     for name, shared in (("", 0), (", a third shared", SHARED)):
-        segments = [packing.Segment(0, 0, ROW)]
+        segments = [Segment(0, 0, ROW)]
         sources = [n - 1 if shared else None for n in range(1, n_rows)]
-        segments += [packing.Segment(n, shared, ROW, one) for n, one in enumerate(sources, 1)]
-        n_tokens = sum(segment.end - segment.start for segment in segments)
-        states = query[:, :, :n_tokens], key[:, :, :n_tokens], value[:, :, :n_tokens]
-        blocks, prompts = packing.Blocks(), packing.Prompts.of(segments, query.device)
+        segments += [Segment(n, shared, ROW, one) for n, one in enumerate(sources, 1)]
+        blocks, prompts = Blocks(), Prompts.of(segments, query.device)
         blocks.begin(n_rows, ROW + 200)
-        pack = packing.Pack(blocks, segments, None, None)
+        pack = packed_attention.Pack(blocks, segments, None, None)
+        n_tokens = pack.n_prompts
+        states = query[:, :, :n_tokens], key[:, :, :n_tokens], value[:, :, :n_tokens]
         out = torch.empty_like(states[0].transpose(1, 2))
         yield (
             f"keys, values, attention: row by row{name}",
-            partial(packing._row_by_row, pack, 0, states, kernel, Look(), out),
+            partial(packed_attention._row_by_row, pack, 0, states, kernel, Look(), out),
         )
         if reads_rows_at_once(query.device, query.dtype):
             yield (
                 f"keys, values, attention: at once{name}",
-                partial(packing._at_once, prompts, blocks, 0, states, Look()),
+                partial(packed_attention._at_once, prompts, blocks, 0, states, Look()),
             )
 
 
@@ -99,20 +100,14 @@ def milliseconds(work: Callable[[], object], device: torch.device) -> float:
     """Of one, the mean of many; the first two are not counted."""
 
     def run(times: int) -> float:
-        start = _now(device)
+        start = now(device.type)
         for _ in range(times):
             work()
-        return _now(device) - start
+        return now(device.type) - start
 
     run(1)
     times = max(1, min(200, int(SECONDS / max(run(1), 1e-5))))
     return round(1000 * run(times) / times, 3)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def batch_of(options: argparse.Namespace) -> Json:
@@ -131,9 +126,9 @@ def batch_of(options: argparse.Namespace) -> Json:
     on_gpu = device.type == "cuda"
     seen = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=seen, acc_events=True) as found:
-        start = _now(device)
+        start = now(device.type)
         list(runner.judged_batches(run, [rows], judge))
-        seconds = _now(device) - start
+        seconds = now(device.type) - start
     told = [e for e in found.key_averages() if str(e.device_type).endswith("CUDA") == on_gpu]
     took = {e: (e.self_device_time_total if on_gpu else e.self_cpu_time_total) for e in told}
     longest = sorted(told, key=lambda event: -took[event])[:KERNELS]

@@ -42,7 +42,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from jlm_cli import loading, preflight, runner
 from jlm_cli.batching import Plan
 from jlm_cli.config import Config
-from jlm_cli.devices import choose_device, version_of_kernels
+from jlm_cli.devices import choose_device
 from jlm_cli.engine import Judge
 from jlm_cli.hf_engine import GPU_PACK, PackedEngine
 from jlm_cli.packing import Tokens
@@ -199,7 +199,7 @@ def _jlm(setting: Setting) -> tuple[PreTrainedModel, Work]:
         for records in runner.judged_batches(run, plan, judge):
             if any(b'"error"' in record or b"split-batch" in record for _, record in records):
                 raise SystemExit("jlm judged a row in vain, or a batch in halves")
-        _now(device)
+        now(device)
         return {**spent, "prefill_seconds": sum(_between(*marks) for marks in prefills)}
 
     return engine.model, judge_all
@@ -242,9 +242,9 @@ def child(options: argparse.Namespace) -> None:
     facts = {"parameters_per_token": _products(model), "dtype": str(model.dtype).split(".")[1]}
     answers.write(orjson.dumps(facts) + b"\n")
     for _ in sys.stdin:
-        start = _now(setting.run.compute.device)
+        start = now(setting.run.compute.device)
         done = work()
-        seconds = _now(setting.run.compute.device) - start
+        seconds = now(setting.run.compute.device) - start
         device = setting.run.compute.device
         rates = {kind: _matmul_rate(kind, device, model) for kind in _RATES[device]}
         told = {"rows": len(setting.prompts), "seconds": seconds, **done, "gflops": rates}
@@ -256,7 +256,7 @@ _RATE_CPU = 2048, 36 * 10**9  # tokens, and operations in one measurement: a ten
 _RATE_GPU = GPU_PACK, 240 * 10**12  # a third of a second, so that the power limit counts
 
 
-def _now(device: str) -> float:
+def now(device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -294,10 +294,10 @@ def _matmul_rate(dtype: str, device: str, model: PreTrainedModel) -> float:
     repeats = max(1, operations // product)
 
     def once() -> float:
-        start = _now(device)
+        start = now(device)
         for _ in range(repeats):
             torch.nn.functional.linear(tokens, weight)
-        return _now(device) - start
+        return now(device) - start
 
     once()
     return round(product * repeats / min(once() for _ in range(3)) / 1e9, 1)
@@ -402,7 +402,7 @@ def _result(
             "dtypes": {way: facts[way]["dtype"] for way in facts},
             "continuous_manager": "kept from round to round",
             "torch": torch.__version__,
-            "kernels": version_of_kernels() if setting.run.compute.device == "cuda" else None,
+            "kernels": setting.run.compute.settings().get("kernels"),
         },
         "rounds": rounds,
     }

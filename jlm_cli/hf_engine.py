@@ -18,23 +18,15 @@ from transformers import PreTrainedModel
 
 from jlm_cli.attention import computing, reads_rows_at_once
 from jlm_cli.batching import DRAFT_ROOM
+from jlm_cli.blocks import Blocks, Fans, Prompts
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote
 from jlm_cli.head import exact, only
 from jlm_cli.hub import Say, first_line, unsaid
 from jlm_cli.kernels import MANY, are_usable, turning, turns_of
 from jlm_cli.memory import within_memory
-from jlm_cli.packing import (
-    ATTENTION,
-    Blocks,
-    Fan,
-    Fans,
-    Pack,
-    Prompts,
-    Segment,
-    Tokens,
-    shared_start,
-)
+from jlm_cli.packed_attention import ATTENTION, Pack
+from jlm_cli.packing import Fan, Segment, Tokens, shared_start
 from jlm_cli.reasons import Text, write_behind
 from jlm_cli.row_by_row import CachedEngine, PlainEngine
 from jlm_cli.scoreline import Floats

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jlm_cli.blocks import Blocks
 from jlm_cli.engine import Wrote
-from jlm_cli.packing import Blocks, Fan, Tokens
+from jlm_cli.packing import Fan, Tokens
 
 if TYPE_CHECKING:
     from jlm_cli.hf_engine import PackedEngine

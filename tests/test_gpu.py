@@ -13,9 +13,11 @@ from test_hf_engine import exactly, prompts_of, small
 
 from jlm_cli import kernels
 from jlm_cli.attention import Look, computing, fused, reads_rows_at_once
+from jlm_cli.blocks import Blocks, Prompts
 from jlm_cli.hf_engine import PackedEngine, make_engine
 from jlm_cli.layers import fuse
-from jlm_cli.packing import Blocks, Prompts, Segment, _at_once
+from jlm_cli.packed_attention import _at_once
+from jlm_cli.packing import Segment
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda")
