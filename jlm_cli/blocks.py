@@ -16,6 +16,7 @@ from jlm_cli.packing import Fan, Segment
 from jlm_cli.transfers import sent
 
 _ROOM = 128  # places more, where there are too few
+_WHOLE = 16  # of other numbers of places torch's kernel with a mask first makes a copy of the mask
 _WIDE = torch.complex128
 
 Places: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
@@ -80,14 +81,16 @@ class Fans:
     """The drafts of one pass, whose attention is one padded product for all their rows.
 
     `row` (from the `first` row on), `turn` (among its row's tokens) and `place` (in its block) of
-    each token [T]; `sees` is additive, [rows, 1, most tokens of a row, places]. In their lines
-    these tokens have the positions `own` [rows, most], and the places theirs [rows, places].
+    each token [T]; `token` [rows, most tokens of a row] is the way back, any one where a row has
+    fewer. `sees` is additive, [rows, 1, most, places]. In their lines these tokens have the
+    positions `own` [rows, most], and the places theirs [rows, places].
     """
 
     first: int
     row: torch.Tensor
     turn: torch.Tensor
     place: torch.Tensor
+    token: torch.Tensor
     sees: torch.Tensor
     own: torch.Tensor
     positions: torch.Tensor
@@ -103,6 +106,7 @@ class Fans:
         most, end = max(len(fan.sees) for fan in fans), blocks.room_for(fans)
         sees = np.zeros((1 + last - first, 1, most, end), bool)
         sees[..., 0] = True  # of no token's turn; a softmax over nothing is not a number
+        token = np.zeros((1 + last - first, most), np.int64)
         own = np.zeros((1 + last - first, most), np.int32)
         positions = np.zeros((1 + last - first, end), np.int32)
         row: list[int] = []
@@ -111,6 +115,7 @@ class Fans:
         for fan in fans:
             new = len(fan.sees)
             sees[fan.row - first, 0, :new, : fan.end] = fan.sees
+            token[fan.row - first, :new] = range(len(row), len(row) + new)
             own[fan.row - first, :new] = fan.positions[fan.start :]
             positions[fan.row - first, : fan.end] = fan.positions
             row += [fan.row - first] * new
@@ -119,16 +124,18 @@ class Fans:
         additive = torch.zeros(sees.shape, dtype=dtype)
         additive.masked_fill_(torch.from_numpy(~sees), float("-inf"))
         row_, turn_, place_ = sent([row, turn, place], device)
-        sees_, own_, positions_ = (sent(one, device) for one in (additive, own, positions))
-        return cls(first, row_, turn_, place_, sees_, own_, positions_)
+        of_rows = (sent(one, device) for one in (token, additive, own, positions))
+        token_, sees_, own_, positions_ = of_rows
+        return cls(first, row_, turn_, place_, token_, sees_, own_, positions_)
 
     def on(self, device: torch.device) -> Fans:
         """The same for layers on another GPU."""
         if device == self.row.device:
             return self
-        parts = (self.row, self.turn, self.place, self.sees, self.own, self.positions)
-        row, turn, place, sees, own, positions = (part.to(device) for part in parts)
-        return Fans(self.first, row, turn, place, sees, own, positions)
+        row, turn, place = (part.to(device) for part in (self.row, self.turn, self.place))
+        of_rows = (part.to(device) for part in (self.token, self.sees, self.own, self.positions))
+        token, sees, own, positions = of_rows
+        return Fans(self.first, row, turn, place, token, sees, own, positions)
 
     def seeing(self, look: Look) -> torch.Tensor:
         """What is seen through a layer's window; most layers have the same."""
@@ -157,8 +164,7 @@ class Fans:
             kernel = by_products
         if most == 1 and len(query) == rows:  # as they are while all rows write
             return kernel.masked(query[:, :, None], *seen, sees, look)[:, :, 0]
-        padded = query.new_zeros(rows, query.shape[1], most, query.shape[2])
-        _wide(padded)[self.row, :, self.turn] = _wide(query)
+        padded = _wide(query)[self.token].view(query.dtype).transpose(1, 2)
         out = kernel.masked(padded, *seen, sees, look)
         return _wide(out)[self.row, :, self.turn].view(query.dtype)
 
@@ -179,7 +185,7 @@ class Blocks:
         self.places = 0
 
     def begin(self, rows: int, places: int) -> None:
-        self.rows, self.places = rows, places
+        self.rows, self.places = rows, _whole(places)
         self._is_kept = True
         self._blocks.clear()
         self.looks.clear()
@@ -188,7 +194,7 @@ class Blocks:
         """How many places a block has, or will have when these are written there."""
         end = max(fan.end for fan in fans)
         if end > self.places:  # a larger draft than was reckoned with, or a text
-            self.places = end + _ROOM
+            self.places = _whole(end + _ROOM)
         return self.places
 
     def drop_memory(self) -> None:
@@ -269,6 +275,10 @@ class Blocks:
             if self._is_kept:
                 self._memory[layer, kind] = memory
         return memory[:size].view(shape)
+
+
+def _whole(places: int) -> int:
+    return -(-places // _WHOLE) * _WHOLE
 
 
 def _wide(states: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote
 from jlm_cli.head import exact, only
 from jlm_cli.hub import Say, first_line, unsaid
-from jlm_cli.kernels import MANY, are_usable, turning, turns_of
+from jlm_cli.kernels import are_usable, turning, turns_of
 from jlm_cli.memory import within_memory
 from jlm_cli.packed_attention import ATTENTION, Pack
 from jlm_cli.packing import Fan, Segment, Tokens, shared_start
@@ -122,8 +122,7 @@ class PackedEngine(Writer):
         at_once = tokens.segments and reads_rows_at_once(self.device, dtype)
         prompts = Prompts.of(tokens.segments, self.device) if at_once else None
         fans = Fans.of(tokens.fans, blocks, self.device, dtype) if tokens.fans else None
-        turned = self._turns if len(tokens.ids) >= MANY else ()
-        with attention(self.model, ATTENTION), only(self.model, tokens.kept), turning(turned):
+        with attention(self.model, ATTENTION), only(self.model, tokens.kept), turning(self._turns):
             out = self.model(
                 input_ids=sent([tokens.ids], self.device),
                 position_ids=sent([tokens.positions], self.device),

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 Turn: TypeAlias = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 _TURN = "apply_rotary_pos_emb"  # in the modules of models
-MANY = 1024  # tokens of a pass; with fewer their calls cost the host more than they save the GPU
+MANY = 1024  # tokens of a pass; with fewer a call costs the host more than two of torch's
 _ROUNDING = 0.02  # 16 bits round each of three steps by a quarter of it
 
 

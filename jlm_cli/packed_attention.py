@@ -3,7 +3,7 @@ looks at rows one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -56,18 +56,16 @@ def _packed_attention(
     kernel = kernel_for(query.device, query.dtype, look)
     if not pack.segments:
         return _drafts(pack, layer, (query, key, value), kernel, look)[None], None
-    out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     at = pack.n_prompts
     states = query[:, :, :at], key[:, :, :at], value[:, :, :at]
     if pack.prompts is not None and knows_how(query.shape[-1], look):
-        prompts = pack.prompts.on(query.device)
-        out[0, :at] = _at_once(prompts, pack.blocks, layer, states, look)
+        parts = [_at_once(pack.prompts.on(query.device), pack.blocks, layer, states, look)]
     else:
-        _row_by_row(pack, layer, states, kernel, look, out)
+        parts = list(_row_by_row(pack, layer, states, kernel, look))
     if pack.fans is not None:
         states = query[:, :, at:], key[:, :, at:], value[:, :, at:]
-        out[0, at:] = _drafts(pack, layer, states, kernel, look)
-    return out, None
+        parts.append(_drafts(pack, layer, states, kernel, look))
+    return torch.cat(parts)[None], None
 
 
 def _drafts(pack: Pack, layer: int, states: States, kernel: Kernel, look: Look) -> torch.Tensor:
@@ -89,15 +87,16 @@ def _at_once(
 
 
 def _row_by_row(
-    pack: Pack, layer: int, states: States, kernel: Kernel, look: Look, out: torch.Tensor
-) -> None:
+    pack: Pack, layer: int, states: States, kernel: Kernel, look: Look
+) -> Iterator[torch.Tensor]:
+    """The same, a part for each prompt."""
     query, key, value = states
     at = 0
     for segment in pack.segments:
         to = at + segment.end - segment.start
         keys, values = pack.blocks.write(segment, layer, (key[0, :, at:to], value[0, :, at:to]))
         seen = kernel.causal(query[:, :, at:to], keys, values, segment.start, look)
-        out[:, at:to] = seen.transpose(1, 2)
+        yield seen[0].transpose(0, 1)
         at = to
 
 

@@ -6,6 +6,7 @@ import importlib.resources
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from jlm_cli.scoreline import LineTokens
 ROOT = Path(__file__).resolve().parent.parent
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the hub
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background job, whose
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # children would ignore it as well
 if "PYTEST_XDIST_WORKER" in os.environ:  # whose parent has set it already, for itself
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
