@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from jlm_cli.config import Quantize
 from jlm_cli.errors import UsageError
 
 ModelName = Annotated[
@@ -23,8 +24,11 @@ TemplateName = Annotated[
 Device = Annotated[Literal["cpu", "cuda", "mps"] | None, typer.Option()]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option()]
 Bits = Annotated[
-    Literal["8bit", "4bit"] | None,
-    typer.Option(help="Weights in fewer bits, by bitsandbytes (extra: quantize)."),
+    Quantize | None,
+    typer.Option(
+        help="Fewer bits: by bitsandbytes (extra: quantize), or fp8, which GPUs from Ada and "
+        "Hopper on multiply twice as fast."
+    ),
 ]
 Schema = Annotated[str, typer.Option(help="Input format, told by its fields.")]
 FieldMap = Annotated[

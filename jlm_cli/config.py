@@ -12,7 +12,7 @@ from jlm_cli.errors import UsageError
 
 Overflow = Literal["truncate", "error"]
 OnInjection = Literal["flag", "neutralize", "error"]
-Quantize = Literal["8bit", "4bit"]
+Quantize = Literal["8bit", "4bit", "fp8"]
 Method = Literal["auto", "listwise", "pairwise"]
 
 # What a run may go on with otherwise without changing a byte; and what it must go on with, but

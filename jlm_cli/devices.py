@@ -54,11 +54,12 @@ def choose_device(name: str | None) -> str:
     return name
 
 
-def choose_dtype(name: str | None, device: str) -> str:
-    """bfloat16 where the hardware multiplies it fast; else float32, on CUDA float16."""
+def choose_dtype(name: str | None, device: str, quantize: Quantize | None = None) -> str:
+    """bfloat16 where the hardware multiplies it fast, and beside float8; else float32, on CUDA
+    float16."""
     if name is not None:
         return name
-    if multiplies_bfloat16(device):
+    if quantize == "fp8" or multiplies_bfloat16(device):
         return "bfloat16"
     return "float16" if device == "cuda" else "float32"
 
@@ -122,9 +123,9 @@ def choose_compute(files: ModelFiles, config: Config) -> Compute:
     if files.name == FAKE:
         return Compute("cpu", "float32", config.batch_tokens or _CPU_BATCH_TOKENS)
     device = "cpu" if config.workers is not None else choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device)
+    dtype = choose_dtype(config.dtype, device, config.quantize)
     if config.quantize is not None:
-        _check_quantize(files, device, config.quantize)
+        _check_quantize(files, device, dtype, config.quantize)
     cache, hidden = _sizes(files, dtype)
     weights = weight_bytes(files, dtype, config.quantize)
     memory = _memory(device) * config.gpus_per_model
@@ -221,9 +222,11 @@ def writing_batch(total: int, cache_per_token: int) -> int:
     return min(max(tokens, _CPU_BATCH_TOKENS), _MOST_WRITING)
 
 
-def _check_quantize(files: ModelFiles, device: str, quantize: Quantize) -> None:
+def _check_quantize(files: ModelFiles, device: str, dtype: str, quantize: Quantize) -> None:
     """Raises ModelError before anything is loaded."""
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if quantize == "fp8":
+        _check_float8(device, dtype)
+    elif importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(f"--quantize {quantize}: install the extra: pip install 'jlm[quantize]'")
     if files.gguf:
         raise ModelError(f"--quantize {quantize}: {files.gguf} is quantized already")
@@ -236,8 +239,21 @@ def _check_quantize(files: ModelFiles, device: str, quantize: Quantize) -> None:
         )
 
 
+def _check_float8(device: str, dtype: str) -> None:
+    import torch
+
+    if dtype != "bfloat16":
+        raise ModelError(f"--quantize fp8: computes beside it in bfloat16, not in {dtype}")
+    if device == "cuda" and torch.cuda.get_device_capability() < _FLOAT8_FROM:
+        raise ModelError(
+            f"--quantize fp8: {torch.cuda.get_device_name()} cannot multiply it; "
+            "take --quantize 8bit for less memory"
+        )
+
+
+_FLOAT8_FROM = 8, 9  # Ada
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # as models name them
-_QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.55}  # a weight, its scales included
+_QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.55, "fp8": 1.0}  # a weight, its scales included
 
 
 def weight_bytes(files: ModelFiles, dtype: str, quantize: Quantize | None) -> int:

@@ -10,6 +10,7 @@ calls of oneDNN, which have no public name yet.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from accelerate.hooks import add_hook_to_module
@@ -83,7 +84,7 @@ def lay_out(model: PreTrainedModel) -> None:
     """For a model on a CPU."""
     if model.dtype == torch.bfloat16 and is_supported():
         with torch.inference_mode():
-            _replace_below(model, model, _laid_out)
+            replace_below(model, model, _if_it_works(_laid_out))
 
 
 def fuse(model: PreTrainedModel) -> None:
@@ -91,7 +92,7 @@ def fuse(model: PreTrainedModel) -> None:
     that all products take."""
     gates = kernels.are_usable(model.device, model.dtype)
     with torch.inference_mode():
-        _replace_below(model, model, _fused_and_gated if gates else _fused)
+        replace_below(model, model, _if_it_works(_fused_and_gated if gates else _fused))
 
 
 def is_supported() -> bool:
@@ -102,24 +103,34 @@ def is_supported() -> bool:
         return False
 
 
-def _replace_below(
-    model: PreTrainedModel, parent: Module, faster: Callable[[Module, torch.dtype], Module | None]
-) -> None:
+Replacing: TypeAlias = Callable[[Module, torch.dtype], Module | None]
+
+
+def replace_below(model: PreTrainedModel, parent: Module, replacing: Replacing) -> None:
     """All but the head, which sees few tokens and often has the weights of the input."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     for name, child in list(parent.named_children()):
         if child is head:
             continue
-        try:
-            found = faster(child, model.dtype)
-        except Exception:  # of another torch, or where Liger's kernels find no compiler
-            found = None
+        found = replacing(child, model.dtype)
         if found is None:
-            _replace_below(model, child, faster)
+            replace_below(model, child, replacing)
             continue
         if hasattr(child, "_hf_hook"):  # takes its states from another GPU
             add_hook_to_module(found, child._hf_hook)
         setattr(parent, name, found)
+
+
+def _if_it_works(faster: Replacing) -> Replacing:
+    """Not so with another torch, or where Liger's kernels find no compiler."""
+
+    def tried(module: Module, dtype: torch.dtype) -> Module | None:
+        try:
+            return faster(module, dtype)
+        except Exception:
+            return None
+
+    return tried
 
 
 def _laid_out(module: Module, dtype: torch.dtype) -> Module | None:

@@ -41,18 +41,10 @@ def load_engine(
     if files.name == FAKE:
         return FakeEngine(float(os.environ.get("JLM_FAKE_DELAY", "0")))
     from jlm_cli.hf_engine import PackedEngine, make_engine
-    from jlm_cli.kernels import are_installed
-    from jlm_cli.layers import fuse, lay_out
-    from jlm_cli.memory import keep_memory
 
-    model = load_model(files, compute.dtype, _place(compute), compute.quantize)
-    if compute.device == "cpu":
-        keep_memory()
-        lay_out(model)
-    elif compute.device == "cuda":
-        fuse(model)
-        if compute.dtype == "bfloat16" and not are_installed():
-            say("pip install 'jlm[gpu]' makes judging on GPUs faster")
+    bits = None if compute.quantize == "fp8" else compute.quantize  # those are narrowed behind it
+    model = load_model(files, compute.dtype, _place(compute), bits)
+    _make_faster(model, compute, say)
     try:
         engine = make_engine(model, vocabulary, say)
     except AssertionError as error:  # how bitsandbytes refuses sizes that it cannot pack
@@ -65,6 +57,23 @@ def load_engine(
     if isinstance(engine, PackedEngine):
         engine.at_once = compute.at_once
     return engine
+
+
+def _make_faster(model: PreTrainedModel, compute: Compute, say: Say) -> None:
+    from jlm_cli.float8 import narrow_layers
+    from jlm_cli.kernels import are_installed
+    from jlm_cli.layers import fuse, lay_out
+    from jlm_cli.memory import keep_memory
+
+    if compute.device == "cuda":
+        fuse(model)  # a gated layer is known by its plain ones
+        if compute.dtype == "bfloat16" and not are_installed():
+            say("pip install 'jlm[gpu]' makes judging on GPUs faster")
+    if compute.quantize == "fp8":
+        narrow_layers(model)
+    if compute.device == "cpu":
+        keep_memory()
+        lay_out(model)
 
 
 def _place(compute: Compute) -> str | dict[str, Any]:

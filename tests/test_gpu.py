@@ -11,7 +11,7 @@ import torch
 from conftest import Loaded
 from test_hf_engine import exactly, prompts_of, small
 
-from jlm_cli import kernels
+from jlm_cli import float8, kernels
 from jlm_cli.attention import Look, computing, fused, reads_rows_at_once
 from jlm_cli.blocks import Blocks, Prompts
 from jlm_cli.hf_engine import PackedEngine, make_engine
@@ -97,6 +97,37 @@ def test_a_judge_on_it_says_what_it_says_on_a_cpu(
         )
     assert off[DEVICE, torch.float32] < 1e-5
     assert off[DEVICE, torch.bfloat16] <= 2 * off["cpu", torch.bfloat16] + 1e-3
+
+
+@pytest.mark.parametrize("size", [16, 64, 576, 4096, 11008])
+@pytest.mark.parametrize("n", [1, 3, 500])
+def test_rows_are_narrowed_in_one_pass(n: int, size: int) -> None:
+    """To the bit, also where they lie apart in memory."""
+    rows = torch.randn(n, 2 * size, generator=torch.Generator().manual_seed(0))
+    rows = (rows * 10.0 ** torch.arange(n)[:, None].remainder(5)).to(DEVICE, torch.bfloat16)
+    rows[0, :3] = 0
+    for some in (rows[:, :size], rows[:, :size].contiguous(), rows[:, :size] * 0):
+        found, wanted = float8._kernel(DEVICE)(some), float8.narrowed(some)
+        assert torch.equal(found[0].view(torch.uint8), wanted[0].view(torch.uint8))
+        assert torch.equal(found[1], wanted[1])
+
+
+def test_float8_judges_as_it_does_on_a_cpu(released: Loaded) -> None:
+    """And far nearer to that than to bfloat16."""
+    prompts, found = prompts_of(released), []
+    for device in ("cpu", DEVICE):
+        model = small("Llama", num_key_value_heads=2, hidden_size=64, head_dim=32)
+        model = model.to(device, torch.bfloat16)
+        found.append(exactly(make_engine(model, released.vocabulary), prompts, released.tokens))
+        fuse(model)
+        float8.narrow_layers(model)
+        found.append(exactly(make_engine(model, released.vocabulary), prompts, released.tokens))
+    _, narrow, whole, narrow_here = ([one.p for one in lines] for lines in found)
+    far, near = (
+        max(float(np.abs(a - b).max()) for a, b in zip(narrow_here, others, strict=True))
+        for others in (whole, narrow)
+    )
+    assert near < far / 2
 
 
 def test_kernels_turn_as_transformers_does(released: Loaded) -> None:

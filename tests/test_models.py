@@ -60,14 +60,14 @@ def test_bfloat16_judges(tmp_path: Path, jlm: Jlm, replica: Path) -> None:
     assert done.code == 0, done.err
 
 
-@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+@pytest.mark.parametrize("bits", ["8bit", "4bit", "fp8"])
 def test_quantized_weights_judge(builtin: Loaded, bits: Quantize) -> None:
     """Near the full weights, and the same twice."""
     texts = ("Which is better? Yes.\n\n### Response:", "No.\n\n### Response:")
     prompts = [encoding.ids for encoding in builtin.vocabulary.encode(texts)]
     tokens = [builtin.tokens] * len(prompts)
     full = finish(reading_lines(make_engine(builtin.model, builtin.vocabulary), prompts, tokens))
-    compute = devices.Compute("cpu", "float32", 4096, quantize=bits)
+    compute = devices.Compute("cpu", "bfloat16" if bits == "fp8" else "float32", 4096, bits)
     engine = loading.load_engine(builtin.files, builtin.vocabulary, compute)
     once, twice = (finish(reading_lines(engine, prompts, tokens)) for _ in range(2))
     for row, again, whole in zip(once, twice, full, strict=True):
@@ -84,6 +84,20 @@ def test_quantize_says_what_it_cannot_do(tmp_path: Path, jlm: Jlm, replica: Path
     assert done.code == 2 and "model.gguf is quantized already" in done.err
     done = jlm("judge", "in.jsonl", "-m", str(replica), "--quantize", "4bit")
     assert done.code == 2 and "must be divisible" in done.err and "Traceback" not in done.err
+    for dtype in ("float32", "float16"):
+        done = jlm("judge", "in.jsonl", "-m", str(replica), "--quantize", "fp8", "--dtype", dtype)
+        assert done.code == 2
+        assert f"--quantize fp8: computes beside it in bfloat16, not in {dtype}" in done.err
+
+
+def test_float8_asks_for_a_gpu_that_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA A100")
+    for capability in ((8, 9), (8, 0)):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda at=capability: at)
+        if capability == (8, 9):
+            devices._check_float8("cuda", "bfloat16")
+    with pytest.raises(ModelError, match="fp8: NVIDIA A100 cannot multiply it; take --quantize"):
+        devices._check_float8("cuda", "bfloat16")
 
 
 @pytest.mark.parametrize("family", ["Mixtral", "Qwen3Moe", "DeepseekV3"])
@@ -305,6 +319,7 @@ def test_a_gpu_that_only_emulates_bfloat16_computes_in_float16(
         torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation
     )
     assert devices.choose_dtype(None, "cuda") == "float16"
+    assert devices.choose_dtype(None, "cuda", "fp8") == "bfloat16"
     assert devices.training_dtype("cuda") == "float32"
 
 

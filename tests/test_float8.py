@@ -1,0 +1,76 @@
+"""Linear layers in float8."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from conftest import Loaded
+
+from jlm_cli import float8
+from jlm_cli.errors import ModelError
+from jlm_cli.float8 import Narrower, NarrowLinear, narrow_layers, narrowed
+from jlm_cli.layers import fuse, lay_out
+
+
+def test_rows_keep_their_size_to_three_bits() -> None:
+    """Each by its own scale; zeros stay zeros."""
+    rows = torch.randn(5, 96, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    rows *= torch.tensor([1e-3, 1, 100, 0, 1e4])[:, None]
+    found, scales = narrowed(rows)
+    back = found.float() * scales
+    assert scales.shape == (5, 1) and not back[3].any()
+    assert ((back - rows.float()).abs() <= rows.float().abs() / 16 + scales * 2**-10).all()
+    assert torch.equal(back.abs().amax(1), rows.float().abs().amax(1))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 7, 64), (1, 1, 64), (2, 3, 64)])
+def test_a_layer_is_near_the_whole_one(shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    whole = torch.nn.Linear(64, 48, bias=bias).to(torch.bfloat16)
+    states = torch.randn(shape).to(torch.bfloat16)
+    with torch.inference_mode():
+        wanted, found = whole(states), NarrowLinear(whole, Narrower(narrowed))(states)
+    assert found.shape == wanted.shape and found.dtype == wanted.dtype
+    assert (found - wanted).float().norm() <= 0.06 * wanted.float().norm()
+
+
+def test_states_of_several_layers_are_narrowed_once(
+    builtin: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of queries, keys and values, of what they bring, of both gates, and of what these bring. The
+    head stays whole, and norms become torch's."""
+    n_narrowed = 0
+
+    def counted(rows: torch.Tensor) -> Any:
+        nonlocal n_narrowed
+        n_narrowed += 1
+        return narrowed(rows)
+
+    monkeypatch.setattr(float8, "_kernel", lambda _: counted)
+    plain: Any = copy.deepcopy(builtin.model).to(torch.bfloat16)
+    for prepare in ((narrow_layers, lay_out), (fuse, narrow_layers)):  # as on a CPU, and a GPU
+        model: Any = copy.deepcopy(plain)
+        for step in prepare:
+            step(model)
+        layers = [one for one in model.modules() if isinstance(one, NarrowLinear)]
+        assert len(layers) == 7 * len(model.model.layers)
+        assert not isinstance(model.lm_head, NarrowLinear)
+        ids = torch.tensor(builtin.vocabulary.encode(["Which answer is better?"])[0].ids)[None]
+        n_narrowed = 0
+        with torch.inference_mode():
+            found, wanted = (one(ids).logits.float().log_softmax(-1) for one in (model, plain))
+        assert n_narrowed == 4 * len(model.model.layers)
+        assert 0 < (found - wanted).norm() <= 0.2 * wanted.norm()
+
+
+def test_a_model_without_such_layers_is_refused() -> None:
+    """GPT-2's are no linear layers; others can have odd widths."""
+    small = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99)
+    model: Any = transformers.GPT2LMHeadModel(small)
+    with pytest.raises(ModelError, match="--quantize fp8: no layer of this model has widths"):
+        narrow_layers(model)
