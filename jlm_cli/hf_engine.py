@@ -28,6 +28,7 @@ from jlm_cli.memory import within_memory
 from jlm_cli.packed_attention import ATTENTION, Pack
 from jlm_cli.packing import Fan, Segment, Tokens, shared_start
 from jlm_cli.reasons import Text, write_behind
+from jlm_cli.recording import Recording, can_record, chosen
 from jlm_cli.row_by_row import CachedEngine, PlainEngine
 from jlm_cli.scoreline import Floats
 from jlm_cli.transfers import Coming, sent
@@ -55,6 +56,8 @@ class PackedEngine(Writer):
         self._up_to = _ordinary_up_to(model)
         self._row_by_row = CachedEngine(model, vocabulary)
         self._turns = turns_of(model) if are_usable(self.device, model.dtype) else []
+        self._records = can_record(model)
+        self._recording: Recording | None = None
 
     @within_memory
     def begin(
@@ -74,6 +77,7 @@ class PackedEngine(Writer):
     def forget(self) -> None:
         self._spare.clear()
         self._latest = None
+        self._recording = None
         super().forget()
 
     @within_memory
@@ -99,17 +103,31 @@ class PackedEngine(Writer):
             for row, ids, limit in zip(rows, prompts, limits, strict=True)
         ]
         write_behind(self, batch.blocks, texts, wrote)
+        self._recording = None
         return [self._written(text.ids, text.limit) for text in texts]
 
-    def likeliest(self, tokens: Tokens, blocks: Blocks) -> list[int]:
-        """The likeliest token behind each of those that are kept."""
+    def likeliest(self, texts: Sequence[Text], blocks: Blocks) -> list[int]:
+        """The likeliest token behind what is due of each text."""
         with computing():
-            logits = self._pass(tokens, blocks)[0]
-            sound = torch.isfinite(logits).all().to(torch.int64)
-            *found, is_sound = torch.cat([logits.argmax(-1), sound[None]]).tolist()
+            *found, is_sound = self._chosen(texts, blocks).tolist()
         if not is_sound:
             blocks.drop_memory()  # what is no number would reach the next batch's rows
         return list(found)
+
+    def _chosen(self, texts: Sequence[Text], blocks: Blocks) -> torch.Tensor:
+        if self._records and all(len(text.due) == 1 for text in texts):
+            if self._recording is None or not self._recording.fits(texts):
+                self._recording = None  # whose memory the next one may need
+                try:
+                    self._recording = Recording(self, blocks, texts)
+                except RuntimeError:
+                    self._records = False
+            if self._recording is not None:
+                return self._recording.chosen(texts)
+        tokens = Tokens()
+        for text in texts:
+            tokens.add_text(text.fan(), text.due)
+        return chosen(self._pass(tokens, blocks))
 
     def run(self, tokens: Tokens, blocks: Blocks, columns: torch.Tensor) -> torch.Tensor:
         """What is known behind the kept tokens, [kept, columns]."""
@@ -122,13 +140,14 @@ class PackedEngine(Writer):
         at_once = tokens.segments and reads_rows_at_once(self.device, dtype)
         prompts = Prompts.of(tokens.segments, self.device) if at_once else None
         fans = Fans.of(tokens.fans, blocks, self.device, dtype) if tokens.fans else None
-        with attention(self.model, ATTENTION), only(self.model, tokens.kept), turning(self._turns):
-            out = self.model(
-                input_ids=sent([tokens.ids], self.device),
-                position_ids=sent([tokens.positions], self.device),
-                use_cache=False,
-                pack=Pack(blocks, tokens.segments, prompts, fans),
-            )
+        ids, positions = (sent([one], self.device) for one in (tokens.ids, tokens.positions))
+        with only(self.model, tokens.kept):
+            return self.logits(ids, positions, Pack(blocks, tokens.segments, prompts, fans))
+
+    def logits(self, ids: torch.Tensor, positions: torch.Tensor, pack: Pack) -> torch.Tensor:
+        """Behind each of packed tokens [1, T]: [1, T, vocabulary]."""
+        with attention(self.model, ATTENTION), turning(self._turns):
+            out = self.model(input_ids=ids, position_ids=positions, use_cache=False, pack=pack)
         logits: torch.Tensor = out.logits
         return logits
 

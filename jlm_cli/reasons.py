@@ -1,7 +1,7 @@
 """Texts written behind the rows of a packed batch, from the keys and values that are there.
 
 All go on together, a token a pass, and each leaves when it ends: the others do not wait for it, nor
-does it cost anything any more.
+does it cost anything for long.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from jlm_cli.blocks import Blocks
 from jlm_cli.engine import Wrote
-from jlm_cli.packing import Fan, Tokens
+from jlm_cli.packing import Fan
 
 if TYPE_CHECKING:
     from jlm_cli.hf_engine import PackedEngine
@@ -37,9 +37,19 @@ class Text:
     ids: list[int] = field(default_factory=list)
     n_read: int = 0
 
+    @property
+    def place(self) -> int:
+        """Where what is due next goes."""
+        return self.start + self.n_read
+
+    @property
+    def position(self) -> int:
+        """The same among the tokens of the text, its prompt included."""
+        return self.seen + self.n_read
+
     def fan(self) -> Fan:
         """What is due, each token behind all before it."""
-        here = self.start + self.n_read
+        here = self.place
         end = here + len(self.due)
         places = np.arange(end)
         positions = np.where(places < self.start, places, self.seen + places - self.start)
@@ -59,10 +69,7 @@ def write_behind(engine: PackedEngine, blocks: Blocks, texts: Sequence[Text], wr
     ends = engine.vocabulary.ends
     live = sorted(texts, key=lambda text: text.row)
     while live:
-        tokens = Tokens()
-        for text in live:
-            tokens.add_text(text.fan(), text.due)
-        found = engine.likeliest(tokens, blocks)
+        found = engine.likeliest(live, blocks)
         wrote(len(live))
         live = [text for text, token in zip(live, found, strict=True) if text.take(token, ends)]
         if live and blocks.rows >= _SPAN * len(live):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,15 @@ import torch
 from conftest import Loaded
 from test_hf_engine import exactly, prompts_of, small
 
-from jlm_cli import float8, kernels
+from jlm_cli import float8, kernels, recording
 from jlm_cli.attention import Look, computing, fused, reads_rows_at_once
 from jlm_cli.blocks import Blocks, Prompts
+from jlm_cli.engine import unheard
 from jlm_cli.hf_engine import PackedEngine, make_engine
 from jlm_cli.layers import fuse
 from jlm_cli.packed_attention import _at_once
 from jlm_cli.packing import Segment
+from jlm_cli.recording import record
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda")
@@ -128,6 +131,39 @@ def test_float8_judges_as_it_does_on_a_cpu(released: Loaded) -> None:
         for others in (whole, narrow)
     )
     assert near < far / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family, more", MODELS)
+def test_recorded_passes_write_what_others_do(
+    released: Loaded,
+    family: str,
+    more: dict[str, Any],
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Replayed, anew for fewer rows and for more places. In bfloat16 products of other numbers of
+    rows round otherwise, which this model of random weights soon shows."""
+    model = small(family, **more).to(DEVICE, dtype)
+    prompts, limits = prompts_of(released), [40, 130, 20, 60]
+    made: list[torch.Tensor] = []
+
+    def counted(step: Callable[[], torch.Tensor]) -> Any:
+        replay, found = record(step)
+        made.append(found)
+        return replay, found
+
+    monkeypatch.setattr(recording, "record", counted)
+    engine = make_engine(model, released.vocabulary)
+    found = [engine.write(prompts, limits, unheard) for _ in range(2)]
+    assert len(made) >= 8 and isinstance(engine, PackedEngine) and engine._records
+    assert found[0] == found[1]
+    monkeypatch.setattr("jlm_cli.hf_engine.can_record", lambda _: False)
+    others = make_engine(model, released.vocabulary).write(prompts, limits, unheard)
+    if dtype == torch.float32:
+        assert found[0] == others
+    else:
+        assert [words.text[:9] for words in found[0]] == [words.text[:9] for words in others]
 
 
 def test_kernels_turn_as_transformers_does(released: Loaded) -> None:

@@ -669,9 +669,13 @@ def test_reasons_do_not_read_their_prompts_again(released: Loaded) -> None:
     assert [words.text.strip() for words in written] == [result.reason for result in results]
 
 
-def test_texts_leave_when_they_end(released: Loaded) -> None:
+@pytest.mark.parametrize("how", ["pass by pass", "recorded"])
+def test_texts_leave_when_they_end(
+    released: Loaded, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of many rows, some with the same prompt, those that go on are what they are alone; what has
     ended is in no pass, and soon in no block."""
+    made = replayed_here(monkeypatch) if how == "recorded" else []
     engine, texts = tree_of(released), [*TEXTS, *TEXTS[:2], *TEXTS[:2]]
     prompts = prompts_of(released, texts)
     judge = Judge(engine, Lines(released.vocabulary), reason=False, new_tokens=0)
@@ -683,6 +687,8 @@ def test_texts_leave_when_they_end(released: Loaded) -> None:
     together = engine.write(starts, limits, heard.append)
     assert batch is not None and batch.is_over and batch.blocks.rows == 1
     assert heard == [sum(limit > n for limit in limits) for n in range(150)]
+    if how == "recorded":  # anew for fewer rows, and once for more places
+        assert made == [8, 6, 4, 3, 2, 2, 1] and engine._recording is None
     for start, limit, words in zip(starts, limits, together, strict=True):
         (alone,) = engine.write([start], [limit], unheard)
         out = released.model.generate(
@@ -690,6 +696,52 @@ def test_texts_leave_when_they_end(released: Loaded) -> None:
         )[0, len(start) :].tolist()
         assert words == alone and words.text == released.vocabulary.decode(out)
         assert words.cut
+
+
+def replayed_here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What a GPU replays is computed anew, in the same memory; the rows of each recording."""
+    made: list[int] = []
+
+    def record(step: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
+        found = step()
+        made.append(len(found) - 1)
+        return lambda: found.copy_(step()), found
+
+    monkeypatch.setattr("jlm_cli.recording.record", record)
+    monkeypatch.setattr("jlm_cli.hf_engine.can_record", lambda _: True)
+    return made
+
+
+@pytest.mark.parametrize("family, more", [("Llama", {}), *WINDOWED])
+def test_recorded_passes_write_the_same(
+    released: Loaded, family: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through windows too, narrower than the text or wider."""
+    model, prompts = small(family, **more), prompts_of(released)
+    limits = [40, 30, 20, 60]
+    wanted = make_engine(model, released.vocabulary).write(prompts, limits, unheard)
+    made = replayed_here(monkeypatch)
+    found = make_engine(model, released.vocabulary).write(prompts, limits, unheard)
+    assert made and found == wanted
+
+
+def test_a_model_that_waits_for_its_gpu_is_not_recorded(
+    released: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor tried again."""
+    prompts, limits, tried = prompts_of(released), [9, 9, 9, 9], []
+
+    def record(step: Callable[[], torch.Tensor]) -> Any:
+        tried.append(step())
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    wanted = tree_of(released).write(prompts, limits, unheard)
+    monkeypatch.setattr("jlm_cli.recording.record", record)
+    monkeypatch.setattr("jlm_cli.hf_engine.can_record", lambda _: True)
+    engine = tree_of(released)
+    for _ in range(2):
+        assert engine.write(prompts, limits, unheard) == wanted
+    assert len(tried) == 1
 
 
 def test_what_is_no_number_stays_in_its_batch(released: Loaded) -> None:
