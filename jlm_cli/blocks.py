@@ -121,12 +121,13 @@ class Fans:
             row += [fan.row - first] * new
             turn += range(new)
             place += range(fan.start, fan.end)
-        additive = torch.zeros(sees.shape, dtype=dtype)
-        additive.masked_fill_(torch.from_numpy(~sees), float("-inf"))
         row_, turn_, place_ = sent([row, turn, place], device)
-        of_rows = (sent(one, device) for one in (token, additive, own, positions))
-        token_, sees_, own_, positions_ = of_rows
-        return cls(first, row_, turn_, place_, token_, sees_, own_, positions_)
+        token_, hidden, own_, positions_ = (
+            sent(one, device) for one in (token, ~sees, own, positions)
+        )
+        additive = torch.zeros(hidden.shape, dtype=dtype, device=device)
+        additive.masked_fill_(hidden, float("-inf"))
+        return cls(first, row_, turn_, place_, token_, additive, own_, positions_)
 
     def on(self, device: torch.device) -> Fans:
         """The same for layers on another GPU."""

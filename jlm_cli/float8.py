@@ -26,7 +26,7 @@ _MOST = torch.finfo(_FLOAT8).max
 _LEAST = 1e-12  # of a scale, for rows of zeros
 _WHOLE = 16  # the kernels' step in both widths of a layer
 
-Narrow: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # float8 [n, size], float32 scales [n, 1]
+Narrow: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # rows in float8, and their scales
 
 
 class Narrower:
@@ -51,25 +51,36 @@ class NarrowLinear(Module):
     def __init__(self, linear: Linear, narrower: Narrower) -> None:
         super().__init__()
         weight, scales = narrowed(linear.weight.detach())
-        self.weight_t, self.scales = weight.t(), scales.t().contiguous()
+        self.weight_t = weight.t(), scales.t().contiguous()
         self.bias = linear.bias
         self.weight = linear.weight.detach().to("meta")  # some models look at its dtype
         self._narrower = narrower
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        rows, scales = self._narrower(states)
-        out = functional.scaled_mm(
-            rows,
-            self.weight_t,
-            scales,
-            ScalingType.RowWise,
-            self.scales,
-            ScalingType.RowWise,
-            bias=self.bias,
-            output_dtype=states.dtype,
-            use_fast_accum=rows.is_cuda,
-        )
+        product = _product if states.is_cuda else _wide_product
+        out = product(self._narrower(states), self.weight_t, self.bias, states.dtype)
         return out.view(*states.shape[:-1], out.shape[-1])
+
+
+def _product(
+    rows: Narrow, weight_t: Narrow, bias: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """[n, size] by [size, out] → [n, out]; their scales are [n, 1] and [1, out]."""
+    how = ScalingType.RowWise
+    return functional.scaled_mm(
+        *(rows[0], weight_t[0], rows[1], how, weight_t[1], how),
+        bias=bias,
+        output_dtype=dtype,
+        use_fast_accum=True,
+    )
+
+
+def _wide_product(
+    rows: Narrow, weight_t: Narrow, bias: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """The same on a CPU, by numbers that hold each float8 exactly."""
+    out = (rows[0].to(dtype) @ weight_t[0].to(dtype)) * rows[1] * weight_t[1]
+    return (out if bias is None else out + bias).to(dtype)
 
 
 def narrow_layers(model: PreTrainedModel) -> None:
@@ -89,6 +100,7 @@ def narrow_layers(model: PreTrainedModel) -> None:
 
 
 def narrowed(rows: torch.Tensor) -> Narrow:
+    """[n, size] → float8 [n, size], float32 [n, 1]."""
     wide = rows.float()
     scales = (wide.abs().amax(-1, keepdim=True) / _MOST).clamp(min=_LEAST)
     return (wide / scales).to(_FLOAT8), scales
