@@ -8,7 +8,8 @@ rounds. (a) `official` is what JudgeLM's released code does: one prompt at a tim
 and float16 on CUDA, at most 8 tokens, until a newline. (b) `padded_generate` generates in padded
 batches, in input order, in the dtype that jlm takes. (c) `jlm` goes from rows to records.
 (d) `continuous` is transformers' own continuous batching, `generate_batch`, in the same dtype, its
-manager kept so that only the first round sets it up.
+manager kept so that only the first round sets it up. (e) `jlm_fp8` is jlm with `--quantize fp8`,
+for GPUs, and where `--ways` names it.
 
 An untrained model (`tiny-base`, a folder of shapes.py) would end at once with a newline instead of
 a score line; the others then write as many tokens as the shortest score line has, and no more. With
@@ -51,7 +52,8 @@ from jlm_cli.report import Report
 from jlm_cli.scoreline import LineTokens
 from jlm_cli.survey import take_survey
 
-WAYS = ("jlm", "official", "padded_generate", "continuous")
+OURS = ("jlm", "jlm_fp8")
+OTHERS = ("official", "padded_generate", "continuous")
 PADDED_BATCH, PADDED_BATCH_GPU = 8, 32
 EVERY = 16  # on a GPU, which of the rows the other ways judge
 LEAST_BATCHES = 6  # of jlm on a GPU: a batch by itself overlaps with none
@@ -105,13 +107,13 @@ def setting_of(options: argparse.Namespace) -> Setting:
         limit=options.rows,
         device=options.device,
         dtype=options.dtype,
+        quantize="fp8" if options.way == "jlm_fp8" else None,
         reason=bool(options.reason),
     )
     run = preflight.open_run(config, Report(quiet=True))
     encoded = run.encoder.encode([run.rows.sample(row) for row in range(len(run.rows))])
     prompts = [list(one[0].ids) for one in encoded if isinstance(one, list)]
-    shared = run.compute.device == "cuda" and options.way not in (None, "jlm")
-    if shared:  # of all lengths alike
+    if run.compute.device == "cuda" and options.way in OTHERS:  # of all lengths alike
         prompts = sorted(prompts, key=len)[options.every // 2 :: options.every]
     return Setting(run, prompts, options.reason)
 
@@ -124,7 +126,7 @@ def work_of(name: str, setting: Setting) -> tuple[PreTrainedModel, Work]:
     compute = setting.run.compute
     official = "float16" if compute.device == "cuda" else "float32"
     dtype = official if name == "official" else compute.dtype
-    if name == "jlm":
+    if name in OURS:
         return _jlm(setting)
     model = loading.load_model(setting.run.files, dtype, compute.device)
     if name == "continuous":
@@ -310,13 +312,14 @@ def main() -> None:
         return
     n_rounds = options.rounds + 1  # the first warms up
     on_gpu = choose_device(options.device) == "cuda"
-    ways = sorted(set(options.ways), key=WAYS.index)
+    ways = sorted(set(options.ways), key=(*OURS, *OTHERS).index)
     apart = [[way] for way in ways] if on_gpu else [ways]
     facts: dict[str, Json] = {}
     rounds: list[Json] = [{} for _ in range(n_rounds)]
-    setting = setting_of(options)
+    setting: Setting | None = None
     for together in apart:
         children = {way: _start(way) for way in together}
+        setting = setting or setting_of(options)  # while they load
         facts |= {way: _answer(one) for way, one in children.items()}
         for one_round in rounds:
             one_round.update(_round(children))
@@ -331,7 +334,7 @@ def main() -> None:
 
 def _start(way: str) -> subprocess.Popen[bytes]:
     # only jlm's own process asks for huge pages
-    env = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1" if way == "jlm" else "0"}
+    env = {**os.environ, "THP_MEM_ALLOC_ENABLE": "1" if way in OURS else "0"}
     command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
 
@@ -360,7 +363,7 @@ def _result(
 ) -> Json:
     """Ratios between the ways, and how near jlm comes to the machine's matmul rate."""
     sizes = [len(prompt) for prompt in setting.prompts]
-    others = [way for way in facts if way != "jlm"]
+    others = [way for way in facts if way in OTHERS]
     each_product = max(fact["parameters_per_token"] for fact in facts.values())
 
     def median(value: Callable[[Json], float]) -> float:
@@ -377,11 +380,18 @@ def _result(
     def each(one: Json, way: str) -> float:
         return float(one[way]["seconds"] / one[way]["rows"])
 
-    def ratio(one: Json, way: str) -> float:
-        return each(one, way) / each(one, "jlm")
+    def ratio(one: Json, way: str, ours: str) -> float:
+        return each(one, way) / each(one, ours)
 
     return {
-        **{_OVER[way]: median(lambda one, way=way: ratio(one, way)) for way in others},  # type: ignore[misc]
+        **{
+            f"{ours}_over_{_IN_FULL.get(way, way)}": median(
+                lambda one, way=way, ours=ours: ratio(one, way, ours)  # type: ignore[misc]
+            )
+            for ours in OURS
+            if ours in facts
+            for way in others
+        },
         "pairs_per_second": {
             way: median(lambda one, way=way: 1 / each(one, way))  # type: ignore[misc]
             for way in facts
@@ -408,11 +418,7 @@ def _result(
     }
 
 
-_OVER = {
-    "official": "jlm_over_official",
-    "padded_generate": "jlm_over_padded_generate",
-    "continuous": "jlm_over_continuous_batching",
-}
+_IN_FULL = {"continuous": "continuous_batching"}
 
 
 def tell(result: Json, output: Path | None) -> None:
@@ -446,10 +452,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--reason", type=int, default=0, metavar="N", help="tokens at most")
     parser.add_argument("--device")
     parser.add_argument("--dtype")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="jlm among them")
+    usual, ways = ("jlm", *OTHERS), (*OURS, *OTHERS)
+    parser.add_argument("--ways", nargs="+", choices=ways, default=usual, help="jlm among them")
     parser.add_argument("--every", type=int, default=EVERY, help="of the rows, on a GPU")
     parser.add_argument("--output", type=Path, help="write the JSON here as well")
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=ways, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if "jlm" not in options.ways:
         parser.error("--ways: jlm must be among them")

@@ -40,9 +40,10 @@ def load_engine(
 
     if files.name == FAKE:
         return FakeEngine(float(os.environ.get("JLM_FAKE_DELAY", "0")))
+    from jlm_cli.float8 import narrow_layers
     from jlm_cli.hf_engine import PackedEngine, make_engine
 
-    bits = None if compute.quantize == "fp8" else compute.quantize  # those are narrowed behind it
+    bits = None if compute.quantize == "fp8" else compute.quantize
     model = load_model(files, compute.dtype, _place(compute), bits)
     _make_faster(model, compute, say)
     try:
@@ -54,26 +55,27 @@ def load_engine(
             f"--model {files.name}: its weights leave no memory to judge with; take more GPUs "
             "(--gpus-per-model) or --quantize"
         ) from error
+    if compute.quantize == "fp8":
+        narrow_layers(model)  # not before: the engine's trial is finer than float8
     if isinstance(engine, PackedEngine):
         engine.at_once = compute.at_once
     return engine
 
 
 def _make_faster(model: PreTrainedModel, compute: Compute, say: Say) -> None:
-    from jlm_cli.float8 import narrow_layers
+    """By layers that compute the same."""
     from jlm_cli.kernels import are_installed
     from jlm_cli.layers import fuse, lay_out
     from jlm_cli.memory import keep_memory
 
     if compute.device == "cuda":
-        fuse(model)  # a gated layer is known by its plain ones
+        fuse(model)
         if compute.dtype == "bfloat16" and not are_installed():
             say("pip install 'jlm[gpu]' makes judging on GPUs faster")
-    if compute.quantize == "fp8":
-        narrow_layers(model)
-    if compute.device == "cpu":
+    elif compute.device == "cpu":
         keep_memory()
-        lay_out(model)
+        if compute.quantize != "fp8":  # whose products take the weights as they are
+            lay_out(model)
 
 
 def _place(compute: Compute) -> str | dict[str, Any]:

@@ -13,7 +13,7 @@ from conftest import Loaded
 from jlm_cli import float8
 from jlm_cli.errors import ModelError
 from jlm_cli.float8 import Narrower, NarrowLinear, narrow_layers, narrowed
-from jlm_cli.layers import fuse, lay_out
+from jlm_cli.layers import fuse
 
 
 def test_rows_keep_their_size_to_three_bits() -> None:
@@ -43,7 +43,7 @@ def test_states_of_several_layers_are_narrowed_once(
     builtin: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of queries, keys and values, of what they bring, of both gates, and of what these bring. The
-    head stays whole, and norms become torch's."""
+    head stays whole."""
     n_narrowed = 0
 
     def counted(rows: torch.Tensor) -> Any:
@@ -53,10 +53,11 @@ def test_states_of_several_layers_are_narrowed_once(
 
     monkeypatch.setattr(float8, "_kernel", lambda _: counted)
     plain: Any = copy.deepcopy(builtin.model).to(torch.bfloat16)
-    for prepare in ((narrow_layers, lay_out), (fuse, narrow_layers)):  # as on a CPU, and a GPU
+    for is_fused in (False, True):  # as on a CPU, and a GPU
         model: Any = copy.deepcopy(plain)
-        for step in prepare:
-            step(model)
+        if is_fused:
+            fuse(model)
+        narrow_layers(model)
         layers = [one for one in model.modules() if isinstance(one, NarrowLinear)]
         assert len(layers) == 7 * len(model.model.layers)
         assert not isinstance(model.lm_head, NarrowLinear)

@@ -69,6 +69,7 @@ def test_quantized_weights_judge(builtin: Loaded, bits: Quantize) -> None:
     full = finish(reading_lines(make_engine(builtin.model, builtin.vocabulary), prompts, tokens))
     compute = devices.Compute("cpu", "bfloat16" if bits == "fp8" else "float32", 4096, bits)
     engine = loading.load_engine(builtin.files, builtin.vocabulary, compute)
+    assert isinstance(engine, PackedEngine)
     once, twice = (finish(reading_lines(engine, prompts, tokens)) for _ in range(2))
     for row, again, whole in zip(once, twice, full, strict=True):
         assert isinstance(row, LineDistribution) and isinstance(again, LineDistribution)
