@@ -78,13 +78,22 @@ def on_gpu() -> str:
     found = result("throughput-7b-h200")
     dtypes, speeds = found["conditions"]["dtypes"], found["pairs_per_second"]
     body: list[Sequence[object]] = [
-        (text, dtypes[way], f"{speeds[way]:.1f}", f"{found[_RATIOS[way]]:.2f} ×")
+        (
+            text.replace("of 8", "of 32"),
+            dtypes[way],
+            f"{speeds[way]:.1f}",
+            f"{found[_RATIOS[way]]:.2f} ×",
+            f"{found[_RATIOS[way].replace('jlm', 'jlm_fp8')]:.2f} ×",
+        )
         for way, text in _WAYS.items()
-        if way in speeds
     ]
-    body.append(("jlm", dtypes["jlm"], f"{speeds['jlm']:.1f}", ""))
-    body += [(text, "", f"{found[name]:.2f}", "") for text, name in _SHARES.items()]
-    return rows(("7B on an H200", "format", "pairs/s", "jlm is faster by"), body)
+    body.append(("jlm", dtypes["jlm"], f"{speeds['jlm']:.1f}", "", ""))
+    body.append(("jlm `--quantize fp8`", "float8", f"{speeds['jlm_fp8']:.1f}", "", ""))
+    writing = result("throughput-reason-7b-h200")
+    speed, most = writing["pairs_per_second"]["jlm"], writing["conditions"]["reason_tokens_at_most"]
+    body.append((f"jlm, with reasons of {most} tokens", "bfloat16", f"{speed:.1f}", "", ""))
+    body += [(text, "", f"{found[name]:.2f}", "", "") for text, name in _SHARES.items()]
+    return rows(("7B on an H200", "format", "pairs/s", "jlm is faster by", "in fp8 by"), body)
 
 
 def pieces() -> str:
@@ -249,13 +258,15 @@ def exactness() -> str:
 
 def formats() -> str:
     found = result("formats-tiny")
-    off, n = found["p_off_by"], found["judgments"]
+    n, clear, each = found["judgments"], found["clear"], found["formats"].values()
     body = [
-        ("verdicts that are the same", f"{found['same_verdict']} of {n}"),
-        ("score lines that are the same", f"{found['same_line']} of {n}"),
-        ("probabilities are off by, mean and most", f"{off['mean']:.4f}, {off['most']:.4f}"),
+        ("verdicts that are the same", *(f"{one['same_verdict']} of {n}" for one in each)),
+        ("of the clear ones", *(f"{one['same_verdict_of_clear']} of {clear}" for one in each)),
+        ("score lines that are the same", *(f"{one['same_line']} of {n}" for one in each)),
+        ("probabilities are off by, mean", *(f"{one['p_off_by']['mean']:.4f}" for one in each)),
+        ("and most", *(f"{one['p_off_by']['most']:.4f}" for one in each)),
     ]
-    return rows(("bfloat16 beside float32", "measured"), body)
+    return rows(("beside float32", *(f"`{name}`" for name in found["formats"])), body)
 
 
 def _rows(found: Json) -> int:
