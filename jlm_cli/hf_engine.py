@@ -102,8 +102,10 @@ class PackedEngine(Writer):
             batch.text(row, ids, limit)
             for row, ids, limit in zip(rows, prompts, limits, strict=True)
         ]
-        write_behind(self, batch.blocks, texts, wrote)
-        self._recording = None
+        try:
+            write_behind(self, batch.blocks, texts, wrote)
+        finally:
+            self._recording = None  # it knows of these texts alone
         return [self._written(text.ids, text.limit) for text in texts]
 
     def likeliest(self, texts: Sequence[Text], blocks: Blocks) -> list[int]:

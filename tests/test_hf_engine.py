@@ -725,6 +725,25 @@ def test_recorded_passes_write_the_same(
     assert made and found == wanted
 
 
+def test_a_recording_does_not_outlive_its_texts(
+    released: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor where they were broken off."""
+    prompts, limits = prompts_of(released), [20] * 4
+    wanted = tree_of(released).write(prompts, limits, unheard)
+    made, heard = replayed_here(monkeypatch), itertools.count()
+
+    def breaks(_: int) -> None:
+        if next(heard) == 5:
+            raise KeyboardInterrupt
+
+    engine = tree_of(released)
+    with pytest.raises(KeyboardInterrupt):
+        engine.write([[*prompt, 9, 9] for prompt in prompts], limits, breaks)
+    assert made == [4] and engine._recording is None
+    assert engine.write(prompts, limits, unheard) == wanted
+
+
 def test_a_model_that_waits_for_its_gpu_is_not_recorded(
     released: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
