@@ -244,7 +244,8 @@ def _check_float8(device: str, dtype: str) -> None:
 
     if dtype != "bfloat16":
         raise ModelError(f"--quantize fp8: computes beside it in bfloat16, not in {dtype}")
-    if device == "cuda" and torch.cuda.get_device_capability() < _FLOAT8_FROM:
+    on_amd = torch.version.hip is not None  # whose kinds of float8 were not tried
+    if device == "cuda" and (on_amd or torch.cuda.get_device_capability() < _FLOAT8_FROM):
         raise ModelError(
             f"--quantize fp8: {torch.cuda.get_device_name()} cannot multiply it; "
             "take --quantize 8bit for less memory"
@@ -253,7 +254,7 @@ def _check_float8(device: str, dtype: str) -> None:
 
 _FLOAT8_FROM = 8, 9  # Ada
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # as models name them
-_QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.55, "fp8": 1.0}  # a weight, its scales included
+_QUANTIZED_BYTES = {"8bit": 1.0, "4bit": 0.55}  # a weight, its scales included
 
 
 def weight_bytes(files: ModelFiles, dtype: str, quantize: Quantize | None) -> int:
@@ -267,7 +268,7 @@ def weight_bytes(files: ModelFiles, dtype: str, quantize: Quantize | None) -> in
         return int(size * each / 0.6)
     config = text_config(files)
     n = size / (config.dtype.itemsize if isinstance(config.dtype, torch.dtype) else 2)
-    if quantize is None:
+    if quantize is None or quantize == "fp8":  # which is made of the whole ones
         return int(n * each)
     ends = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
     return int(max(0, n - ends) * _QUANTIZED_BYTES[quantize] + ends * each)  # those stay whole

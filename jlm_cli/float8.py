@@ -19,19 +19,21 @@ from torch.nn.functional import ScalingType
 from transformers import PreTrainedModel
 
 from jlm_cli.errors import ModelError
-from jlm_cli.layers import replace_below
+from jlm_cli.hub import first_line
+from jlm_cli.layers import replace_layers
 
 _FLOAT8 = torch.float8_e4m3fn
 _MOST = torch.finfo(_FLOAT8).max
 _LEAST = 1e-12  # of a scale, for rows of zeros
 _WHOLE = 16  # the kernels' step in both widths of a layer
+_ANOTHER = 0.5  # of the norm of log-probabilities; usual is a hundredth
 
 Narrow: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # rows in float8, and their scales
 
 
 class Narrower:
     """Rows [..., size] in float8. Queries, keys and values, and both halves of a gated layer, are
-    made of the same states: those are narrowed once."""
+    made of the same states, which nothing changes in between: those are narrowed once."""
 
     def __init__(self, narrow: Callable[[torch.Tensor], Narrow]) -> None:
         self._narrow = narrow
@@ -43,6 +45,9 @@ class Narrower:
             self._found = self._narrow(states.reshape(-1, states.shape[-1]))
             self._latest = states
         return self._found
+
+    def forget(self) -> None:
+        self._latest = self._found = None
 
 
 class NarrowLinear(Module):
@@ -85,18 +90,33 @@ def _wide_product(
 
 def narrow_layers(model: PreTrainedModel) -> None:
     """All linear layers but the head, whose widths the kernels take. Raises ModelError where a
-    model has none."""
+    model has none, or is another one with them."""
     narrower = Narrower(_kernel(model.device))
+    model.register_forward_hook(lambda *_: narrower.forget())
 
     def narrow(module: Module, _: torch.dtype) -> Module | None:
         if type(module) is not Linear or any(size % _WHOLE for size in module.weight.shape):
             return None
         return NarrowLinear(module, narrower)
 
-    with torch.inference_mode():
-        replace_below(model, model, narrow)
+    try:
+        whole = _shares(model)
+        replace_layers(model, narrow)
+        off = float((_shares(model) - whole).norm() / whole.norm())
+    except RuntimeError as error:  # of memory, or where Triton finds no compiler
+        raise ModelError(f"--quantize fp8: {first_line(error)}") from error
     if not any(isinstance(module, NarrowLinear) for module in model.modules()):
-        raise ModelError(f"--quantize fp8: no layer of this model has widths in steps of {_WHOLE}")
+        raise ModelError("--quantize fp8: this model has no layer that goes in it")
+    if not off <= _ANOTHER:  # nor is it a number
+        raise ModelError("--quantize fp8: this model says something else in it")
+
+
+def _shares(model: PreTrainedModel) -> torch.Tensor:
+    """What a short pass says comes next, as log-probabilities."""
+    ids = torch.arange(8, device=model.device)[None]
+    with torch.inference_mode():
+        logits: torch.Tensor = model(ids, use_cache=False).logits
+        return logits.float().log_softmax(-1)
 
 
 def narrowed(rows: torch.Tensor) -> Narrow:

@@ -26,6 +26,7 @@ def narrowed_at_once(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows [n, size] and their scales, float32 [n, 1]."""
     n, size = rows.shape
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
     found = torch.empty(n, size, dtype=dtype, device=rows.device)
     scales = torch.empty(n, 1, device=rows.device)
     block = triton.next_power_of_2(size)

@@ -24,7 +24,7 @@ from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote
 from jlm_cli.head import exact, only
 from jlm_cli.hub import Say, first_line, unsaid
 from jlm_cli.kernels import are_usable, turning, turns_of
-from jlm_cli.memory import within_memory
+from jlm_cli.memory import is_out_of_memory, within_memory
 from jlm_cli.packed_attention import ATTENTION, Pack
 from jlm_cli.packing import Fan, Segment, Tokens, shared_start
 from jlm_cli.reasons import Text, write_behind
@@ -122,7 +122,9 @@ class PackedEngine(Writer):
                 self._recording = None  # whose memory the next one may need
                 try:
                     self._recording = Recording(self, blocks, texts)
-                except RuntimeError:
+                except RuntimeError as error:
+                    if is_out_of_memory(error):
+                        raise
                     self._records = False
             if self._recording is not None:
                 return self._recording.chosen(texts)

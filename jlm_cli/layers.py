@@ -10,11 +10,12 @@ calls of oneDNN, which have no public name yet.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeAlias
 
 import torch
-from accelerate.hooks import add_hook_to_module
-from torch.nn import Linear, Module, RMSNorm, SiLU, functional
+from accelerate.hooks import add_hook_to_module, remove_hook_from_module
+from torch.nn import Linear, Module, Parameter, RMSNorm, SiLU, functional
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
@@ -83,16 +84,14 @@ _GATED = ("gate_proj", "up_proj", "down_proj")
 def lay_out(model: PreTrainedModel) -> None:
     """For a model on a CPU."""
     if model.dtype == torch.bfloat16 and is_supported():
-        with torch.inference_mode():
-            replace_below(model, model, _if_it_works(_laid_out))
+        replace_layers(model, _if_it_works(_laid_out))
 
 
 def fuse(model: PreTrainedModel) -> None:
     """For a model on GPUs. By the bytes that they move, norms would else take a seventh of the time
     that all products take."""
     gates = kernels.are_usable(model.device, model.dtype)
-    with torch.inference_mode():
-        replace_below(model, model, _if_it_works(_fused_and_gated if gates else _fused))
+    replace_layers(model, _if_it_works(_fused_and_gated if gates else _fused))
 
 
 def is_supported() -> bool:
@@ -106,19 +105,50 @@ def is_supported() -> bool:
 Replacing: TypeAlias = Callable[[Module, torch.dtype], Module | None]
 
 
-def replace_below(model: PreTrainedModel, parent: Module, replacing: Replacing) -> None:
-    """All but the head, which sees few tokens and often has the weights of the input."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+def replace_layers(model: PreTrainedModel, replacing: Replacing) -> None:
+    """All but the head, which sees few tokens and often has the weights of the input; and but those
+    that a model does not call, as Mamba takes the weights of some, or calls in another format."""
+    with torch.inference_mode():
+        called = _called(model)
+        called.discard(model.get_output_embeddings())  # type: ignore[no-untyped-call]
+        _replace_below(model, model.dtype, replacing, called)
+
+
+def _replace_below(
+    parent: Module, dtype: torch.dtype, replacing: Replacing, called: set[Module]
+) -> None:
     for name, child in list(parent.named_children()):
-        if child is head:
-            continue
-        found = replacing(child, model.dtype)
+        found = replacing(child, dtype) if called.issuperset(_weighted(child)) else None
         if found is None:
-            replace_below(model, child, replacing)
+            _replace_below(child, dtype, replacing, called)
             continue
-        if hasattr(child, "_hf_hook"):  # takes its states from another GPU
-            add_hook_to_module(found, child._hf_hook)
+        if hook := getattr(child, "_hf_hook", None):  # takes its states from another GPU
+            remove_hook_from_module(child)
+            vars(child).pop("forward", None)  # bound to itself, it would keep its weights
+            add_hook_to_module(found, hook)
         setattr(parent, name, found)
+
+
+def _called(model: PreTrainedModel) -> set[Module]:
+    """What a short pass calls with states in the format of its weights; nothing where a model wants
+    more than tokens."""
+    called: set[Module] = set()
+
+    def hear(part: Module, given: tuple[torch.Tensor, ...]) -> None:
+        if given and given[0].dtype == part.weight.dtype:
+            called.add(part)
+
+    hooks = [part.register_forward_pre_hook(hear) for part in _weighted(model)]
+    with suppress(Exception):
+        model(torch.zeros(1, 4, dtype=torch.int64, device=model.device), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return called
+
+
+def _weighted(module: Module) -> list[Module]:
+    parts = module.modules()
+    return [part for part in parts if isinstance(getattr(part, "weight", None), Parameter)]
 
 
 def _if_it_works(faster: Replacing) -> Replacing:

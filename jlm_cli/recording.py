@@ -90,9 +90,12 @@ def record(step: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torc
     """What replays the launches of a step, and where they leave what it finds."""
     with _without_waiting():
         step()  # kernels are loaded, and memory for keys and values is found
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        found = step()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            found = step()
+    finally:
+        torch.cuda.set_stream(stream)  # a recording that fails would leave its own
     return graph.replay, found
 
 

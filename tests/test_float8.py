@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from conftest import Loaded
+from test_hf_engine import prompts_of, small
 
 from jlm_cli import float8
 from jlm_cli.errors import ModelError
 from jlm_cli.float8 import Narrower, NarrowLinear, narrow_layers, narrowed
-from jlm_cli.layers import fuse
+from jlm_cli.layers import fuse, lay_out
 
 
 def test_rows_keep_their_size_to_three_bits() -> None:
@@ -73,5 +76,52 @@ def test_a_model_without_such_layers_is_refused() -> None:
     """GPT-2's are no linear layers; others can have odd widths."""
     small = transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=99)
     model: Any = transformers.GPT2LMHeadModel(small)
-    with pytest.raises(ModelError, match="--quantize fp8: no layer of this model has widths"):
+    with pytest.raises(ModelError, match="--quantize fp8: this model has no layer that goes in it"):
         narrow_layers(model)
+
+
+def test_a_model_that_would_be_another_one_is_refused(
+    builtin: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a wrong kernel, or one that does not compile."""
+
+    def fails(_: torch.Tensor) -> Any:
+        raise RuntimeError("Failed to find C compiler")
+
+    def wrong(rows: torch.Tensor) -> Any:
+        found, scales = narrowed(rows)
+        return found, scales * float("nan")
+
+    for kernel, said in ((fails, "Failed to find C compiler"), (wrong, "says something else")):
+        monkeypatch.setattr(float8, "_kernel", lambda _, kernel=kernel: kernel)
+        model: Any = copy.deepcopy(builtin.model).to(torch.bfloat16)
+        with pytest.raises(ModelError, match=f"--quantize fp8: .*{said}"):
+            narrow_layers(model)
+
+
+def test_weights_that_were_replaced_go() -> None:
+    """Also where accelerate has hooked in, for a model on several GPUs."""
+    model: Any = small("Llama", hidden_size=64, head_dim=32).to(torch.bfloat16)
+    for module in list(model.modules()):
+        if isinstance(module, torch.nn.Linear):
+            add_hook_to_module(module, AlignDevicesHook(execution_device="cpu"))
+    layers = [one for one in model.model.modules() if isinstance(one, torch.nn.Linear)]
+    seen, n_layers = [weakref.ref(one.weight) for one in layers], len(layers)
+    del layers, module
+    narrow_layers(model)
+    narrow = [one for one in model.modules() if isinstance(one, NarrowLinear)]
+    assert len(narrow) == n_layers and all(hasattr(one, "_hf_hook") for one in narrow)
+    assert not any(one() is not None for one in seen)
+
+
+@pytest.mark.parametrize("prepare", [lay_out, narrow_layers])
+def test_weights_that_a_model_takes_itself_stay(prepare: Any, released: Loaded) -> None:
+    """As Mamba takes those of one layer, without calling it."""
+    model: Any = small("Mamba", hidden_size=256).to(torch.bfloat16)
+    ids = torch.tensor([prompts_of(released)[0]])
+    with torch.inference_mode():
+        wanted = model(ids).logits.float().log_softmax(-1)
+        prepare(model)
+        found = model(ids).logits.float().log_softmax(-1)
+    assert type(model.backbone.layers[0].mixer.dt_proj) is torch.nn.Linear
+    assert (found - wanted).norm() <= 0.1 * wanted.norm()

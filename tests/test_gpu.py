@@ -109,7 +109,8 @@ def test_rows_are_narrowed_in_one_pass(n: int, size: int) -> None:
     rows = torch.randn(n, 2 * size, generator=torch.Generator().manual_seed(0))
     rows = (rows * 10.0 ** torch.arange(n)[:, None].remainder(5)).to(DEVICE, torch.bfloat16)
     rows[0, :3] = 0
-    for some in (rows[:, :size], rows[:, :size].contiguous(), rows[:, :size] * 0):
+    across = torch.empty(size, n, device=DEVICE, dtype=torch.bfloat16).t().copy_(rows[:, :size])
+    for some in (rows[:, :size], rows[:, :size].contiguous(), rows[:, :size] * 0, across):
         found, wanted = float8._kernel(DEVICE)(some), float8.narrowed(some)
         assert torch.equal(found[0].view(torch.uint8), wanted[0].view(torch.uint8))
         assert torch.equal(found[1], wanted[1])

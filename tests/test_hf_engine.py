@@ -763,6 +763,22 @@ def test_a_model_that_waits_for_its_gpu_is_not_recorded(
     assert len(tried) == 1
 
 
+def test_a_recording_that_does_not_fit_is_no_slower_pass(
+    released: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch is halved, as any that does not fit: what is free must not change a text."""
+
+    def record(_: object) -> Any:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("jlm_cli.recording.record", record)
+    monkeypatch.setattr("jlm_cli.hf_engine.can_record", lambda _: True)
+    engine = tree_of(released)
+    with pytest.raises(MemoryError):
+        engine.write(prompts_of(released), [9] * 4, unheard)
+    assert engine._records
+
+
 def test_what_is_no_number_stays_in_its_batch(released: Loaded) -> None:
     """Also where it came up as a text was written, which took more room than there was."""
     engine = tree_of(released)
