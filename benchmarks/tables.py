@@ -41,7 +41,7 @@ def rows(head: Sequence[str], body: Sequence[Sequence[object]]) -> str:
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
 
 
-MACHINES = ("cpu", "cpu-2")  # of results; the second multiplies bfloat16 at half the first's rate
+MACHINES = ("cpu", "cpu-2")  # of results; the first one has AMX
 
 
 def throughput(name: str) -> str:
