@@ -117,21 +117,26 @@ class PackedEngine(Writer):
         return list(found)
 
     def _chosen(self, texts: Sequence[Text], blocks: Blocks) -> torch.Tensor:
-        if self._records and all(len(text.due) == 1 for text in texts):
-            if self._recording is None or not self._recording.fits(texts):
-                self._recording = None  # whose memory the next one may need
-                try:
-                    self._recording = Recording(self, blocks, texts)
-                except RuntimeError as error:
-                    if is_out_of_memory(error):
-                        raise
-                    self._records = False
-            if self._recording is not None:
-                return self._recording.chosen(texts)
+        if (recording := self._recorded(texts, blocks)) is not None:
+            return recording.chosen(texts)
         tokens = Tokens()
         for text in texts:
             tokens.add_text(text.fan(), text.due)
         return chosen(self._pass(tokens, blocks))
+
+    def _recorded(self, texts: Sequence[Text], blocks: Blocks) -> Recording | None:
+        """The latest recording, if it fits, or a new one; None where a pass cannot be recorded."""
+        if not self._records or any(len(text.due) > 1 for text in texts):
+            return None
+        if self._recording is None or not self._recording.fits(texts):
+            self._recording = None  # whose memory the next one may need
+            try:
+                self._recording = Recording(self, blocks, texts)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                self._records = False
+        return self._recording
 
     def run(self, tokens: Tokens, blocks: Blocks, columns: torch.Tensor) -> torch.Tensor:
         """What is known behind the kept tokens, [kept, columns]."""
