@@ -40,7 +40,6 @@ def load_engine(
 
     if files.name == FAKE:
         return FakeEngine(float(os.environ.get("JLM_FAKE_DELAY", "0")))
-    from jlm_cli.float8 import narrow_layers
     from jlm_cli.hf_engine import PackedEngine, make_engine
 
     bits = None if compute.quantize == "fp8" else compute.quantize
@@ -56,6 +55,8 @@ def load_engine(
             "(--gpus-per-model) or --quantize"
         ) from error
     if compute.quantize == "fp8":
+        from jlm_cli.float8 import narrow_layers
+
         narrow_layers(model)  # not before: the engine's trial is finer than float8
     if isinstance(engine, PackedEngine):
         engine.at_once = compute.at_once
