@@ -30,7 +30,9 @@ from jlm_cli.blocks import Blocks, Prompts
 from jlm_cli.config import Config
 from jlm_cli.devices import choose_device, choose_dtype, version_of_kernels
 from jlm_cli.engine import Judge
-from jlm_cli.hf_engine import GPU_PACK
+from jlm_cli.hf_engine import CPU_PACK_BYTES, GPU_PACK
+from jlm_cli.layers import CpuNorm
+from jlm_cli.memory import keep_memory
 from jlm_cli.packing import Segment
 from jlm_cli.report import Report
 from jlm_cli.survey import take_survey
@@ -55,7 +57,8 @@ def pieces(config: Any, device: torch.device, dtype: torch.dtype, tokens: int) -
     yield "product: queries", lambda: functional.linear(states, narrow)
     yield "product: gate", lambda: functional.linear(states, across)
     yield "product: down", lambda: functional.linear(gate, back)
-    norm = RMSNorm(wide, 1e-5, device=device, dtype=dtype)
+    kind = CpuNorm if device.type == "cpu" else RMSNorm
+    norm = kind(wide, 1e-5, device=device, dtype=dtype)
     yield "norm", lambda: norm(states)
     others = some(1, tokens, wide)
     yield "sum", lambda: states + others
@@ -64,10 +67,11 @@ def pieces(config: Any, device: torch.device, dtype: torch.dtype, tokens: int) -
     angle = torch.arange(tokens, device=device)[None, :, None] % ROW * some(size // 2).float()
     waves = [one.repeat(1, 1, 2).to(dtype) for one in (angle.cos(), angle.sin())]
     yield "turning: transformers", lambda: apply_rotary_pos_emb(query, key, *waves)
+    yield "turning: by halves", lambda: kernels._by_halves(query, key, *waves)
     if kernels.are_usable(device, dtype):
         yield "gating: Liger", lambda: kernels.silu_times(gate, up)
         turned = query.clone(), key.clone()
-        yield "turning: Liger", lambda: kernels._turned(apply_rotary_pos_emb, *turned, *waves)
+        yield "turning: Liger", lambda: kernels._by_liger(*turned, *waves)
     yield from attention(query, key, value)
 
 
@@ -149,7 +153,8 @@ def main() -> None:
     kind = choose_device(options.device)
     device = torch.device(kind)
     dtype = getattr(torch, choose_dtype(options.dtype, kind))
-    tokens = options.tokens or (GPU_PACK if kind == "cuda" else 1200)
+    keep_memory()  # as a run does
+    tokens = options.tokens or (GPU_PACK if kind == "cuda" else CPU_PACK_BYTES // dtype.itemsize)
     config = AutoConfig.from_pretrained(options.model).get_text_config()
     with computing():
         found = {

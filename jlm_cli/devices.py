@@ -84,8 +84,8 @@ def multiplies_bfloat16(device: str) -> bool:
 # under way at once: the GPU is at one and has the next, while a third is looked through; more would
 # be smaller ones, whose drafts cost as many launches
 GPU_BATCHES = 3
-_CPU_BATCH_TOKENS = 4096  # packs are smaller; this bounds keys, values and logits of drafts
-_MOST_WRITING = 16384
+# of a batch on a CPU; packs are smaller, this bounds keys, values and logits of drafts
+_CPU_LEAST, _CPU_SCORING, _CPU_WRITING = 4096, 8192, 16384  # tokens
 _GROWTH = 2  # of a row with its reason: prompts and reasons of 500 tokens are usual
 
 
@@ -121,7 +121,7 @@ class Compute:
 def choose_compute(files: ModelFiles, config: Config) -> Compute:
     """Device, number format and batch size for a run. Raises ModelError."""
     if files.name == FAKE:
-        return Compute("cpu", "float32", config.batch_tokens or _CPU_BATCH_TOKENS)
+        return Compute("cpu", "float32", config.batch_tokens or _CPU_LEAST)
     device = "cpu" if config.workers is not None else choose_device(config.device)
     dtype = choose_dtype(config.dtype, device, config.quantize)
     if config.quantize is not None:
@@ -132,11 +132,11 @@ def choose_compute(files: ModelFiles, config: Config) -> Compute:
     at_most = GPU_BATCHES
     if config.reason:  # a batch by itself, whose rows grow
         cache, at_most = _GROWTH * cache, 1
-    at_once, automatic = 1, _CPU_BATCH_TOKENS
     if device == "cuda":
         at_once, automatic = batches_within(memory, weights, cache, hidden, at_most)
-    elif config.reason:
-        automatic = writing_batch(memory, cache)
+    else:
+        most = _CPU_WRITING if config.reason else _CPU_SCORING
+        at_once, automatic = 1, batch_on_cpu(memory, cache, most)
     tokens = config.batch_tokens or automatic
     return Compute(
         device,
@@ -215,11 +215,11 @@ def batches_within(
     return at_once, min(max(tokens, _LEAST_BATCH), _MOST_BATCH)
 
 
-def writing_batch(total: int, cache_per_token: int) -> int:
-    """Tokens of a batch on a CPU that writes reasons: a step costs little more for more rows, so as
-    many as a twentieth of the memory holds."""
+def batch_on_cpu(total: int, cache_per_token: int, most: int) -> int:
+    """Tokens of a batch on a CPU: a step costs little more for more rows, above all one that writes
+    reasons, so as many as a twentieth of the memory holds."""
     tokens = int(total / 20 / (RESERVE * PADDED * cache_per_token)) // _STEP * _STEP
-    return min(max(tokens, _CPU_BATCH_TOKENS), _MOST_WRITING)
+    return min(max(tokens, _CPU_LEAST), most)
 
 
 def _check_quantize(files: ModelFiles, device: str, dtype: str, quantize: Quantize) -> None:

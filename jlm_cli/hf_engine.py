@@ -23,7 +23,7 @@ from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote
 from jlm_cli.head import exact, only
 from jlm_cli.hub import Say, first_line, unsaid
-from jlm_cli.kernels import are_usable, turning, turns_of
+from jlm_cli.kernels import Turning
 from jlm_cli.memory import is_out_of_memory, within_memory
 from jlm_cli.packed_attention import ATTENTION, Pack
 from jlm_cli.packing import Fan, Segment, Tokens, shared_start
@@ -37,7 +37,7 @@ from jlm_cli.writing import Writer
 
 # tokens in one pass, times bytes of a number: enough to amortise reading the weights, few enough
 # for the caches
-CPU_PACK_BYTES = 4800
+CPU_PACK_BYTES = 9600
 GPU_PACK = 16384
 
 
@@ -55,7 +55,7 @@ class PackedEngine(Writer):
         self._latest: PackedBatch | None = None
         self._up_to = _ordinary_up_to(model)
         self._row_by_row = CachedEngine(model, vocabulary)
-        self._turns = turns_of(model) if are_usable(self.device, model.dtype) else []
+        self._turning = Turning.of(model)
         self._records = can_record(model)
         self._recording: Recording | None = None
 
@@ -155,7 +155,7 @@ class PackedEngine(Writer):
 
     def logits(self, ids: torch.Tensor, positions: torch.Tensor, pack: Pack) -> torch.Tensor:
         """Behind each of packed tokens [1, T]: [1, T, vocabulary]."""
-        with attention(self.model, ATTENTION), turning(self._turns):
+        with attention(self.model, ATTENTION), self._turning.on():
             out = self.model(input_ids=ids, position_ids=positions, use_cache=False, pack=pack)
         logits: torch.Tensor = out.logits
         return logits

@@ -2,7 +2,7 @@
 
 To turn queries and keys by their places, transformers' models pass over them nine times, which is
 an eighth of the time that a 7B model takes on an H200; and over what a gated layer gates twice.
-These kernels do so once.
+These kernels do so once. Without them queries and keys are turned in five passes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -34,25 +35,37 @@ def are_installed() -> bool:
     return importlib.util.find_spec("liger_kernel") is not None
 
 
-def turns_of(model: PreTrainedModel) -> list[ModuleType]:
-    """The modules whose function turns the model's queries and keys, as Llama's does; found out by
-    a trial."""
-    names = {type(part).__module__ for part in model.modules() if hasattr(part, "layer_idx")}
-    modules = [sys.modules[name] for name in sorted(names)]
-    return [one for one in modules if hasattr(one, _TURN) and _is_usual(getattr(one, _TURN), model)]
+@dataclass(frozen=True)
+class Turning:
+    """The `modules` whose function turns a model's queries and keys as Llama's does, which is found
+    out by a trial; and what does so `faster`."""
 
+    modules: Sequence[ModuleType]
+    faster: Turn
 
-@contextmanager
-def turning(modules: Sequence[ModuleType]) -> Iterator[None]:
-    """Within it Liger's kernel does what those functions do."""
-    own = [getattr(module, _TURN) for module in modules]
-    try:
-        for module, turn in zip(modules, own, strict=True):
-            setattr(module, _TURN, functools.partial(_turned, turn))
-        yield
-    finally:
-        for module, turn in zip(modules, own, strict=True):
-            setattr(module, _TURN, turn)
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Turning:
+        names = {type(part).__module__ for part in model.modules() if hasattr(part, "layer_idx")}
+        modules = (sys.modules[name] for name in sorted(names))
+        turning = [one for one in modules if hasattr(one, _TURN)]
+        for faster in (_by_liger, _by_halves):
+            if faster is _by_halves or are_usable(model.device, model.dtype):
+                usual = [one for one in turning if _is_usual(getattr(one, _TURN), faster, model)]
+                if usual:
+                    return cls(usual, faster)
+        return cls((), _by_halves)
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """For a while."""
+        own = [getattr(module, _TURN) for module in self.modules]
+        try:
+            for module, turn in zip(self.modules, own, strict=True):
+                setattr(module, _TURN, functools.partial(_turned, turn, self.faster))
+            yield
+        finally:
+            for module, turn in zip(self.modules, own, strict=True):
+                setattr(module, _TURN, turn)
 
 
 def silu_times(gate: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -64,6 +77,7 @@ def silu_times(gate: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 
 def _turned(
     own: Turn,
+    faster: Turn,
     query: torch.Tensor,
     key: torch.Tensor,
     cos: torch.Tensor,
@@ -71,10 +85,31 @@ def _turned(
     *rest: Any,
     **more: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """In place: queries and keys [B, heads, T, size], whose halves have the same cos and sin [B, T,
-    size]."""
+    """Queries and keys [B, heads, T, size], whose halves have the same cos and sin [B, T, size]."""
     if rest or more or cos.ndim != 3 or cos.shape[-1] != query.shape[-1]:
         return own(query, key, cos, sin, *rest, **more)
+    return faster(query, key, cos, sin)
+
+
+def _by_halves(
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    half = cos.shape[-1] // 2
+    cos, sin = cos[:, None], sin[:, None, :, :half]
+
+    def turned(states: torch.Tensor) -> torch.Tensor:
+        out = states * cos
+        out[..., :half].addcmul_(states[..., half:], sin, value=-1)
+        out[..., half:].addcmul_(states[..., :half], sin)
+        return out
+
+    return turned(query), turned(key)
+
+
+def _by_liger(
+    query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """In place."""
     from liger_kernel.ops.rope import LigerRopeFunction
 
     # Triton's kernels go to the current GPU
@@ -83,8 +118,8 @@ def _turned(
     return turned
 
 
-def _is_usual(own: Turn, model: PreTrainedModel) -> bool:
-    """False also where the kernel does not compile on this machine."""
+def _is_usual(own: Turn, faster: Turn, model: PreTrainedModel) -> bool:
+    """False also where a kernel does not compile on this machine."""
     config, seed = model.config.get_text_config(), torch.Generator().manual_seed(0)
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
@@ -95,7 +130,7 @@ def _is_usual(own: Turn, model: PreTrainedModel) -> bool:
     states = [one.to(model.device, model.dtype) for one in (query, key, angle.cos(), angle.sin())]
     try:
         wanted = own(*states)
-        found = _turned(own, *(one.clone() for one in states))
+        found = _turned(own, faster, *(one.clone() for one in states))
         return all(
             bool((a - b).float().norm() <= _ROUNDING * b.float().norm())
             for a, b in zip(found, wanted, strict=True)

@@ -1,10 +1,10 @@
 """Faster layers. A layer that would give anything but what it gave before stays.
 
-Norms become torch's own, which pass over their states once where those of transformers do so six
-times. On GPUs what a gated layer gates is passed over once, by Liger's kernel. On CPUs that
-multiply bfloat16 natively, linear layers go as oneDNN takes them: their weights laid out once in
-its own order, the gate of a gated layer applied within the products. torch's compiler writes these
-calls of oneDNN, which have no public name yet.
+The norms of transformers pass over their states six times. On GPUs they become torch's own, which
+do so once, and what a gated layer gates is passed over once too, by Liger's kernel. On CPUs norms
+take three passes, and where bfloat16 is multiplied natively, linear layers go as oneDNN takes them:
+their weights laid out once in its own order, the gate of a gated layer applied within the products.
+torch's compiler writes these calls of oneDNN, which have no public name yet.
 """
 
 from __future__ import annotations
@@ -64,6 +64,21 @@ class Gated(Module):
         return self.down(self.up.times(states, self.gate.swished(states)))  # type: ignore[no-any-return]
 
 
+class CpuNorm(RMSNorm):
+    """Of states [..., size], with float32 sums. torch's own takes as many passes on a CPU as that
+    of transformers; what is fused there is the batch norm, of which each token is a channel here.
+    """
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        size = states.shape[-1]
+        tokens = states.reshape(1, -1, size)
+        norms = torch.linalg.vector_norm(tokens, dim=-1, dtype=torch.float32)[0]
+        squares = norms.square_().div_(size)
+        assert self.eps is not None
+        out = functional.batch_norm(tokens, torch.zeros_like(squares), squares, eps=self.eps)
+        return out.mul_(self.weight).view(states.shape)
+
+
 class GatedOnce(Module):
     """The same on a GPU."""
 
@@ -83,8 +98,8 @@ _GATED = ("gate_proj", "up_proj", "down_proj")
 
 def lay_out(model: PreTrainedModel) -> None:
     """For a model on a CPU."""
-    if model.dtype == torch.bfloat16 and is_supported():
-        replace_layers(model, _if_it_works(_laid_out))
+    in_order = model.dtype == torch.bfloat16 and is_supported()
+    replace_layers(model, _if_it_works(_laid_out if in_order else _normed))
 
 
 def fuse(model: PreTrainedModel) -> None:
@@ -169,7 +184,11 @@ def _laid_out(module: Module, dtype: torch.dtype) -> Module | None:
         return _if_equal(LaidOut(module), module, module.weight)  # type: ignore[arg-type]
     if _is_gated(module):
         return _if_equal(Gated(module), module, module.gate_proj.weight)  # type: ignore[union-attr, arg-type]
-    return _fused(module, dtype)
+    return _normed(module, dtype)
+
+
+def _normed(module: Module, dtype: torch.dtype) -> Module | None:
+    return _if_norm(module, dtype, CpuNorm)
 
 
 def _fused_and_gated(module: Module, dtype: torch.dtype) -> Module | None:
@@ -179,9 +198,15 @@ def _fused_and_gated(module: Module, dtype: torch.dtype) -> Module | None:
 
 
 def _fused(module: Module, dtype: torch.dtype) -> Module | None:
+    return _if_norm(module, dtype, RMSNorm)
+
+
+def _if_norm(module: Module, dtype: torch.dtype, kind: type[RMSNorm]) -> Module | None:
     if not _is_norm(module, dtype):
         return None
-    return _if_equal(_norm(module), module, module.weight)  # type: ignore[arg-type]
+    norm = kind(len(module.weight), _epsilon(module))  # type: ignore[arg-type]
+    norm.weight = module.weight  # type: ignore[assignment]
+    return _if_equal(norm, module, module.weight)  # type: ignore[arg-type]
 
 
 def _is_plain(module: object) -> bool:
@@ -202,12 +227,6 @@ def _is_norm(module: Module, dtype: torch.dtype) -> bool:
 
 def _epsilon(module: Module) -> object:
     return getattr(module, "variance_epsilon", getattr(module, "eps", None))
-
-
-def _norm(module: Module) -> RMSNorm:
-    norm = RMSNorm(len(module.weight), _epsilon(module))  # type: ignore[arg-type]
-    norm.weight = module.weight  # type: ignore[assignment]
-    return norm
 
 
 def _if_equal(faster: Module, module: Module, weight: torch.Tensor) -> Module | None:

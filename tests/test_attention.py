@@ -50,6 +50,22 @@ def test_masked_products_equal_the_fused_kernel() -> None:
     assert (ours - fused.masked(query, key, value, sees, Look())).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_of_many_rows(dtype: torch.dtype) -> None:
+    """Whose heads share keys."""
+    seed = torch.Generator().manual_seed(0)
+    query = torch.randn(3, 6, 11, 16, generator=seed)
+    key, value = torch.randn(2, 3, 2, 48, 16, generator=seed).unbind()
+    hidden = torch.rand(3, 1, 11, 48, generator=seed) < 0.5
+    sees = torch.zeros(3, 1, 11, 48).masked_fill(hidden, float("-inf"))
+    keys, values = (one.repeat_interleave(3, 1) for one in (key, value))
+    wanted = (query @ keys.transpose(2, 3) / 4 + sees).softmax(-1) @ values
+    query, key, value, sees = (one.to(dtype) for one in (query, key, value, sees))
+    for kernel in (by_products, fused):
+        found = kernel.masked(query, key, value, sees, Look()).float()
+        assert (found - wanted).norm() < (1e-6 if dtype == torch.float32 else 0.01) * wanted.norm()
+
+
 def test_their_gradients_are_equal() -> None:
     found = []
     for kernel in (by_products, fused):

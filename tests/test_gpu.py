@@ -181,4 +181,6 @@ def test_recorded_passes_write_what_others_do(
 def test_kernels_turn_as_transformers_does(released: Loaded) -> None:
     """Where they are installed (extra `gpu`)."""
     model = small("Llama").to(DEVICE, torch.bfloat16)
-    assert bool(kernels.turns_of(model)) == kernels.are_installed()
+    turning = kernels.Turning.of(model)
+    assert turning.modules
+    assert (turning.faster is kernels._by_liger) == kernels.are_installed()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -59,8 +60,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         monkeypatch.setitem(sys.modules, f"liger_kernel.ops.{module}", fake)
     for name in ("liger_kernel", "liger_kernel.ops"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    for where in ("jlm_cli.kernels.are_usable", "jlm_cli.hf_engine.are_usable"):
-        monkeypatch.setattr(where, lambda *_: True)
+    monkeypatch.setattr(kernels, "are_usable", lambda *_: True)
     monkeypatch.setattr(kernels, "MANY", 1)
     yield names
 
@@ -73,22 +73,33 @@ def test_a_judge_says_the_same_with_turned_queries(
     text = "[Question]\nWhat is two and two?\n\n[Answer]\nFour.\n\n### Response:"
     ids = tuple(builtin.vocabulary.encode([text])[0].ids)
     prompts = [Prompt(ids, View(load("judgelm"), (1, 2)))]
-    wanted, found = (
+    wanted, *others = (
         Judge(engine, Lines(builtin.vocabulary), reason=True, new_tokens=8).judge(prompts)[0]
         for engine in engines_of(builtin, monkeypatch)
     )
     assert modeling_llama.apply_rotary_pos_emb is own
     assert taken.count("rope") > 2 * len(builtin.model.model.layers)
-    assert isinstance(found, Reading) and isinstance(wanted, Reading)
-    assert (found.line.text, found.reason) == (wanted.line.text, wanted.reason)
-    assert found.line.p == pytest.approx(wanted.line.p, abs=2e-5)
+    for found in others:
+        assert isinstance(found, Reading) and isinstance(wanted, Reading)
+        assert (found.line.text, found.reason) == (wanted.line.text, wanted.reason)
+        assert found.line.p == pytest.approx(wanted.line.p, abs=2e-5)
 
 
 def engines_of(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Iterator[PackedEngine]:
-    """Without them, and with them."""
-    for are_there in (False, True):
-        monkeypatch.setattr("jlm_cli.hf_engine.are_usable", lambda *_, there=are_there: there)
-        yield PackedEngine(loaded.model, loaded.vocabulary)
+    """As the model turns, in a few passes, and by the kernel."""
+    for faster, are_there in (
+        (None, False),
+        (kernels._by_halves, False),
+        (kernels._by_liger, True),
+    ):
+        monkeypatch.setattr(kernels, "are_usable", lambda *_, there=are_there: there)
+        engine = PackedEngine(loaded.model, loaded.vocabulary)
+        assert engine._turning.modules == [modeling_llama]
+        if faster is None:
+            engine._turning = kernels.Turning((), kernels._by_halves)
+        else:
+            assert engine._turning.faster is faster
+        yield engine
 
 
 def test_gates_are_passed_over_once(
@@ -114,20 +125,22 @@ def test_gates_are_passed_over_once(
     assert not taken and (few - exact).norm() <= 1.2 * (before - exact).norm()
 
 
+@pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize(
     "family, usual", [("Llama", True), ("Qwen3", True), ("Cohere", False), ("GPTNeo", False)]
 )
-def test_only_what_turns_as_llama_does_is_turned_by_them(
-    taken: list[str], family: str, usual: bool
+def test_only_what_turns_as_llama_does_is_turned_faster(
+    taken: list[str], family: str, usual: bool, there: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cohere turns neighbours; some models do not turn."""
+    monkeypatch.setattr(kernels, "are_usable", lambda *_: there)
     more = {"attention_types": [[["global"], 2]]} if family == "GPTNeo" else {}
     config = getattr(transformers, f"{family}Config")(
         hidden_size=32, intermediate_size=32, num_layers=2, num_hidden_layers=2, vocab_size=99,
         num_attention_heads=4, num_heads=4, **more,
     )  # fmt: skip
     model = getattr(transformers, f"{family}ForCausalLM")(config)
-    found = kernels.turns_of(model)
+    found = kernels.Turning.of(model).modules
     assert [one.__name__ for one in found] == usual * [type(model).__module__]
 
 
@@ -139,24 +152,26 @@ def test_other_ways_to_turn_stay_the_models_own(
     taken.clear()
     query, key = torch.randn(2, 1, 2, 7, 8).unbind()
     waves = torch.randn(2, 1, 7, 8).unbind()
-    assert kernels._turned(own, query.clone(), key.clone(), *waves) is not None
+    turned = functools.partial(kernels._turned, own, kernels._by_liger)
+    assert turned(query.clone(), key.clone(), *waves) is not None
     assert taken == ["rope"]
     wanted = own(query, key, *waves, 1)
-    assert torch.equal(kernels._turned(own, query, key, *waves, 1)[0], wanted[0])
+    assert torch.equal(turned(query, key, *waves, 1)[0], wanted[0])
     part = [one[..., :4] for one in waves]
 
     def turns_a_part(query: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return query, query
 
-    assert kernels._turned(turns_a_part, query, key, *part)[0] is query
+    turned = functools.partial(kernels._turned, turns_a_part, kernels._by_liger)
+    assert turned(query, key, *part)[0] is query
     assert taken == ["rope"]
 
     def fails(*_: Any) -> Any:
         raise RuntimeError("no C compiler")
 
-    assert kernels.turns_of(builtin.model) == [modeling_llama]
+    assert kernels.Turning.of(builtin.model).faster is kernels._by_liger
     monkeypatch.setattr(sys.modules["liger_kernel.ops.rope"].LigerRopeFunction, "apply", fails)
-    assert kernels.turns_of(builtin.model) == []
+    assert kernels.Turning.of(builtin.model).faster is kernels._by_halves
 
 
 def test_a_run_is_gone_on_with_on_the_same_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:

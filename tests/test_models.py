@@ -348,8 +348,8 @@ def test_batch_tokens_follow_memory() -> None:
     assert devices.batches_within(16_000 * MB, 13_500 * MB, cache, 4096, 3) == (1, 2048)
     alone, writing = devices.batches_within(80_000 * MB, 13_500 * MB, 2 * cache, 4096, 1)
     assert alone == 1 and 1.3 * large < writing < 1.6 * large  # more rows, and room to grow
-    assert devices.writing_batch(24_000 * MB, 2 * cache) == 4096
-    assert devices.writing_batch(24_000 * MB, 2 * cache // 46) == 16384
+    assert devices.batch_on_cpu(24_000 * MB, 2 * cache, 16384) == 4096
+    assert devices.batch_on_cpu(24_000 * MB, 2 * cache // 46, 16384) == 16384
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
