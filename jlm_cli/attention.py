@@ -21,6 +21,8 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from jlm_cli.devices import has_amx
+
 PRODUCTS = "jlm_products"
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _CHUNK = 128  # queries at a time: what a causal mask hides behind them is not computed
@@ -250,13 +252,8 @@ by_products = Kernel(_causal_products, _masked_products)
 
 def kernel_for(device: torch.device, dtype: torch.dtype, look: Look) -> Kernel:
     """The faster one of those that know how to look so."""
-    slow = device.type == "cpu" and dtype == torch.bfloat16 and not _has_tiles()
+    slow = device.type == "cpu" and dtype == torch.bfloat16 and not has_amx()
     return by_products if slow or look.cap is not None else fused
-
-
-def _has_tiles() -> bool:
-    """Whether this processor has AMX."""
-    return torch.cpu._is_amx_tile_supported()
 
 
 def _for_transformers(

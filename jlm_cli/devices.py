@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jlm_cli.batching import PADDED, RESERVE
@@ -78,7 +79,23 @@ def multiplies_bfloat16(device: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "mps":
         return True
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    return has_amx() or bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies 16 bits in tiles."""
+    import torch
+
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+def threads_that_matter(device: str, dtype: str) -> int | None:
+    """How many threads compute, where that can change a byte: oneDNN adds up its tiles in an order
+    that goes by their number."""
+    import torch
+
+    tiles = device == "cpu" and dtype != "float32" and has_amx()
+    return torch.get_num_threads() if tiles else None
 
 
 # under way at once: the GPU is at one and has the next, while a third is looked through; more would
@@ -89,11 +106,15 @@ _CPU_LEAST, _CPU_SCORING, _CPU_WRITING = 4096, 8192, 16384  # tokens
 _GROWTH = 2  # of a row with its reason: prompts and reasons of 500 tokens are usual
 
 
+THREADS = "number of threads"
+
+
 @dataclass(frozen=True)
 class Compute:
     """Where and how a model computes: found out once, the same for every worker.
 
-    So many batches are under way `at_once`. `weights` and `cache` are estimates in bytes of what
+    So many batches are under way `at_once`; a worker computes with so many `threads`, where that
+    can change a byte. `weights` and `cache` are estimates in bytes of what
     the model and these batches take, `memory` what the device has.
     """
 
@@ -103,6 +124,7 @@ class Compute:
     quantize: Quantize | None = None
     gpus_per_model: int = 1
     at_once: int = 1
+    threads: int | None = None
     weights: int = 0
     cache: int = 0
     memory: int = 0
@@ -110,8 +132,15 @@ class Compute:
     def settings(self) -> dict[str, Any]:
         """What of it can change a byte of the output."""
         here = {"device": self.device, "dtype": self.dtype, "batch_tokens": self.batch_tokens}
+        if self.threads is not None:
+            here[THREADS] = self.threads
         could = (self.device, self.dtype) == ("cuda", "bfloat16")
         return {**here, "kernels": version_of_kernels()} if could else here
+
+    def as_begun(self, facts: Mapping[str, Any]) -> Compute:
+        """With as many threads as a run was begun with, of which these are the settings."""
+        begun_with = facts.get(THREADS)
+        return self if None in (self.threads, begun_with) else replace(self, threads=begun_with)
 
     def sizes(self) -> dict[str, int]:
         """Estimates in bytes."""
@@ -145,6 +174,7 @@ def choose_compute(files: ModelFiles, config: Config) -> Compute:
         config.quantize,
         config.gpus_per_model,
         at_once,
+        threads_that_matter(device, dtype),
         weights,
         cache * tokens * at_once,
         memory,

@@ -40,8 +40,12 @@ def load_engine(
 
     if files.name == FAKE:
         return FakeEngine(float(os.environ.get("JLM_FAKE_DELAY", "0")))
+    import torch
+
     from jlm_cli.hf_engine import PackedEngine, make_engine
 
+    if compute.threads is not None:
+        torch.set_num_threads(compute.threads)
     bits = None if compute.quantize == "fp8" else compute.quantize
     model = load_model(files, compute.dtype, _place(compute), bits)
     _make_faster(model, compute, say)

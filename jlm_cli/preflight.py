@@ -61,6 +61,11 @@ def fingerprint(now: Run) -> Json:
     }
 
 
+def as_begun(now: Run, facts: Json) -> Run:
+    """Computing as the run was begun that these facts describe, if there is one."""
+    return replace(now, compute=now.compute.as_begun(facts))
+
+
 def plan_of(now: Run, survey: Survey) -> Plan:
     return make_plan(survey.rows, survey.tokens, survey.groups, now.compute.batch_tokens)
 
@@ -117,5 +122,6 @@ def _n_done(now: Run) -> int:
     if now.config.output is None or not begun(folder := folder_of(now.config.output)):
         return 0
     journal = Journal(folder)
-    ours = first_difference(journal.facts(), fingerprint(now)) is None
+    facts = journal.facts()
+    ours = first_difference(facts, fingerprint(as_begun(now, facts))) is None
     return journal.n_records() if ours else 0

@@ -45,8 +45,16 @@ from jlm_cli.journal import (
 )
 from jlm_cli.kept import Kept, check_made_with, kept_of
 from jlm_cli.modes import Reading, flags_of
-from jlm_cli.output import MADE_WITH, check_output, summary_path
-from jlm_cli.preflight import Run, facts_of, fingerprint, open_run, plan_of, preflight
+from jlm_cli.output import MADE_WITH, check_output, made_with, summary_path
+from jlm_cli.preflight import (
+    Run,
+    as_begun,
+    facts_of,
+    fingerprint,
+    open_run,
+    plan_of,
+    preflight,
+)
 from jlm_cli.records import Json, Sample, dump, dump_indented, judged_record
 from jlm_cli.report import Report, Written, exit_status, spoken
 from jlm_cli.rows import Rows
@@ -121,6 +129,7 @@ def work(config: Config, workers: sharding.Workers) -> int:
         return EXIT_OK
     with locked(config.partial), _kept(config):
         check_output(config)  # once more: another run may just have finished
+        now = as_begun(now, _facts_before(config, journal))
         n_left, survey = _begin(now, journal, report)
         _judge_share(now, journal, workers, report)
         workers.finish()
@@ -181,6 +190,15 @@ def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
     return int(left.sum()), survey
 
 
+def _facts_before(config: Config, journal: Journal) -> Json:
+    """Of the run that is gone on with, or whose errors are judged again; nothing of a new one."""
+    if facts := journal.facts():
+        return {} if config.overwrite and not config.retry_errors else facts
+    if config.retry_errors and config.output is not None:
+        return made_with(summary_path(config.output)) or {}
+    return {}
+
+
 def _n_given_up(now: Run, journal: Journal, facts: Json) -> int:
     """How many rows of another run's `--overwrite` throws away."""
     before = journal.facts() if now.config.overwrite else {}
@@ -212,6 +230,7 @@ def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: 
     """Judge batches until none is left."""
     workers.ready()
     if workers.rank > 0:
+        now = as_begun(now, journal.facts())
         journal.check(fingerprint(now), but=_OF_A_MACHINE)
     with np.load(journal.folder / _PLAN) as saved:
         plan, todo, left = Plan(saved["order"], saved["cuts"]), saved["todo"], saved["left"]

@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from jlm_cli import loading, preflight, runner, sharding, slurm
 from jlm_cli.config import Config
+from jlm_cli.devices import THREADS, has_amx
 from jlm_cli.journal import Journal
 from jlm_cli.report import Report
 
@@ -355,3 +356,23 @@ def test_real_model_gives_the_same_bytes(tmp_path: Path, jlm: Jlm, replica: Path
         done = jlm(*words, "-o", f"{workers}.jsonl", "--workers", workers)
         assert done.code == 0, done.err
     assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
+
+
+def test_a_run_goes_on_with_as_many_threads_as_it_began_with(tmp_path: Path, jlm: Jlm) -> None:
+    """They change bytes where bfloat16 is multiplied in tiles (AMX)."""
+    given = [pair(n, answers=["some more words " * (n % 40), "b"]) for n in range(60)]
+    write_rows(tmp_path / "in.jsonl", given)
+    model = ("-m", "tiny", "--dtype", "bfloat16", "--batch-tokens", "1500")
+    process = start(tmp_path, *model, env={"OMP_NUM_THREADS": "1"})
+    wait_for_records(tmp_path)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    begun = Journal(tmp_path / "out.jsonl.partial")
+    assert 0 < begun.n_records() < len(given)
+    done = jlm("judge", "in.jsonl", "-q", "-o", "out.jsonl", *model, env={"OMP_NUM_THREADS": "2"})
+    assert done.code == 0, done.err
+    whole = ("judge", "in.jsonl", "-q", "-o", "whole.jsonl", *model)
+    assert jlm(*whole, env={"OMP_NUM_THREADS": "1"}).code == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    made = json.loads((tmp_path / "out.metrics.json").read_bytes())["made_with"]
+    assert made.get(THREADS) == (1 if has_amx() else None)
