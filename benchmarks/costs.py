@@ -135,7 +135,7 @@ def lengths(options: argparse.Namespace, scratch: Path) -> Json:
         "rounds": options.rounds,
         "by_words_of_an_answer": {str(w): cost(w, n) for w in (20, 80, 320)},
         "by_batch_tokens": {
-            str(t): cost(80, n, "--batch-tokens", str(t)) for t in (2048, 8192, 16384)
+            str(t): cost(80, n, "--batch-tokens", str(t)) for t in (2048, 4096, 16384)
         },
         "by_rows": {str(r): cost(80, r) for r in (n // 2, n, 2 * n)},
     }
