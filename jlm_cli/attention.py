@@ -71,9 +71,10 @@ def _fused_causal(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, look: Look
 ) -> torch.Tensor:
     end = start + query.shape[2]
-    if look.first(end - 1) or (start and not query.is_cuda):
+    on_cpu = query.device.type == "cpu"
+    if look.first(end - 1) or (start and on_cpu):
         return _fused_in_chunks(query, key, value, start, look)
-    seen = end if query.is_cuda else _whole_vectors(end)  # a start at 0 hides what is behind
+    seen = _whole_vectors(end) if on_cpu else end  # a start at 0 hides what is behind
     key, value = key[:, :, :seen], value[:, :, :seen]
     if query.is_cuda and not _has_flash(query.device, query.dtype):
         key, value = _for_each_head(query, key, value)
@@ -93,7 +94,8 @@ def _fused_in_chunks(
     last = start + query.shape[2]
     for at in range(start, last, _MASKED_CHUNK):
         end = min(at + _MASKED_CHUNK, last)
-        seen = slice(look.first(at), min(_whole_vectors(end), key.shape[2]))
+        first = look.first(at) // _VECTOR * _VECTOR
+        seen = slice(first, min(_whole_vectors(end), key.shape[2]))
         sees = _band(query, range(at, end), range(seen.start, seen.stop), look)
         mine = query[:, :, at - start : end - start]
         parts.append(_fused_masked(mine, key[:, :, seen], value[:, :, seen], sees, look))
@@ -117,16 +119,21 @@ def _fused_masked(
     look: Look,
 ) -> torch.Tensor:
     batch, heads, new, size = query.shape
+    shared = heads // key.shape[1]
     if query.is_cuda:
         key, value = _for_each_head(query, key, value)
-    elif sees.ndim == 4 and query.dtype.itemsize == 2:  # shared keys are packed once for all heads
-        shared = heads // key.shape[1]
+    elif shared > 1 and sees.ndim == 4 and _packs(query):  # keys once for all their heads
         query = query.reshape(batch, -1, shared * new, size)
         sees = sees.repeat(1, 1, shared, 1)
     found = functional.scaled_dot_product_attention(
         query, key, value, attn_mask=sees, scale=look.scale, enable_gqa=True
     )
-    return found.reshape(batch, heads, new, size)
+    return found.reshape(batch, heads, new, -1)
+
+
+def _packs(query: torch.Tensor) -> bool:
+    """Whether torch's kernel first lays keys out for AMX."""
+    return query.device.type == "cpu" and query.dtype.itemsize == 2
 
 
 @dataclass(frozen=True)
@@ -243,7 +250,7 @@ def _products(
     scores[..., seen - sees.shape[-1] :] += sees
     shares = torch.softmax(scores, dim=-1)
     out = torch.matmul(shares.view(batch, groups, rows, seen).to(value.dtype), value)
-    return out.view(batch, heads, new, size)
+    return out.view(batch, heads, new, -1)
 
 
 fused = Kernel(_fused_causal, _fused_masked)

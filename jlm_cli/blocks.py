@@ -161,7 +161,7 @@ class Fans:
         mine = slice(self.first, self.first + rows)
         sees = self.seeing(look).to(query.dtype)  # under autocast
         seen = keys[mine, :, :places], values[mine, :, :places]
-        if most == 1:  # fused kernels with a mask would spell shared keys out for each head
+        if most == 1:  # for one query fused kernels lay keys out, or spell shared ones out, in vain
             kernel = by_products
         if most == 1 and len(query) == rows:  # as they are while all rows write
             return kernel.masked(query[:, :, None], *seen, sees, look)[:, :, 0]

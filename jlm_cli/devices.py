@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from jlm_cli.batching import PADDED, RESERVE
@@ -31,8 +30,8 @@ def default_name() -> str:
 def prepare_cpu() -> None:
     """What must be in the environment before torch computes; the user's own settings stay.
 
-    Huge pages spare the page faults of large tensors (Linux). MKL's strict mode gives the same
-    bytes for any number of threads, at no cost that could be measured.
+    Huge pages spare the page faults of large tensors (Linux). MKL's strict mode gives the
+    same products for any number of threads, at no cost that could be measured.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch
@@ -89,15 +88,6 @@ def has_amx() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
-def threads_that_matter(device: str, dtype: str) -> int | None:
-    """How many threads compute, where that can change a byte: oneDNN adds up its tiles in an order
-    that goes by their number."""
-    import torch
-
-    tiles = device == "cpu" and dtype != "float32" and has_amx()
-    return torch.get_num_threads() if tiles else None
-
-
 # under way at once: the GPU is at one and has the next, while a third is looked through; more would
 # be smaller ones, whose drafts cost as many launches
 GPU_BATCHES = 3
@@ -106,16 +96,24 @@ _CPU_LEAST, _CPU_SCORING, _CPU_WRITING = 4096, 8192, 16384  # tokens
 _GROWTH = 2  # of a row with its reason: prompts and reasons of 500 tokens are usual
 
 
-THREADS = "number of threads"
+THREADS = "number of threads"  # of each worker on a CPU
+
+
+def _threads() -> int:
+    """They change bytes: oneDNN adds up the tiles of AMX in an order that goes by their number, and
+    torch computes an activation's last numbers of each thread without vectors."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 @dataclass(frozen=True)
 class Compute:
     """Where and how a model computes: found out once, the same for every worker.
 
-    So many batches are under way `at_once`; a worker computes with so many `threads`, where that
-    can change a byte. `weights` and `cache` are estimates in bytes of what
-    the model and these batches take, `memory` what the device has.
+    So many batches are under way `at_once`; a worker on a CPU has so many `threads`. `weights` and
+    `cache` are estimates in bytes of what the model and these batches take, `memory` what the
+    device has.
     """
 
     device: str
@@ -136,11 +134,6 @@ class Compute:
             here[THREADS] = self.threads
         could = (self.device, self.dtype) == ("cuda", "bfloat16")
         return {**here, "kernels": version_of_kernels()} if could else here
-
-    def as_begun(self, facts: Mapping[str, Any]) -> Compute:
-        """With as many threads as a run was begun with, of which these are the settings."""
-        begun_with = facts.get(THREADS)
-        return self if None in (self.threads, begun_with) else replace(self, threads=begun_with)
 
     def sizes(self) -> dict[str, int]:
         """Estimates in bytes."""
@@ -174,7 +167,7 @@ def choose_compute(files: ModelFiles, config: Config) -> Compute:
         config.quantize,
         config.gpus_per_model,
         at_once,
-        threads_that_matter(device, dtype),
+        _threads() if device == "cpu" else None,
         weights,
         cache * tokens * at_once,
         memory,

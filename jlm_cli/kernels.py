@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 Turn: TypeAlias = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 _TURN = "apply_rotary_pos_emb"  # in the modules of models
 MANY = 1024  # tokens of a pass; with fewer a call costs the host more than two of torch's
-_ROUNDING = 0.02  # 16 bits round each of three steps by a quarter of it
+_ROUNDING = {2: 0.02, 4: 1e-5}  # by bytes; 16 bits round each of three steps by a quarter of it
 
 
 def are_usable(device: torch.device, dtype: torch.dtype) -> bool:
@@ -75,20 +75,13 @@ def silu_times(gate: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def _turned(
-    own: Turn,
-    faster: Turn,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    *rest: Any,
-    **more: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _turned(own: Turn, faster: Turn, *given: Any, **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries and keys [B, heads, T, size], whose halves have the same cos and sin [B, T, size]."""
-    if rest or more or cos.ndim != 3 or cos.shape[-1] != query.shape[-1]:
-        return own(query, key, cos, sin, *rest, **more)
-    return faster(query, key, cos, sin)
+    if more or len(given) != 4:
+        return own(*given, **more)
+    query, _, cos, _ = given
+    usual = cos.ndim == 3 and cos.shape[-1] == query.shape[-1]
+    return faster(*given) if usual else own(*given)
 
 
 def _by_halves(
@@ -132,7 +125,7 @@ def _is_usual(own: Turn, faster: Turn, model: PreTrainedModel) -> bool:
         wanted = own(*states)
         found = _turned(own, faster, *(one.clone() for one in states))
         return all(
-            bool((a - b).float().norm() <= _ROUNDING * b.float().norm())
+            bool((a - b).float().norm() <= _ROUNDING[a.dtype.itemsize] * b.float().norm())
             for a, b in zip(found, wanted, strict=True)
         )
     except torch.OutOfMemoryError:

@@ -2,7 +2,7 @@
 
 The norms of transformers pass over their states six times. On GPUs they become torch's own, which
 do so once, and what a gated layer gates is passed over once too, by Liger's kernel. On CPUs norms
-take three passes, and where bfloat16 is multiplied natively, linear layers go as oneDNN takes them:
+take half as many, and where bfloat16 is multiplied natively, linear layers go as oneDNN takes them:
 their weights laid out once in its own order, the gate of a gated layer applied within the products.
 torch's compiler writes these calls of oneDNN, which have no public name yet.
 """

@@ -62,8 +62,14 @@ def fingerprint(now: Run) -> Json:
 
 
 def as_begun(now: Run, facts: Json) -> Run:
-    """Computing as the run was begun that these facts describe, if there is one."""
-    return replace(now, compute=now.compute.as_begun(facts))
+    """Computing as the run was begun that these facts describe, if there is one: with as many
+    threads, and on a CPU, where none are asked for, with as many tokens in a batch."""
+    compute = now.compute
+    if compute.threads is not None and devices.THREADS in facts:
+        compute = replace(compute, threads=facts[devices.THREADS])
+    if compute.device == "cpu" and now.config.batch_tokens is None and "batch_tokens" in facts:
+        compute = replace(compute, batch_tokens=facts["batch_tokens"])
+    return replace(now, compute=compute)
 
 
 def plan_of(now: Run, survey: Survey) -> Plan:

@@ -129,7 +129,9 @@ def work(config: Config, workers: sharding.Workers) -> int:
         return EXIT_OK
     with locked(config.partial), _kept(config):
         check_output(config)  # once more: another run may just have finished
-        now = as_begun(now, _facts_before(config, journal))
+        own, now = now, _as_begun(now, journal)
+        if (threads := now.compute.threads) != own.compute.threads:
+            report.note(f"computing with {threads} threads, as the run was begun")
         n_left, survey = _begin(now, journal, report)
         _judge_share(now, journal, workers, report)
         workers.finish()
@@ -190,13 +192,14 @@ def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
     return int(left.sum()), survey
 
 
-def _facts_before(config: Config, journal: Journal) -> Json:
-    """Of the run that is gone on with, or whose errors are judged again; nothing of a new one."""
-    if facts := journal.facts():
-        return {} if config.overwrite and not config.retry_errors else facts
-    if config.retry_errors and config.output is not None:
-        return made_with(summary_path(config.output)) or {}
-    return {}
+def _as_begun(now: Run, journal: Journal) -> Run:
+    """As the run was begun that is gone on with, or whose errors are judged again."""
+    config, facts = now.config, journal.facts()
+    if not facts and config.retry_errors and config.output is not None:
+        facts = made_with(summary_path(config.output)) or {}
+    begun = as_begun(now, facts)
+    anew = config.overwrite and not config.retry_errors
+    return now if anew and first_difference(facts, fingerprint(begun)) is not None else begun
 
 
 def _n_given_up(now: Run, journal: Journal, facts: Json) -> int:

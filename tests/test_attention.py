@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jlm_cli.attention import Look, by_products, fused
+from jlm_cli import attention
+from jlm_cli.attention import Look, by_products, fused, kernel_for
 
 
 def tensors(tokens: int, seen: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -81,3 +82,37 @@ def test_bfloat16_stays_near_float32() -> None:
     found = by_products.causal(query, key, value, 0, Look()).float()
     wanted = fused.causal(query.float(), key.float(), value.float(), 0, Look())
     assert (found - wanted).norm() < 0.01 * wanted.norm()
+
+
+@pytest.mark.parametrize("start", [0, 5, 100])
+@pytest.mark.parametrize("spare", [0, 9, 70])
+def test_the_fused_kernel_in_bfloat16(start: int, spare: int) -> None:
+    """Which on CPUs is shown more places than there are tokens, and must not see them."""
+    query, key, value = tensors(90, start + 90 + spare)
+    key[:, :, start + 90 :] = 9.0
+    wanted = by_products.causal(query, key, value, start, Look())
+    query, key, value = (one.to(torch.bfloat16) for one in (query, key, value))
+    found = fused.causal(query, key, value, start, Look()).float()
+    assert (found - wanted).norm() < 0.01 * wanted.norm()
+
+
+def test_which_kernel_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    for amx in (True, False):
+        monkeypatch.setattr(attention, "has_amx", lambda amx=amx: amx)
+        assert kernel_for(cpu, torch.bfloat16, Look()) is (fused if amx else by_products)
+        assert kernel_for(cpu, torch.float32, Look()) is fused
+        assert kernel_for(cpu, torch.float32, Look(cap=30.0)) is by_products
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_of_another_size_than_keys(dtype: torch.dtype) -> None:
+    query, key, value = tensors(40, 64)
+    query, key, value = query.to(dtype), key.to(dtype), value[..., :8].to(dtype)
+    sees = torch.zeros(1, 1, 40, 64, dtype=dtype)
+    wanted = fused.causal(query.float(), key.float(), value.float(), 0, Look())
+    assert wanted.shape == (1, 6, 40, 8)
+    for kernel in (by_products, fused):
+        assert kernel.masked(query, key, value, sees, Look()).shape == wanted.shape
+        found = kernel.causal(query, key, value, 0, Look()).float()
+        assert (found - wanted).norm() < 0.01 * wanted.norm()

@@ -179,20 +179,3 @@ def test_a_run_is_gone_on_with_on_the_same_kernels_alone(monkeypatch: pytest.Mon
     assert devices.Compute("cuda", "bfloat16", 4096).settings()["kernels"] == "0.8.5"
     for device, dtype in (("cpu", "bfloat16"), ("cuda", "float16")):
         assert "kernels" not in devices.Compute(device, dtype, 4096).settings()
-
-
-def test_threads_are_a_setting_where_they_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a run that goes on takes those that it began with."""
-    for amx, dtype, there in (
-        (True, "bfloat16", True),
-        (True, "float32", False),
-        (False, "bfloat16", False),
-    ):
-        monkeypatch.setattr(devices, "has_amx", lambda amx=amx: amx)
-        threads = devices.threads_that_matter("cpu", dtype)
-        assert threads == (torch.get_num_threads() if there else None)
-        assert devices.threads_that_matter("cuda", dtype) is None
-        compute = devices.Compute("cpu", dtype, 4096, threads=threads)
-        assert compute.as_begun({}) == compute
-        begun = compute.as_begun({devices.THREADS: 7})
-        assert begun.settings().get(devices.THREADS) == (7 if there else None)

@@ -40,7 +40,7 @@ def test_a_judge_says_the_same_and_is_no_further_from_float32(builtin: Loaded) -
     assert isinstance(make_engine(laid, builtin.vocabulary), PackedEngine)
 
 
-def test_float32_stays(released: Loaded) -> None:
+def test_layers_of_float32_stay_in_their_order(released: Loaded) -> None:
     model = copy.deepcopy(released.model).float()
     lay_out(model)
     assert count(model, LaidOut) == 0

@@ -12,16 +12,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Jlm, pair, read_rows, write_rows
 from filelock import FileLock
 
 from jlm_cli import loading, preflight, runner, sharding, slurm
 from jlm_cli.config import Config
-from jlm_cli.devices import THREADS, has_amx
+from jlm_cli.devices import THREADS
 from jlm_cli.journal import Journal
 from jlm_cli.report import Report
 
@@ -348,21 +350,22 @@ def test_pipe_with_workers(jlm: Jlm) -> None:
 
 
 def test_real_model_gives_the_same_bytes(tmp_path: Path, jlm: Jlm, replica: Path) -> None:
-    """Two workers of one thread, one worker of two threads: the same float32 sums."""
+    """Workers of one thread each."""
     given = [pair(n, answers=["a word " * (n % 40), "b"]) for n in range(60)]
     write_rows(tmp_path / "in.jsonl", given)
     words = ("judge", "in.jsonl", "-q", "-m", str(replica), "--batch-tokens", "2000")
     for workers in ("1", "2"):
-        done = jlm(*words, "-o", f"{workers}.jsonl", "--workers", workers)
+        more = ("-o", f"{workers}.jsonl", "--workers", workers)
+        done = jlm(*words, *more, env={"OMP_NUM_THREADS": "1"})
         assert done.code == 0, done.err
     assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
 
 
 def test_a_run_goes_on_with_as_many_threads_as_it_began_with(tmp_path: Path, jlm: Jlm) -> None:
-    """They change bytes where bfloat16 is multiplied in tiles (AMX)."""
+    """They can change bytes."""
     given = [pair(n, answers=["some more words " * (n % 40), "b"]) for n in range(60)]
     write_rows(tmp_path / "in.jsonl", given)
-    model = ("-m", "tiny", "--dtype", "bfloat16", "--batch-tokens", "1500")
+    model = ("-m", "tiny", "--batch-tokens", "1500")
     process = start(tmp_path, *model, env={"OMP_NUM_THREADS": "1"})
     wait_for_records(tmp_path)
     os.killpg(process.pid, signal.SIGKILL)
@@ -375,4 +378,27 @@ def test_a_run_goes_on_with_as_many_threads_as_it_began_with(tmp_path: Path, jlm
     assert jlm(*whole, env={"OMP_NUM_THREADS": "1"}).code == 0
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     made = json.loads((tmp_path / "out.metrics.json").read_bytes())["made_with"]
-    assert made.get(THREADS) == (1 if has_amx() else None)
+    assert made[THREADS] == 1
+
+
+def test_a_run_goes_on_computing_as_it_began(tmp_path: Path, replica: Path) -> None:
+    """As many threads, and as large batches where none are asked for; begun anew, as it likes."""
+    write_rows(tmp_path / "in.jsonl", [pair(n) for n in range(3)])
+    config = Config(
+        inputs=(str(tmp_path / "in.jsonl"),), output=tmp_path / "out.jsonl", model=str(replica),
+        device="cpu",
+    )  # fmt: skip
+    now, journal = preflight.open_run(config, Report(True)), Journal(tmp_path / "out.jsonl.partial")
+    journal.folder.mkdir()
+    assert now.compute.threads == torch.get_num_threads()
+    assert runner._as_begun(now, journal) == now
+    before = replace(now, compute=replace(now.compute, threads=7, batch_tokens=5000))
+    journal.begin(preflight.fingerprint(before))
+    for overwrite in (False, True):  # the same run, once more
+        again = replace(now, config=replace(config, overwrite=overwrite))
+        assert runner._as_begun(again, journal).compute == before.compute
+    asked = replace(now, config=replace(config, batch_tokens=4096))
+    assert runner._as_begun(asked, journal).compute == replace(now.compute, threads=7)
+    other = replace(now, config=replace(config, limit=2, overwrite=True))
+    assert runner._as_begun(other, journal) == other
+    now.rows.source.__exit__()
