@@ -63,8 +63,8 @@ def throughput(name: str) -> str:
 
 
 def windows() -> str:
-    """A shape whose layers mostly see a window, on the second machine."""
-    found = result("throughput-gemma-cpu-2")
+    """A shape whose layers mostly see a window."""
+    found = result("throughput-gemma-cpu")
     body = [
         [text, found["pairs_per_second"][way], f"{found[_RATIOS[way]]:.2f} ×"]
         for way, text in _WAYS.items()
