@@ -131,7 +131,7 @@ def work(config: Config, workers: sharding.Workers) -> int:
         check_output(config)  # once more: another run may just have finished
         own, now = now, _as_begun(now, journal)
         if (threads := now.compute.threads) != own.compute.threads:
-            report.note(f"computing with {threads} threads, as the run was begun")
+            report.note(f"threads: {threads}, as many as the run was begun with")
         n_left, survey = _begin(now, journal, report)
         _judge_share(now, journal, workers, report)
         workers.finish()
