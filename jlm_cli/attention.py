@@ -94,8 +94,7 @@ def _fused_in_chunks(
     last = start + query.shape[2]
     for at in range(start, last, _MASKED_CHUNK):
         end = min(at + _MASKED_CHUNK, last)
-        first = look.first(at) // _VECTOR * _VECTOR
-        seen = slice(first, min(_whole_vectors(end), key.shape[2]))
+        seen = _seen(key, at, end, look)
         sees = _band(query, range(at, end), range(seen.start, seen.stop), look)
         mine = query[:, :, at - start : end - start]
         parts.append(_fused_masked(mine, key[:, :, seen], value[:, :, seen], sees, look))
@@ -206,8 +205,7 @@ def _causal_products(
     at, last = start, start + query.shape[2]
     while at < last:
         end = min(_whole_vectors(at + _CHUNK), last)
-        first = look.first(at) // _VECTOR * _VECTOR
-        seen = slice(first, min(_whole_vectors(end), key.shape[2]))
+        seen = _seen(key, at, end, look)
         if look.first(end - 1):
             sees = _band(query, range(at, end), range(seen.start, seen.stop), look)
         else:
@@ -216,6 +214,12 @@ def _causal_products(
         parts.append(_products(mine, key[:, :, seen], value[:, :, seen], sees, look))
         at = end
     return torch.cat(parts, dim=2)
+
+
+def _seen(key: torch.Tensor, at: int, end: int, look: Look) -> slice:
+    """The places that those from `at` to `end` see, in whole vectors where there are so many."""
+    first = look.first(at) // _VECTOR * _VECTOR
+    return slice(first, min(_whole_vectors(end), key.shape[2]))
 
 
 def _whole_vectors(places: int) -> int:

@@ -48,12 +48,12 @@ class Turning:
         names = {type(part).__module__ for part in model.modules() if hasattr(part, "layer_idx")}
         modules = (sys.modules[name] for name in sorted(names))
         turning = [one for one in modules if hasattr(one, _TURN)]
-        for faster in (_by_liger, _by_halves):
-            if faster is _by_halves or are_usable(model.device, model.dtype):
-                usual = [one for one in turning if _is_usual(getattr(one, _TURN), faster, model)]
-                if usual:
-                    return cls(usual, faster)
-        return cls((), _by_halves)
+        liger = [_by_liger] if are_usable(model.device, model.dtype) else []
+        for faster in (*liger, _by_halves):
+            usual = [one for one in turning if _is_usual(getattr(one, _TURN), faster, model)]
+            if usual:
+                break
+        return cls(usual, faster)
 
     @contextmanager
     def on(self) -> Iterator[None]:

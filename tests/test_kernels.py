@@ -169,9 +169,10 @@ def test_other_ways_to_turn_stay_the_models_own(
     def fails(*_: Any) -> Any:
         raise RuntimeError("no C compiler")
 
-    assert kernels.Turning.of(builtin.model).faster is kernels._by_liger
+    usual = [modeling_llama]
+    assert kernels.Turning.of(builtin.model) == kernels.Turning(usual, kernels._by_liger)
     monkeypatch.setattr(sys.modules["liger_kernel.ops.rope"].LigerRopeFunction, "apply", fails)
-    assert kernels.Turning.of(builtin.model).faster is kernels._by_halves
+    assert kernels.Turning.of(builtin.model) == kernels.Turning(usual, kernels._by_halves)
 
 
 def test_a_run_is_gone_on_with_on_the_same_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:

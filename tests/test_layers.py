@@ -55,6 +55,7 @@ def test_norms_are_fused_in_any_format(
     fused = copy.deepcopy(plain)
     replace(fused)
     assert count(fused, kind) == 2 * plain.config.num_hidden_layers + 1
+    assert replace is lay_out or count(fused, LaidOut) == 0
     ids = torch.tensor(released.vocabulary.encode(["Which answer is better? " * 9])[0].ids)[None]
     with torch.inference_mode():
         exact, before, after = (
