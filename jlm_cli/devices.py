@@ -14,7 +14,7 @@ from jlm_cli.batching import PADDED, RESERVE
 from jlm_cli.config import Config, Quantize
 from jlm_cli.errors import ModelError
 from jlm_cli.models import FAKE, HUB_DEFAULT, TINY, ModelFiles
-from jlm_cli.vocabularies import text_config
+from jlm_cli.vocabularies import text_config, whole_config
 
 
 def default_name() -> str:
@@ -251,8 +251,9 @@ def _check_quantize(files: ModelFiles, device: str, dtype: str, quantize: Quanti
         _check_float8(device, dtype)
     elif importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(f"--quantize {quantize}: install the extra: pip install 'jlm[quantize]'")
-    if files.gguf:
-        raise ModelError(f"--quantize {quantize}: {files.gguf} is quantized already")
+    if files.gguf or getattr(whole_config(files), "quantization_config", None):
+        named = files.gguf or files.name
+        raise ModelError(f"--quantize {quantize}: {named} is quantized already")
     if device not in ("cpu", "cuda"):
         raise ModelError(f"--quantize {quantize}: not on {device}; take --device cpu or cuda")
     if any((getattr(text_config(files), name, 0) or 0) > 1 for name in _EXPERTS):

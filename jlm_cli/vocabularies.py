@@ -60,12 +60,16 @@ def _tokenizer(files: ModelFiles) -> Any:
 
 def text_config(files: ModelFiles) -> Any:
     """The configuration of the language model in a folder. Raises ModelError."""
+    return whole_config(files).get_text_config()
+
+
+def whole_config(files: ModelFiles) -> Any:
+    """The configuration of all that a folder's model is. Raises ModelError."""
     from transformers import AutoConfig
 
     source: dict[str, Any] = {"gguf_file": files.gguf} if files.gguf else {}
     try:
-        config = AutoConfig.from_pretrained(files.folder, **LOCKED_DOWN, **source)
-        return config.get_text_config()
+        return AutoConfig.from_pretrained(files.folder, **LOCKED_DOWN, **source)
     except LOADING_ERRORS as error:
         raise ModelError(f"--model {files.name}: {first_line(error)}") from error
 

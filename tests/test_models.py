@@ -83,6 +83,14 @@ def test_quantize_says_what_it_cannot_do(tmp_path: Path, jlm: Jlm, replica: Path
     write_rows(tmp_path / "in.jsonl", [pair(1)])
     done = jlm("judge", "in.jsonl", "-m", "model.gguf", "--quantize", "4bit")
     assert done.code == 2 and "model.gguf is quantized already" in done.err
+    shutil.copytree(replica, tmp_path / "narrow", ignore=shutil.ignore_patterns("*.bin"))
+    config = transformers.AutoConfig.from_pretrained(replica)
+    config.quantization_config = {"quant_method": "awq", "bits": 4}
+    config.save_pretrained(tmp_path / "narrow")
+    for bits in ("8bit", "fp8"):
+        done = jlm("judge", "in.jsonl", "-m", "narrow", "--quantize", bits, "--dtype", "bfloat16")
+        assert done.code == 2
+        assert done.err.endswith(f"--quantize {bits}: narrow is quantized already\n")
     done = jlm("judge", "in.jsonl", "-m", str(replica), "--quantize", "4bit")
     assert done.code == 2 and "must be divisible" in done.err and "Traceback" not in done.err
     for dtype in ("float32", "float16"):
