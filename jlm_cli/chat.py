@@ -17,7 +17,7 @@ from jlm_cli.engine import Judge
 from jlm_cli.errors import EXIT_OK, JlmError, RowError, UsageError
 from jlm_cli.journal import write_whole
 from jlm_cli.modes import Mode, arranged, flags_of, mode_of
-from jlm_cli.records import Sample, dump_indented, judged_record
+from jlm_cli.records import TURNED, Sample, dump_indented, judged_record
 from jlm_cli.report import Report, escaped
 from jlm_cli.screen import Screen
 
@@ -158,8 +158,7 @@ class Chat:
         if len(self.case.sample.answers) != 2:
             raise UsageError("/swap: there is one answer")
         case = self.judged(arranged(self.case.sample, (2, 1)))
-        turned = {"1": "2", "2": "1", "tie": "tie"}[self.case.record["verdict"]]
-        same = turned == case.record["verdict"]
+        same = TURNED[self.case.record["verdict"]] == case.record["verdict"]
         outcome = "consistent" if same else "not consistent, the order made the difference"
         self._go_on_with(case, f"The answers have changed places: {outcome}.")
 
@@ -241,6 +240,7 @@ def talk(config: Config, choice: Choice | None) -> int:
         record = choice.find()
         config = replace(config, command=record["mode"])
         case = case_of(record, config)
+        config = replace(config, use_reference=case.sample.reference is not None)
     mode_of(config)  # as preflight.open_run does
     report = Report()
     files = models.find(config.model, report.note)
@@ -248,7 +248,7 @@ def talk(config: Config, choice: Choice | None) -> int:
     compute = devices.choose_compute(files, config)
     vocabulary = vocabularies.load_vocabulary(files)
     layout = Layout(
-        vocabulary, vocabularies.chat_layout(files), config.max_length or vocabulary.context
+        vocabulary, vocabularies.chat_layout(files), vocabulary.room(config.max_length)
     )
     report.note(f"model {files.name} on {compute.device} in {compute.dtype}")
     if choice is not None:

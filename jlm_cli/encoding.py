@@ -53,6 +53,10 @@ class Vocabulary:
     context: int | None
     wrap: Callable[[str], ChatWrap] | None = None
 
+    def room(self, asked: int | None) -> int | None:
+        """The most tokens of a prompt: as many as asked for, and no more than the model reads."""
+        return min(filter(None, (asked, self.context)), default=None)
+
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         return self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
 
@@ -142,7 +146,7 @@ class Encoder:
         self._vocabulary = lines.vocabulary
         self._mode = mode
         self._config = config
-        self._room = config.max_length or lines.vocabulary.context or MOST_TOKENS
+        self._room = lines.vocabulary.room(config.max_length) or MOST_TOKENS
         self._longest_token = max(map(len, lines.vocabulary.tokenizer.get_vocab()))
 
     def encode(self, samples: Sequence[Sample]) -> list[list[Prompt] | RowError]:
@@ -273,7 +277,8 @@ class Encoder:
     ) -> tuple[Sample, list[list[int]]]:
         """Break up user text that became a special or added token."""
         for _ in range(_BREAKS):
-            found = self._special_in(sample, views)
+            if not (found := self._special_in(sample, views)):
+                break
             for name, start, end in reversed(found):
                 text = field_of(sample, name)
                 sample = with_field(sample, name, _broken(text, start, end))
@@ -281,8 +286,8 @@ class Encoder:
         return sample, self._ids(sample, views)
 
     def _special_in(self, sample: Sample, views: Sequence[View]) -> list[tuple[str, int, int]]:
-        """The special tokens that stem from a field, as (field, start, end) in its text, of the
-        first view that has any."""
+        """The special tokens that stem from a field, as (field, start, end) in its text."""
+        found: set[tuple[str, int, int]] = set()
         for view in views:
             render = self._render(sample, view)
             encoding = self._vocabulary.locate(_text(render))
@@ -291,15 +296,13 @@ class Encoder:
                 for token, offsets in zip(encoding.ids, encoding.offsets, strict=True)
                 if token in self._vocabulary.special
             ]
-            found = [
+            found |= {
                 (name, max(start - at, 0), min(end, to) - at)
                 for name, at, to in _spans(render)
                 for start, end in places
                 if start < to and end > at
-            ]
-            if found:
-                return found
-        return []
+            }
+        return sorted(found)
 
     def _shorten(
         self, sample: Sample, views: Sequence[View], ids: list[list[int]], flags: list[str]

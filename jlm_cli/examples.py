@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,8 +113,8 @@ class ExampleMaker:
         self._vocabulary = lines.vocabulary
         self._templates = templates
         self._form = form
-        limits = (max_length, lines.vocabulary.context, _NO_LIMIT)
-        self._limit = min(limit for limit in limits if limit)
+        self._limit = lines.vocabulary.room(max_length) or _NO_LIMIT
+        self._endless = Lines(replace(lines.vocabulary, context=None))  # a target follows
         self._unlimited = self._encoder(_NO_LIMIT)
 
     def make(
@@ -193,7 +193,7 @@ class ExampleMaker:
 
     def _encoder(self, max_length: int) -> Encoder:
         config = Config(inputs=(), output=None, model="", max_length=max_length, max_new_tokens=0)
-        return Encoder(self._lines, self._templates, config)
+        return Encoder(self._endless, self._templates, config)
 
 
 @dataclass(frozen=True)

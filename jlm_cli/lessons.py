@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from jlm_cli.errors import RowError
-from jlm_cli.records import VERDICTS, Gold, Json, Sample, read_gold, read_score_line, verdict_of
+from jlm_cli.records import Gold, Json, Sample, read_gold, read_score_line, verdict_of
 from jlm_cli.schemas import Schema, parse_row, read_sample
 
 Order = tuple[int, ...]
@@ -189,20 +189,16 @@ def _teaching(value: Any, n: int) -> Teaching | None:
     """A judgment from a text whose first line is a score line, or from a list of scores."""
     if value is None or value == "error":  # where the official teacher failed
         return None
-    if n == 2 and value in VERDICTS:
-        raise RowError("no-scores", "field gold: a verdict alone teaches no scores; see jlm data")
-    if isinstance(value, str):
-        scores = read_score_line(value)
-        if scores is None:
+    gold = read_gold(value, n)
+    if gold is None:
+        given = read_score_line(value)
+        if given is None:
             raise RowError("no-score-line", "the teacher's text begins with no score line")
-        reason = value.lstrip().partition("\n")[2].strip()
-    else:
-        gold = read_gold(value, n)
-        assert gold is not None and gold.scores is not None  # of a list of scores
-        scores, reason = gold.scores, ""
-    if len(scores) != n:
-        raise RowError("n-scores", f"the teacher gives {len(scores)} scores to {n} answers")
-    return Teaching(spelled(scores), reason)
+        raise RowError("n-scores", f"the teacher gives {len(given)} scores to {n} answers")
+    if gold.scores is None:
+        raise RowError("no-scores", "field gold: a verdict alone teaches no scores; see jlm data")
+    reason = value.lstrip().partition("\n")[2].strip() if isinstance(value, str) else ""
+    return Teaching(spelled(gold.scores), reason)
 
 
 def spelled(scores: Sequence[float]) -> tuple[str, ...]:

@@ -122,6 +122,14 @@ def test_grade(tmp_path: Path, jlm: Jlm) -> None:
     assert done.code == 2 and "/swap: there is one answer" in done.err
 
 
+def test_a_grade_without_a_reference(tmp_path: Path, jlm: Jlm) -> None:
+    """Goes on without one, until it gets one."""
+    write_rows(tmp_path / "in.jsonl", [{"id": "g", "question": "What is 1 + 1?", "answer": "Two."}])
+    assert jlm("grade", "in.jsonl", "-q", "--no-reference").code == 0
+    done = jlm("chat", "in.grade.jsonl", stdin="Why?\n/reference 2\nWhy?\n")
+    assert done.code == 0 and len(REPLY.findall(done.out)) == 2 and "Reference  2\n" in done.out
+
+
 def test_compact_records_need_their_input(tmp_path: Path, jlm: Jlm) -> None:
     rows = [pair("a"), pair("b", reference="Maybe.")]
     write_rows(tmp_path / "in.jsonl", rows)

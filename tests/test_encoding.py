@@ -148,6 +148,17 @@ def test_all_ends_that_a_model_names_end_its_text(replica: Path, tmp_path: Path)
     assert vocabulary.ends == (2, 700) and {2, 700} <= {*vocabulary.line_ends}
 
 
+def test_control_tokens_are_broken_up_in_every_view() -> None:
+    """Of which each shows two answers of eight."""
+    vocabulary = load_vocabulary(ModelFiles(FAKE, Path()))
+    vocabulary.tokenizer.add_tokens(["<turn>"])
+    vocabulary = replace(vocabulary, special=vocabulary.special | {257})
+    sample = replace(SAMPLE, answers=tuple(f"so <turn> it is {n}" for n in range(8)))
+    for prompt in encoded(encoder_of(vocabulary, command="rank", method="pairwise"), sample):
+        assert 257 not in prompt.ids
+        assert set(prompt.flags) == {f"special:answer_{n}" for n in range(1, 9)}
+
+
 def test_cut_at_the_limit() -> None:
     """One token under, at and over the limit; far over; by each answer."""
     (whole,) = encoded(fake_encoder(), SAMPLE)
@@ -165,6 +176,14 @@ def test_cut_at_the_limit() -> None:
     (prompt,) = encoded(fake_encoder(max_length=size + 90), both)
     assert prompt.flags == ("truncated:answer_1", "truncated:answer_2")
     assert text_of(prompt).count("x" * 40) == text_of(prompt).count("y" * 40)
+
+
+def test_no_prompt_is_longer_than_the_model_reads() -> None:
+    vocabulary = replace(load_vocabulary(ModelFiles(FAKE, Path())), context=1500)
+    long = replace(SAMPLE, answers=("x" * 3000, "No idea."))
+    for asked in (None, 20000):
+        (prompt,) = encoded(encoder_of(vocabulary, max_length=asked), long)
+        assert len(prompt.ids) + LINE == 1500 and prompt.flags == ("truncated:answer_1",)
 
 
 def test_both_orders_are_cut_alike() -> None:

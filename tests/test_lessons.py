@@ -194,6 +194,8 @@ def test_native_rows() -> None:
     [
         ("1", "no-scores"),
         ("tie", "no-scores"),
+        ("model_a", "no-scores"),
+        (1, "no-scores"),
         ("no scores here", "no-score-line"),
         ("7 8 9", "n-scores"),
         ("error", "no-judgment"),
