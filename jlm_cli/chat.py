@@ -245,11 +245,9 @@ def talk(config: Config, choice: Choice | None) -> int:
     report = Report()
     files = models.find(config.model, report.note)
     mode = mode_of(config, files.template)
-    compute = devices.choose_compute(files, config)
+    compute = devices.choose_compute(files, config, writes=True)
     vocabulary = vocabularies.load_vocabulary(files)
-    layout = Layout(
-        vocabulary, vocabularies.chat_layout(files), vocabulary.room(config.max_length)
-    )
+    layout = Layout(vocabulary, vocabularies.chat_layout(files), vocabulary.room(config.max_length))
     report.note(f"model {files.name} on {compute.device} in {compute.dtype}")
     if choice is not None:
         template = " | ".join(dict.fromkeys(one.name for one in mode.templates))

@@ -140,8 +140,11 @@ class Compute:
         return {"weights": self.weights, "cache": self.cache, "memory": self.memory}
 
 
-def choose_compute(files: ModelFiles, config: Config) -> Compute:
-    """Device, number format and batch size for a run. Raises ModelError."""
+def choose_compute(files: ModelFiles, config: Config, writes: bool) -> Compute:
+    """Device, number format and batch size for a run, that reads alone or also writes reasons.
+
+    Raises ModelError.
+    """
     if files.name == FAKE:
         return Compute("cpu", "float32", config.batch_tokens or _CPU_LEAST)
     device = "cpu" if config.workers is not None else choose_device(config.device)
@@ -150,14 +153,14 @@ def choose_compute(files: ModelFiles, config: Config) -> Compute:
         _check_quantize(files, device, dtype, config.quantize)
     cache, hidden = _sizes(files, dtype)
     weights = weight_bytes(files, dtype, config.quantize)
-    memory = _memory(device) * config.gpus_per_model
-    at_most = GPU_BATCHES
-    if config.reason:  # a batch by itself, whose rows grow
+    memory, at_most = _memory(device), GPU_BATCHES
+    if writes:  # a batch by itself, whose rows grow
         cache, at_most = _GROWTH * cache, 1
     if device == "cuda":
+        memory *= config.gpus_per_model
         at_once, automatic = batches_within(memory, weights, cache, hidden, at_most)
     else:
-        most = _CPU_WRITING if config.reason else _CPU_SCORING
+        most = _CPU_WRITING if writes else _CPU_SCORING
         at_once, automatic = 1, batch_on_cpu(memory, cache, most)
     tokens = config.batch_tokens or automatic
     return Compute(

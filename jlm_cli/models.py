@@ -13,6 +13,7 @@ from jlm_cli.builtin import builtin_base, builtin_judge
 from jlm_cli.config import file_sha256
 from jlm_cli.errors import ModelError
 from jlm_cli.hub import Say, from_hub
+from jlm_cli.prompts import load
 from jlm_cli.records import dump
 
 HUB_DEFAULT = "BAAI/JudgeLM-7B-v1.0"
@@ -77,11 +78,13 @@ class ModelFiles:
 
 def keep_template(name: str | None, folder: Path) -> None:
     """Have a judge's folder say what it was taught with, where a template was named; one of the
-    user's own is copied."""
+    user's own is copied, with its variants."""
     if name is None:
         return
-    if name.endswith(".toml"):
-        shutil.copyfile(name, folder / Path(name).name)
+    taught = load(name)
+    for path in filter(None, (name, taught.with_reference, taught.with_input)):
+        if path.endswith(".toml"):
+            shutil.copyfile(path, folder / Path(path).name)
     (folder / _TAUGHT).write_bytes(dump({"template": Path(name).name}) + b"\n")
 
 

@@ -106,8 +106,14 @@ class Templates:
 
 def identity(templates: Sequence[Template]) -> str:
     """SHA-256 of all they say, in hex."""
-    said = [replace(template, description="", source="") for template in templates]
+    elsewhere = {"description": "", "source": "", "with_reference": None, "with_input": None}
+    said = [replace(template, **elsewhere) for template in templates]
     return hashlib.sha256(repr(said).encode()).hexdigest()
+
+
+def writes_first(templates: Sequence[Template]) -> bool:
+    """Whether a judge may write a reason before its line."""
+    return any(template.reason_first is not None for template in templates)
 
 
 def arranged(sample: Sample, shown: Sequence[int]) -> Sample:

@@ -14,7 +14,7 @@ from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines
 from jlm_cli.errors import EXIT_OK
 from jlm_cli.journal import Journal, begun, first_difference, folder_of, write_stdout
-from jlm_cli.modes import Mode, identity, mode_of
+from jlm_cli.modes import Mode, identity, mode_of, writes_first
 from jlm_cli.records import Json, dump_indented
 from jlm_cli.report import Report
 from jlm_cli.rows import Rows, open_rows
@@ -41,7 +41,7 @@ def open_run(config: Config, report: Report) -> Run:
     rows = open_rows(config)
     files = models.find(config.model, report.note)
     mode = mode_of(config, files.template)
-    compute = devices.choose_compute(files, config)
+    compute = devices.choose_compute(files, config, config.reason or writes_first(mode.templates))
     report.note(f"model {files.name} on {compute.device} in {compute.dtype}")
     lines = Lines(vocabularies.load_vocabulary(files))
     return Run(config, rows, files, mode, lines, Encoder(lines, mode, config), compute)

@@ -25,6 +25,7 @@ _IN_TEXT = {"question", "instruction", "input", "reference", "accepted", "answer
     "definitions",
 }
 _COUNTS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_VARIANTS = {"with_reference", "with_input"}
 _KEYS = {
     "description",
     "source",
@@ -38,10 +39,7 @@ _KEYS = {
     "labels",
     "base",
     "replace",
-} | {
-    "with_reference",
-    "with_input",
-}
+} | _VARIANTS
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,8 @@ class Template:
     reason first, up to the last `reason_first`, and the line behind that. `values` are what it
     may write for an answer, or, with `verdicts`, for all of them. `chat_system` (maybe empty) has
     the prompt go through the model's chat template. `labels` name the least score of each grade,
-    highest first. `with_reference` and `with_input` name the templates of rows that have such.
+    highest first. `with_reference` and `with_input` are the templates of rows that have such: the
+    name of one, or the path of a file.
     """
 
     name: str
@@ -249,13 +248,21 @@ def _with_line(path: Path, template: Template, table: dict[str, Any]) -> Templat
     if not values or len(set(values)) < len(values) or not fit:
         raise ModelError(f"{path}: [line] needs values that differ, numbers where no verdicts are")
     labels = sorted(labels.items(), key=lambda item: -item[1])
+    told = {key: str(table[key]) for key in texts if key in table}
     return replace(
         template,
-        **{key: str(table[key]) for key in texts if key in table},
+        **told | {key: _beside(path, told[key]) for key in _VARIANTS & told.keys()},
         values=values,
         verdicts=verdicts,
         labels=tuple((name, float(least)) for name, least in labels),
     )
+
+
+def _beside(path: Path, name: str) -> str:
+    """A variant of a template: by name, or a file in the same folder."""
+    if name.endswith(".toml") and Path(name).name != name:
+        raise ModelError(f"{path}: {name} has to lie in the same folder, named without it")
+    return str(path.with_name(name)) if name.endswith(".toml") else name
 
 
 def _check_fields(path: Path, template: Template) -> None:

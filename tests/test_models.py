@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 import re
 import shutil
@@ -22,6 +23,7 @@ from jlm_cli.config import Quantize
 from jlm_cli.engine import reading_lines
 from jlm_cli.errors import ModelError
 from jlm_cli.hf_engine import PackedEngine, make_engine
+from jlm_cli.modes import Templates, identity
 from jlm_cli.scoreline import LineDistribution
 from jlm_cli.tasks import finish
 
@@ -248,6 +250,22 @@ def test_one_fetch_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(made) == 1
 
 
+def test_a_template_is_kept_with_its_variants(tmp_path: Path) -> None:
+    plain = 'description = "d"\nsource = "s"\ntext = "{question} {answer_1} {answer_2}:"\n'
+    (tmp_path / "mine.toml").write_text(f'{plain}with_reference = "mine-r.toml"\n')
+    (tmp_path / "mine-r.toml").write_text(plain)
+    (tmp_path / "judge").mkdir()
+    models.keep_template(str(tmp_path / "mine.toml"), tmp_path / "judge")
+    given, kept = (
+        Templates.named(str(folder / "mine.toml")).all for folder in (tmp_path, tmp_path / "judge")
+    )
+    assert [template.name for template in kept] == ["mine", "mine-r"]
+    assert identity(given) == identity(kept)
+    (tmp_path / "far.toml").write_text(f'{plain}with_input = "judge/mine-r.toml"\n')
+    with pytest.raises(ModelError, match="has to lie in the same folder"):
+        Templates.named(str(tmp_path / "far.toml"))
+
+
 def test_a_folder_says_what_its_judge_was_taught_with(tmp_path: Path) -> None:
     files = models.ModelFiles("m", tmp_path)
     assert files.template is None
@@ -358,6 +376,21 @@ def test_batch_tokens_follow_memory() -> None:
     assert alone == 1 and 1.3 * large < writing < 1.6 * large  # more rows, and room to grow
     assert devices.batch_on_cpu(24_000 * MB, 2 * cache, 16384) == 4096
     assert devices.batch_on_cpu(24_000 * MB, 2 * cache // 46, 16384) == 16384
+
+
+def test_batches_are_sized_for_what_is_written(tmp_path: Path, jlm: Jlm, replica: Path) -> None:
+    """A reason before the line as one behind it; and a CPU has its memory once."""
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+
+    def sizes(*words: str) -> tuple[int, int]:
+        told = jlm(
+            "judge", "in.jsonl", "-m", str(replica), "--device", "cpu", "--plan", "--json", *words
+        )
+        found = json.loads(told.out)
+        return found["cache"], found["memory"]
+
+    assert sizes() != sizes("--explain-first") == sizes("--reason")
+    assert sizes("--gpus-per-model", "4") == sizes()
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps"])
