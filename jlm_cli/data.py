@@ -45,13 +45,11 @@ def run(config: DataConfig) -> int:
     gathered = Gathered()
     for name in config.inputs:
         with open_source(name) as source:
-            for item in read_source(source, config, gathered):
-                if isinstance(item, Answered):
-                    gathered.answered.append(item)
-                else:
-                    gathered.judged.append(item)
+            read_source(source, config, gathered)
     held_out = set().union(*(questions_in(name) for name in config.hold_out))
     train, validation = _sides(gathered, config, held_out)
+    if not (train.answered or train.judged) and (validation.answered or validation.judged):
+        raise UsageError(f"--validation {config.validation:g}: leaves no question to train on")
     if not (train.answered or train.judged):
         raise InputError(f"{', '.join(config.inputs)}: no usable row: {_told(gathered)}")
     scale = Scale.of(gathered.answered)
@@ -88,11 +86,7 @@ def _sides(gathered: Gathered, config: DataConfig, held_out: set[str]) -> tuple[
         if key in held_out:
             gathered.left_out.append(("", 0, "held-out", "its question is held out"))
             continue
-        side = sides[for_validation(key, config.validation)]
-        if isinstance(item, Answered):
-            side.answered.append(item)
-        else:
-            side.judged.append(item)
+        sides[for_validation(key, config.validation)].add(item)
     return sides
 
 
@@ -298,6 +292,8 @@ def forms_of(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
         if name not in FORMS or not _is_share(share):
             raise UsageError(f"--form {text}: write it as FORM=SHARE; there are {', '.join(FORMS)}")
         forms.append((name, float(share)))
+    if forms and not any(share for _, share in forms):
+        raise UsageError(f"--form {texts[-1]}: no form has a share above 0")
     return tuple(forms) or (("pair", 1.0),)
 
 

@@ -7,7 +7,6 @@ either is left out by name; a teacher model that judges such rows would come in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,22 +81,25 @@ class Gathered:
     judged: list[Judged] = field(default_factory=list)
     left_out: list[tuple[str, int, str, str]] = field(default_factory=list)
 
+    def add(self, item: Answered | Judged) -> None:
+        if isinstance(item, Answered):
+            self.answered.append(item)
+        else:
+            self.judged.append(item)
 
-def read_source(
-    source: Source, config: DataConfig, gathered: Gathered
-) -> Iterator[Answered | Judged]:
-    """Its usable rows; the others are noted."""
+
+def read_source(source: Source, config: DataConfig, gathered: Gathered) -> None:
+    """Gather its usable rows; the others are noted. Raises InputError where there is none."""
     schema = _schema_of(source, config)
     found = 0
     for index, raw in enumerate(source):
         try:
-            item = read_row(raw, schema, source, index, config)
+            gathered.add(read_row(raw, schema, source, index, config))
         except RowError as error:
             where = (source.name, source.line(index), error.code, str(error))
             gathered.left_out.append(where)
             continue
         found += 1
-        yield item
     if not found:
         reason = gathered.left_out[-1][3] if len(source) else "is empty"
         raise InputError(f"{source.name}: no usable row: {reason}")
@@ -150,7 +152,9 @@ def _rated(row: Json, source: str, config: DataConfig) -> Answered:
             raise RowError("no-scores", f"field answers[{n}]: has none of {', '.join(_QUALITIES)}")
         text = need_text(answer.get("text"), f"answers[{n}].text")
         if config.longest is None or len(text) <= config.longest:
-            found.append(Answer(text, float(quality), answer.get("model")))
+            model = answer.get("model")
+            name = None if model is None else need_text(model, f"answers[{n}].model")
+            found.append(Answer(text, float(quality), name))
     if not found:
         raise RowError("too-long", f"all answers are longer than {config.longest} characters")
     reference = reference_text(row.get("reference", row.get("baseline_answer")))

@@ -106,8 +106,10 @@ class Templates:
 
 def identity(templates: Sequence[Template]) -> str:
     """SHA-256 of all they say, in hex."""
-    elsewhere = {"description": "", "source": "", "with_reference": None, "with_input": None}
-    said = [replace(template, **elsewhere) for template in templates]
+    said = [
+        replace(template, description="", source="", with_reference=None, with_input=None)
+        for template in templates
+    ]
     return hashlib.sha256(repr(said).encode()).hexdigest()
 
 
@@ -129,7 +131,7 @@ def read_aspects(texts: Sequence[str], together: bool) -> tuple[tuple[Aspect, ..
     Raises UsageError for a name that is not known and has no meaning given.
     """
     known = {aspect.name: aspect for aspect in ASPECTS}
-    found = []
+    found: list[Aspect] = []
     for text in texts:
         name, colon, meaning = (part.strip() for part in text.partition(":"))
         if not (name and (meaning or name in known)):
@@ -137,6 +139,8 @@ def read_aspects(texts: Sequence[str], together: bool) -> tuple[tuple[Aspect, ..
                 f"--aspect {text}: there are {', '.join(known)}; "
                 "an aspect of your own is written 'NAME: what it means'"
             )
+        if any(name == aspect.name for aspect in found):
+            raise UsageError(f"--aspect {name}: is given twice")
         found.append(Aspect(name, meaning) if colon else known[name])
     if not found:
         return ()

@@ -6,7 +6,6 @@ Every worker of a run goes through `work`; the first surveys and plans before, a
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -92,7 +91,8 @@ def run_inline(config: Config, inline: tuple[str, ...]) -> int:
         record = orjson.loads(output.read_bytes())
     if "error" in record:
         raise InputError(record["error"]["message"].removeprefix(f"{given}:1: "))
-    sys.stdout.write(dump(record).decode() + "\n" if config.print_json else spoken(record))
+    said = dump(record) + b"\n" if config.print_json else spoken(record).encode()
+    write_stdout(iter([said]))
     return status
 
 
@@ -317,7 +317,7 @@ def _sum_up(
         "n_error": tally.n_error,
         "n_unreadable_gold": survey.n_unreadable_gold,
         "seconds": round(seconds, 3),
-        "items_per_second": round(min(n_new, tally.n_judged) / seconds, 3) if seconds else None,
+        "items_per_second": round(min(n_new, tally.n_judged) / seconds, 3),
         **measured,
         MADE_WITH: journal.facts(),
     }

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from jlm_cli.errors import UsageError
 from jlm_cli.report import Report, escaped
 
 
@@ -18,8 +19,11 @@ class Screen:
     """
 
     def __init__(self, words: Sequence[str]) -> None:
-        """`words` are completed at the start of a line."""
-        for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
+        """`words` are completed at the start of a line. Raises UsageError."""
+        for name, errors in (("input", "replace"), ("output", "backslashreplace")):
+            stream = sys.stdin if name == "input" else sys.stdout
+            if stream is None:
+                raise UsageError(f"standard {name} is closed")
             stream.reconfigure(errors=errors)  # type: ignore[union-attr]
         self.interactive = sys.stdin.isatty()
         self.report = Report()

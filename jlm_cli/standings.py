@@ -113,7 +113,7 @@ class GradeTally(Tally):
             self.against.extend((record["gold"][0], score))
             self.questions.append(_question_of(record))
         for model in record["sample"]["models"] or ():
-            self.models[model].add(record["expected"])
+            self.models[model].add(expected)
 
     def summary(self) -> Json:
         if not self.n_judged:

@@ -171,7 +171,8 @@ def prepare(config: TrainConfig, report: Report) -> Course:
     ]
     schedule = make_schedule(material.lessons, epochs, maker, recipe.batch, config.seed)
     if not schedule.steps:
-        raise InputError(f"{config.inputs[0]}: no row can be learnt from: {schedule.left_out}")
+        why = _reasons(schedule.left_out)
+        raise InputError(f"{', '.join(config.inputs)}: no row can be learnt from: {why}")
     device = devices.choose_device(config.device)
     dtype = config.dtype or devices.training_dtype(device)
     course = Course(device, dtype, config, recipe, files, lines, templates, material, schedule)

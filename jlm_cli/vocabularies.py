@@ -29,7 +29,7 @@ def load_vocabulary(files: ModelFiles) -> Vocabulary:
     config = text_config(files)
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"--model {files.name}: its tokenizer has no fast form")
-    return _vocabulary(tokenizer, config, _ends(files, tokenizer, config))
+    return _vocabulary(files.name, tokenizer, config, _ends(files, tokenizer, config))
 
 
 def _ends(files: ModelFiles, tokenizer: Any, config: Any) -> tuple[int, ...]:
@@ -81,14 +81,12 @@ def chat_layout(files: ModelFiles) -> Callable[[int, str | None], list[str]] | N
     found with marks in place of the messages, so that no message can pass for a part of the
     template. Raises ModelError.
     """
-    if files.name == FAKE or not _tokenizer(files).chat_template:
+    if files.name == FAKE or not (tokenizer := _tokenizer(files)).chat_template:
         return None
-    return lambda count, system: _around(files, count, system)
+    return lambda count, system: _around(files.name, tokenizer, count, system)
 
 
-def _around(files: ModelFiles, count: int, system: str | None) -> list[str]:
-    from jinja2 import TemplateError
-
+def _around(name: str, tokenizer: Any, count: int, system: str | None) -> list[str]:
     marks = [f"\ue000{n}\ue001" for n in range(count)]
     said = [{"role": ("user", "assistant")[n % 2], "content": mark} for n, mark in enumerate(marks)]
     folded = [{**said[0], "content": f"{system}\n\n{marks[0]}"}, *said[1:]]
@@ -97,20 +95,20 @@ def _around(files: ModelFiles, count: int, system: str | None) -> list[str]:
     )
     for messages in attempts:
         try:
-            text = _applied(_tokenizer(files), messages)
+            text = _applied(tokenizer, messages)
             break
-        except (TemplateError, TypeError) as error:  # perhaps it knows no system role
+        except Exception as error:  # whatever it raises; perhaps it knows no system role
             failure = error
     else:
         reason = first_line(failure)
-        raise ModelError(f"--model {files.name}: its chat template fails: {reason}")
+        raise ModelError(f"--model {name}: its chat template fails: {reason}")
     parts = re.split("(\ue000\\d+\ue001)", text)
     if parts[1::2] != marks:
-        raise ModelError(f"--model {files.name}: its chat template leaves messages out")
+        raise ModelError(f"--model {name}: its chat template leaves messages out")
     return parts[::2]
 
 
-def _vocabulary(tokenizer: Any, config: Any, ends: tuple[int, ...]) -> Vocabulary:
+def _vocabulary(name: str, tokenizer: Any, config: Any, ends: tuple[int, ...]) -> Vocabulary:
     from tokenizers import Tokenizer
 
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -128,7 +126,7 @@ def _vocabulary(tokenizer: Any, config: Any, ends: tuple[int, ...]) -> Vocabular
         line_ends=_line_ends(plain.get_vocab(), ends),
         special=frozenset(special),
         context=getattr(config, "max_position_embeddings", None),
-        wrap=_chat_wrap(tokenizer, plain) if tokenizer.chat_template else None,
+        wrap=_chat_wrap(name, tokenizer, plain) if tokenizer.chat_template else None,
     )
 
 
@@ -185,19 +183,12 @@ def copy_tokenizer(files: ModelFiles, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-_ANYTHING = "\ue000"  # stands for the user's text while a chat template is taken apart
-
-
-def _chat_wrap(tokenizer: Any, plain: Tokenizer) -> Callable[[str], ChatWrap]:
+def _chat_wrap(name: str, tokenizer: Any, plain: Tokenizer) -> Callable[[str], ChatWrap]:
     """What a tokenizer's chat template puts around a user's text, behind a system prompt."""
 
     def wrap(system: str) -> ChatWrap:
-        user = {"role": "user", "content": _ANYTHING}
-        try:
-            text = _applied(tokenizer, [{"role": "system", "content": system}, user])
-        except Exception:  # a template's own refusal can be anything: this one knows no system role
-            text = _applied(tokenizer, [{**user, "content": f"{system}\n\n{_ANYTHING}"}])
-        before, _, after = (with_controls(plain, part) for part in text.partition(_ANYTHING))
+        texts = _around(name, tokenizer, 1, system)
+        before, after = (with_controls(plain, text) for text in texts)
         lead, trail = str(before.pop()), str(after.pop(0))
         tail = str(after[-1]) if after else trail
         return ChatWrap(spelled(before), lead, trail, spelled(after), tail)

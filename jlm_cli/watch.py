@@ -22,7 +22,7 @@ from jlm_cli.engine import Engine, Judge
 from jlm_cli.errors import Ended, RowError
 from jlm_cli.hf_engine import make_engine
 from jlm_cli.metrics import cells_of_counts, figures, share_of
-from jlm_cli.modes import Mode, Reading, flags_of, mode_of
+from jlm_cli.modes import Mode, PairMode, Reading, flags_of
 from jlm_cli.records import Json, Sample, judged_record
 from jlm_cli.report import Report
 from jlm_cli.signals import not_ignored
@@ -51,16 +51,9 @@ class Watch(TrainerCallback):
         self._report = report
         self._engine: Engine | None = None
         self._warned = False
-        config = Config(
-            inputs=(),
-            output=None,
-            model=course.config.base,
-            swap=True,
-            template=course.config.template,
-            max_length=course.recipe.max_length,
-        )
-        self._mode = mode_of(config) if course.material.watched else None
-        self._config = config
+        templates, longest = course.templates.compare, course.recipe.max_length
+        self._mode = PairMode(templates, None, (), swap=True) if course.material.watched else None
+        self._config = Config((), None, course.config.base, max_length=longest)
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         """A first signal ends the run behind the step under way, a second one at once."""

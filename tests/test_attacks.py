@@ -86,7 +86,7 @@ def made_vocabulary(kind: str) -> Vocabulary:
     wrapped = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
-    return vocabulary_of(wrapped, LlamaConfig(max_position_embeddings=4096), (2,))
+    return vocabulary_of("made", wrapped, LlamaConfig(max_position_embeddings=4096), (2,))
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -325,7 +325,8 @@ def test_hostile_names_are_shown_harmlessly(tmp_path: Path, runs: Runs) -> None:
 def test_readers_that_leave(tmp_path: Path) -> None:
     """stdout or stderr closed early: quiet, and the files are whole."""
     write_rows(tmp_path / "in.jsonl", [pair(n) for n in range(300)])
-    run = f"{sys.executable} -m jlm_cli judge in.jsonl -m fake"
+    jlm = f"{sys.executable} -m jlm_cli"
+    run = f"{jlm} judge in.jsonl -m fake"
     for command, code in (
         (f"{run} -o - -q | head -1", "0"),
         (f"{run} --json -q | true", "0"),
@@ -333,6 +334,9 @@ def test_readers_that_leave(tmp_path: Path) -> None:
         (f"{run} -o closed.jsonl 2>&-", "0"),
         (f"{run} -o full.jsonl 2>/dev/full", "0"),
         (f"{run} -o - -q >&-", "2"),
+        (f"{jlm} judge -m fake -Q q -A a -A b >&-", "2"),
+        (f"{jlm} chat in.judge.jsonl -m fake --line 1 <&-", "2"),
+        (f"{jlm} chat in.judge.jsonl -m fake --line 1 </dev/null >&-", "2"),
         (f"{run} -o - -q >/dev/full", "1"),
     ):
         script = f"set -o pipefail; ({command.partition('|')[0]}; echo $? >code)"

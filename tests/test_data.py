@@ -163,10 +163,15 @@ def test_preferences_and_rows_left_out(tmp_path: Path, jlm: Jlm) -> None:
             "--bad-kind ugly: there are off-topic",
         ),
         (["rated.jsonl", "-o", "set", "--longest", "3"], "no usable row"),
+        (["rated.jsonl", "-o", "set", "--form", "pair=0"], "--form pair=0: no form has a share"),
+        (["rated.jsonl", "-o", "set", "--validation", "1"], "--validation 1: leaves no question"),
+        (["named.jsonl", "-o", "set"], "field answers[0].model"),
     ],
 )
 def test_bad_options(words: list[str], word: str, tmp_path: Path, jlm: Jlm, source: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("")
+    answer = {"text": "So.", "score": 1, "model": {"name": "x"}}
+    write_rows(tmp_path / "named.jsonl", [{"question": "Q?", "answers": [answer]}])
     done = jlm("data", *words)
     assert done.code == 2 and word in done.err and done.err.count("\n") == 1, done.err
 

@@ -14,7 +14,7 @@ from conftest import Loaded
 from jlm_cli import prompts
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines, Prompt, Vocabulary
-from jlm_cli.errors import RowError
+from jlm_cli.errors import ModelError, RowError
 from jlm_cli.models import FAKE, ModelFiles
 from jlm_cli.modes import arranged, mode_of
 from jlm_cli.records import Sample
@@ -127,6 +127,23 @@ def test_a_chat_template_is_spelled_with_what_it_holds(replica: Path, tmp_path: 
         text = "".join(piece.text for piece in template.render(sample))
         whole = f"[INST] {template.chat_system}\n\n{text} [/INST]"
         assert list(prompt.ids) == _tokenizer(files)(whole).input_ids
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ raise_exception('never') }}", "its chat template fails: never"),
+        ("no message here", "its chat template leaves messages out"),
+    ],
+)
+def test_a_chat_template_that_shows_no_message(
+    replica: Path, tmp_path: Path, template: str, why: str
+) -> None:
+    folder = tmp_path / "replica"
+    shutil.copytree(replica, folder, ignore=shutil.ignore_patterns("*.bin"))
+    vocabulary = load_vocabulary(judge_with(folder, template))
+    with pytest.raises(ModelError, match=f"--model replica: {why}"):
+        encoder_of(vocabulary, template="chat-pair").encode([SAMPLE])
 
 
 def test_a_model_that_could_think_first_does_not(replica: Path, tmp_path: Path) -> None:

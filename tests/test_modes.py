@@ -185,6 +185,10 @@ def test_aspects_in_both_orders(tmp_path: Path, jlm: Jlm) -> None:
     ("words", "message"),
     [
         (("judge", "in.jsonl", "--aspect", "zest"), "there are factuality, fluency"),
+        (
+            ("judge", "in.jsonl", "--aspect", "fluency", "--aspect", "fluency: how it flows"),
+            "--aspect fluency: is given twice",
+        ),
         (("grade", "in.jsonl", "--template", "judgelm"), "compares answers"),
         (("rank", "in.jsonl", "--template", "pandalm"), "it is not for rank"),
         (("judge", "in.jsonl", "--template", "vqa"), "it is not for judge"),

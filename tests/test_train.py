@@ -180,6 +180,12 @@ def test_nohup_holds_while_it_trains(
     assert weights(tmp_path / "m") == weights(unbroken)
 
 
+def test_pairs_are_watched_by_their_own_template(jlm: Jlm, data: Path, replica: Path) -> None:
+    """Where the one that was named is for single answers."""
+    done = jlm(*command(replica, "m", "--template", "vqa"))
+    assert done.code == 0, done.err
+
+
 def test_two_processes_learn_alike(
     tmp_path: Path, start: Start, data: Path, replica: Path, unbroken: Path
 ) -> None:
