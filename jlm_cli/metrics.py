@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ Metric = Callable[[Counts], Counts]
 _RESAMPLES, _FEWEST_RESAMPLES = 1000, 50
 _MOST_RESAMPLED = 20_000_000  # numbers that the resamples of some cells hold; fewer are drawn then
 _Z = 1.959964  # of a 95 % interval
+_ALIKE = 1e-9  # of questions whose shares are equal but for rounding
 
 
 def agreement(confusion: Counts) -> Counts:
@@ -124,31 +126,53 @@ def _macro(confusion: Counts, per_class: Counts) -> Counts:
 
 
 @dataclass(frozen=True)
+class Questions:
+    """What a resample draws: questions with their rows, `times` [K] so many of each kind.
+
+    Those of one kind have rows in the same cells of `shape`; `kind` and `cell` [E] are the rows of
+    one question of each kind.
+    """
+
+    shape: tuple[int, ...]
+    times: Counts
+    kind: Codes
+    cell: Codes
+
+
+def _as_it_is(counts: Counts) -> Counts:
+    return counts
+
+
+@dataclass(frozen=True)
 class Cells:
     """How often each combination of outcomes occurred, and how often in each resample.
 
-    `counts` [*shape], `resampled` [resamples, *shape]; `things` are what is drawn: rows, or the
-    questions that they ask (of a part of the cells it is not known how many).
+    `counts` [*shape], `resampled` [resamples, *shape]. Both are what `change` makes of the
+    questions' own cells.
     """
 
     counts: Counts
     resampled: Counts
-    things: int | None = None
+    questions: Questions
+    change: Metric = _as_it_is
 
     @property
     def n(self) -> int:
         return int(self.counts.sum())
 
     def map(self, change: Metric) -> Cells:
-        """The same cells, put together in another way."""
-        return Cells(change(self.counts), change(self.resampled))
+        """The same rows in cells that are put together in another way, or a part of them."""
+        before = self.change
+        whole = lambda counts: change(before(counts))  # noqa: E731
+        return Cells(change(self.counts), change(self.resampled), self.questions, whole)
 
 
 def cells_of_counts(counts: Counts) -> Cells:
     """Cells of rows that are independent of one another; the same bytes each time."""
-    n = int(counts.sum())
-    draws = _draws(n, counts.ravel(), n_resamples(counts.size))
-    return Cells(counts, draws.reshape(-1, *counts.shape), n)
+    cells = np.arange(counts.size)
+    draws = _draws(int(counts.sum()), counts.ravel(), n_resamples(counts.size))
+    alone = Questions(counts.shape, counts.ravel(), cells, cells)
+    return Cells(counts, draws.reshape(-1, *counts.shape), alone)
 
 
 def cells_of(shape: tuple[int, ...], codes: Sequence[Codes], clusters: Codes | None) -> Cells:
@@ -175,10 +199,12 @@ def cells_of(shape: tuple[int, ...], codes: Sequence[Codes], clusters: Codes | N
     shown = np.flatnonzero(kind >= 0)  # rows of the first cluster of each kind
     shown = shown[np.argsort(flat[shown], kind="stable")]
     cells, starts = np.unique(flat[shown], return_index=True)
-    draws = _draws(len(names), how_many.astype(float), n_resamples(max(size, len(shown))))
+    times = how_many.astype(float)
+    draws = _draws(len(names), times, n_resamples(max(size, len(shown))))
     resampled = np.zeros((len(draws), size))
     resampled[:, cells] = np.add.reduceat(draws[:, kind[shown]], starts, axis=1)
-    return Cells(counts.reshape(shape), resampled.reshape(-1, *shape), len(names))
+    questions = Questions(shape, times, kind[shown], flat[shown])
+    return Cells(counts.reshape(shape), resampled.reshape(-1, *shape), questions)
 
 
 def n_resamples(size: int) -> int:
@@ -195,21 +221,72 @@ def _draws(n: int, weights: Counts, times: int) -> Counts:
 
 
 def figures(metrics: dict[str, Metric], cells: Cells) -> Json:
-    """Each metric of the cells with its bootstrap interval; the same bytes each time."""
+    """Each metric of the cells with its interval; the same bytes each time."""
     return {name: figure(metric, cells) for name, metric in metrics.items()}
 
 
 def figure(metric: Metric, cells: Cells) -> Json:
-    """A metric of the cells with its 95 % interval: the resamples' percentiles. Where they are all
-    alike they say nothing; a plain share has Wilson's interval then, others have none."""
-    value, values = metric(cells.counts), metric(cells.resampled)
+    """A metric of the cells with its 95 % interval: that of a share of rows, or else the resamples'
+    percentiles, which say nothing where they are all alike."""
+    value = number(metric(cells.counts))
+    if metric in _SHARES and (ends := _ends_of_share(metric, cells)) is not None:
+        return {"value": value, "ci95": [number(end) for end in ends]}
+    values = metric(cells.resampled)
     values = values[np.isfinite(values)]
     low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
     if low == high:
         low, high = np.nan, np.nan
-        if cells.things and metric in _SHARES and value in (0, 1):
-            low, high = wilson(float(value), cells.things)
-    return {"value": number(value), "ci95": [number(low), number(high)]}
+    return {"value": value, "ci95": [number(low), number(high)]}
+
+
+def _ends_of_share(metric: Metric, cells: Cells) -> tuple[float, float] | None:
+    """None where a row can be more than one that counts or one that does not, as half a win is."""
+    asked = cells.questions
+    size = int(np.prod(asked.shape))
+    of_cell = metric(cells.change(np.eye(size).reshape(size, *asked.shape)))  # of one row there
+    counts = of_cell[asked.cell]
+    met = np.isfinite(counts) & (asked.times[asked.kind] > 0)
+    kind, counts = asked.kind[met], counts[met]
+    if not np.isin(counts, (0, 1)).all():
+        return None
+    kinds = len(asked.times)
+    hits, rows = (np.bincount(kind, weights, kinds) for weights in (counts, None))
+    return share_interval(hits, rows, asked.times * (rows > 0))
+
+
+def share_interval(hits: Codes, rows: Codes, times: Codes) -> tuple[float, float]:
+    """The 95 % interval of a share of rows, where `times` [K] questions have so many `rows` and
+    `hits` each; NaN where there is one question or none.
+
+    Wilson's, at the size that rows which are independent would need to vary as much (Kish 1965);
+    a few questions tell little of how much that is (Student's factor: Korn and Graubard 1998).
+    """
+    n, questions = float((rows * times).sum()), int(times.sum())
+    if questions < 2:
+        return np.nan, np.nan
+    share = float((hits * times).sum()) / n
+    if questions == n:
+        return wilson(share, n)
+    off = float((times * (hits - share * rows) ** 2).sum()) * questions / (questions - 1)
+    if off < _ALIKE:
+        return wilson(share, questions)
+    alone = min(n, n**3 * share * (1 - share) / (n - 1) / off)
+    return wilson(share, alone * (_Z / student(questions - 1)) ** 2)
+
+
+def student(freedom: int) -> float:
+    """The 0.975 quantile of Student's t, within 0.2 % (from 3 degrees of freedom on by the series
+    of Cornish and Fisher)."""
+    if freedom < 3:
+        return (12.706205, 4.302653)[freedom - 1]
+    z, n = _Z, freedom
+    series = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return float(z + sum(term / n**power for power, term in enumerate(series, start=1)))
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
@@ -326,12 +403,16 @@ def hit_rate(cells: Counts) -> Counts:
     return ratio(cells[..., 1], cells.sum(-1))
 
 
-_SHARES = frozenset({agreement, consistency, bias_first, bias_second, win_rate, hit_rate})
-
-
+@cache
 def share_of(place: int) -> Metric:
     """Share of one outcome among [..., outcome]."""
     return lambda cells: ratio(cells[..., place], cells.sum(-1))
+
+
+# of rows, each of which counts or does not
+_SHARES = {agreement, consistency, bias_first, bias_second, win_rate, hit_rate} | {
+    share_of(place) for place in range(3)
+}
 
 
 def row_at(place: int) -> Metric:

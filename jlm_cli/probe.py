@@ -22,7 +22,7 @@ from jlm_cli import runner
 from jlm_cli.config import Config
 from jlm_cli.errors import EXIT_ABOVE_LIMIT, EXIT_OK, InputError
 from jlm_cli.journal import write_stdout
-from jlm_cli.metrics import number, wilson
+from jlm_cli.metrics import number, share_interval
 from jlm_cli.records import Json, dump, dump_indented
 from jlm_cli.report import Report
 
@@ -87,17 +87,11 @@ class Tally:
 
 
 def rate(hits: Sequence[Sequence[bool]]) -> Json:
-    """The share of hits with its 95 % interval; `hits` are those of one question each.
-
-    Pairs with the same question go alike, so that they count as fewer: as many as would vary as
-    much by themselves (Wilson's interval at the effective sample size of Kish 1965).
-    """
+    """The share of hits with its 95 % interval; `hits` are those of one question each, whose pairs
+    go alike."""
     found, n = np.array([sum(each) for each in hits]), np.array([len(each) for each in hits])
+    low, high = share_interval(found, n, np.ones(len(n)))
     share, whole = found.sum() / n.sum(), int(n.sum())
-    varies = ((found - share * n) ** 2).sum() * len(n) / max(len(n) - 1, 1) / whole**2
-    alike = varies < 1e-12
-    alone = len(n) if alike else whole * share * (1 - share) / max(whole - 1, 1) / varies
-    low, high = wilson(float(share), float(np.clip(alone, 1, whole)))
     return {"value": number(share), "ci95": [number(low), number(high)], "n": whole}
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, kendalltau, spearmanr
+from scipy.stats import t as student_t
 from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
 
 from jlm_cli import metrics
@@ -190,6 +191,36 @@ def test_clustered_intervals_equal_those_of_drawing_rows(each: int) -> None:
     else:
         narrow = np.diff(alone["agreement"]["ci95"])[0]
         assert high - low > 2 * narrow
+
+
+@pytest.mark.parametrize("questions", [3, 5, 10, 30])
+def test_intervals_of_few_questions_cover_the_truth(questions: int) -> None:
+    """Eight rows each, some questions easy and some hard; the plain bootstrap's cover 73 to 94 %."""
+    draw, held = np.random.default_rng(questions), 0
+    clusters = np.repeat(np.arange(questions), 8)
+    for _ in range(300):
+        right = draw.random(8 * questions) < np.repeat(draw.beta(2.1, 0.9, questions), 8)
+        verdict = np.where(right, 0, 1)
+        cells = cells_of((3, 3), [np.zeros_like(verdict), verdict], clusters)
+        low, high = metrics.figure(agreement, cells)["ci95"]
+        held += low <= 0.7 <= high
+    assert held >= 276  # 92 %
+
+
+def test_a_share_of_the_same_rows_has_the_same_interval_in_any_table() -> None:
+    draw = np.random.default_rng(0)
+    gold, verdict, clusters = draw.integers(0, 3, 90), draw.integers(0, 4, 90), np.arange(90) // 4
+    with_failed = cells_of((3, 4), [gold, verdict], clusters).map(lambda cells: cells[..., :3])
+    judged = verdict < 3
+    alone = cells_of((3, 3), [gold[judged], verdict[judged]], clusters[judged])
+    hits = cells_of((2,), [(gold == verdict)[judged]], clusters[judged])
+    assert metrics.figure(agreement, with_failed) == metrics.figure(agreement, alone)
+    assert metrics.figure(agreement, alone) == metrics.figure(metrics.hit_rate, hits)
+
+
+def test_student_equals_scipy() -> None:
+    for freedom in (1, 2, 3, 4, 7, 20, 300):
+        assert metrics.student(freedom) == pytest.approx(student_t.ppf(0.975, freedom), rel=2e-3)
 
 
 def test_bootstrap_covers_the_truth() -> None:

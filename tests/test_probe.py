@@ -44,10 +44,13 @@ def test_wilson(part: int, whole: int, low: float, high: float) -> None:
 
 
 def test_pairs_of_one_question_count_as_fewer() -> None:
-    """20 pairs of which all of a question go alike say as much as the questions do."""
+    """20 pairs of which all of a question go alike say as much as the questions do, and five of
+    these little of how much they differ."""
     alike = rate([[True] * 4, [True] * 4, [False] * 4, [False] * 4, [True] * 4])
     assert alike["n"] == 20
-    assert alike["ci95"] == pytest.approx(wilson(0.6, 20 * 4 / 19), abs=1e-6)
+    assert alike["ci95"] == pytest.approx(
+        wilson(0.6, 20 * 4 / 19 * (1.959964 / 2.776445) ** 2), abs=1e-3
+    )
     same = rate([[True] + [False] * 48] * 8)["ci95"]
     assert same == pytest.approx(wilson(1 / 49, 8), abs=1e-6)
     assert rate([[False] * 4] * 5)["ci95"] == pytest.approx(wilson(0, 5), abs=1e-6)
