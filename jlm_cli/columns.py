@@ -309,7 +309,7 @@ def tally_of(records: Iterable[Json]) -> PairTally:
 def judged_of(record: Json) -> Judged:
     """What an output record of a pair says."""
     if "error" in record:
-        return Judged(error=record["error"]["code"])
+        return Judged(error=str(record["error"]["code"]))
     swapped = record.get("swapped") or {}
     return Judged(
         verdict=PLACE[record["verdict"]],

@@ -137,6 +137,8 @@ def _tell(result: Json, report: Report) -> None:
                     report.note(text.format(n=len(ids), side=side, name=name, ids=_some(ids)))
         if "gold" in summary and not any(map(summary["gold"].get, ("n", "without_verdict"))):
             report.note(f"{name}: no gold, so no agreement; give --gold")
+        if n := summary.get("failures", {}).get("n_without_gold"):
+            report.note(f"{n} failed rows hold no gold; --input or --gold can bring it")
         if ids := summary.get("gold", {}).get("without_verdict"):
             report.note(f"{len(ids)} rows have gold without a verdict: {_some(ids)}")
 

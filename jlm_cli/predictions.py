@@ -132,10 +132,10 @@ def read_predictions(
         tally, ids = PairTally(), []
         for _, row, where in rows_of(source):
             ids.append(_id_of(row))
-            about = _about(row, where)
+            judged, about = read_judged(row, where), _about(row, where)
             if about.question is None and ids[-1] is not None:  # one id, one question
                 about = about._replace(question=repr(ids[-1]))
-            tally.append(read_judged(row, where), about)
+            tally.append(judged, about)
         if not ids:
             raise InputError(f"{path}: holds no predictions")
         sides: dict[str, Side] = {}
@@ -174,6 +174,20 @@ def records_in(path: str, stdin: Path | None = None) -> Iterator[tuple[Json, str
             yield row, where
 
 
+def sample_in(row: Json, where: str) -> Json:
+    """The sample that a record holds; empty where it holds none. Raises InputError."""
+    sample = {} if row.get("sample") is None else row["sample"]
+    sound = isinstance(sample, dict) and isinstance(sample.get("question"), str | None)
+    texts = [sample.get(name) or [] for name in ("answers", "models")] if sound else []
+    if not sound or not all(_are_texts(some) for some in texts):
+        raise InputError(f"{where}: field sample: not as jlm writes it")
+    return dict(sample)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
 def read_judged(row: Json, where: str) -> Judged:
     """What a line predicts. Raises InputError where it is no prediction."""
     try:
@@ -184,7 +198,7 @@ def read_judged(row: Json, where: str) -> Judged:
         if "pred_text" in row:
             return _from_text(row["pred_text"])
         if "verdict" in row or "scores" in row:
-            return _from_fields(row)
+            return judged_in(row)
         if "question_id" in row and "text" in row:
             return _from_text(row["text"])
     except RowError as error:
@@ -207,7 +221,8 @@ def _from_text(text: Any) -> Judged:
     return Judged(PLACE[verdict_of(scores)], scores=scores)
 
 
-def _from_fields(row: Json) -> Judged:
+def judged_in(row: Json) -> Judged:
+    """What fields as jlm's say. Raises RowError."""
     scores: Any = row.get("scores")
     verdict: Any = row.get("verdict")
     if verdict is None and scores is None:
@@ -216,21 +231,30 @@ def _from_fields(row: Json) -> Judged:
         raise RowError("bad-value", "field scores: one number for each of two answers is needed")
     if verdict is None:
         verdict = verdict_of(tuple(scores))
+    said = _said({"verdict": verdict, "p": row.get("p")}, "")
+    other = row.get("swapped")
+    if isinstance(other, dict) and other.get("verdict") is not None:
+        other = _said(other, "swapped.")
+    return judged_of({**row, **said, "swapped": other})
+
+
+def _said(given: Json, field: str) -> Json:
+    """A verdict, and its probabilities where there are any."""
+    verdict, p = given["verdict"], given.get("p")
     if verdict not in PLACE:
         known = ", ".join(f'"{name}"' for name in VERDICTS)
-        raise RowError("bad-value", f"field verdict: {verdict!r}; there are {known}")
-    p = None if row.get("p") is None else _read_p(row["p"])
-    return judged_of({**row, "verdict": verdict, "p": p})
+        raise RowError("bad-value", f"field {field}verdict: {verdict!r}; there are {known}")
+    return {"verdict": verdict, "p": None if p is None else _read_p(p, f"{field}p")}
 
 
-def _read_p(given: Any) -> Json:
+def _read_p(given: Any, field: str) -> Json:
     """Probabilities of the verdicts; a judge that never ties may leave that one out."""
     p = {"tie": 0.0, **given} if isinstance(given, dict) else {}
     if set(VERDICTS) <= p.keys() and is_numbers([p[verdict] for verdict in VERDICTS]):
         found: Json = {verdict: p[verdict] for verdict in VERDICTS}
         if min(found.values()) >= 0 and abs(sum(found.values()) - 1) <= _P_OFF:
             return found
-    raise RowError("bad-value", 'field p: probabilities of "1", "2" and "tie" are needed')
+    raise RowError("bad-value", f'field {field}: probabilities of "1", "2" and "tie" are needed')
 
 
 def is_numbers(value: Any) -> bool:
@@ -339,7 +363,7 @@ def _join(
             raise InputError(f"{where}: id {row_id!r} stands there twice; ids must be unique")
         if at is None:
             unknown.add(key)
-            side.unknown.append(_label(row_id, models or ()))
+            side.unknown.append(_label(row_id, _names(models)))
             continue
         side.rows[at] = number
         take(at, row, where)
@@ -357,5 +381,8 @@ def _label(row_id: Any, models: Iterable[str]) -> Any:
 
 
 def _pair_key(row_id: Any, models: Any) -> Key:
-    names = tuple(sorted(map(str, models))) if models else ()
-    return (type(row_id), (row_id, *names))
+    return (type(row_id), (row_id, *sorted(_names(models))))
+
+
+def _names(models: Any) -> tuple[str, ...]:
+    return tuple(map(str, models)) if isinstance(models, list | tuple) else ()

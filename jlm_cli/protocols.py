@@ -16,7 +16,7 @@ from jlm_cli.errors import InputError
 from jlm_cli.metrics import Counts, cells_of, figure, hit_rate, ratio
 from jlm_cli.predictions import Predictions
 from jlm_cli.records import Json
-from jlm_cli.summary import details_of, gold_of, summary_of
+from jlm_cli.summary import baselines, details_of, gold_of, summary_of
 
 
 def judgelm(found: Predictions, config: MetricsConfig) -> Json:
@@ -52,7 +52,8 @@ def pandalm(found: Predictions, config: MetricsConfig) -> Json:
     summary = judgelm(found, config)
     if "combined" not in summary:
         raise InputError(f"{found.name}: protocol pandalm needs gold; give --gold")
-    return summary
+    rows = (found.columns.final != NONE) & (found.columns.gold < NONE)
+    return {**summary, "baselines": baselines(found.columns, rows, config.tie_within)}
 
 
 def rewardbench(found: Predictions, config: MetricsConfig) -> Json:
@@ -83,7 +84,8 @@ def rewardbench(found: Predictions, config: MetricsConfig) -> Json:
         "n": whole.n,
         "subsets": each,
     }
-    return {**judgelm(found, config), "rewardbench": overall}
+    same = {"baselines": baselines(columns, rows, config.tie_within)}
+    return {**judgelm(found, config), **same, "rewardbench": overall}
 
 
 def _ties_half(counts: Counts) -> Counts:

@@ -11,7 +11,7 @@ from typing import Any
 from jlm_cli.columns import PLACE, places_of
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import InputError
-from jlm_cli.predictions import is_numbers, records_in
+from jlm_cli.predictions import is_numbers, records_in, sample_in
 from jlm_cli.ranking import Ranking, n_moved, ranking_of
 from jlm_cli.records import Json, verdict_of
 from jlm_cli.side_files import Key, key_in, models_in
@@ -90,7 +90,7 @@ def _ranked(row: Json, where: str, use_gold: bool) -> Ranked:
         raise InputError(f"{where}: field scores: a number for each answer is needed")
     ranking = row["ranking"] if isinstance(row.get("ranking"), list) else ranking_of(scores)
     _check_ranking(ranking, len(scores), f"{where}: field ranking")
-    one = Ranked(ranking, row.get("sample") or {}, len(scores))
+    one = Ranked(ranking, sample_in(row, where), len(scores))
     if use_gold and isinstance(row.get("pairwise"), dict):
         one.pairwise = row["pairwise"].get("ranking")
         if one.pairwise is not None:
@@ -159,8 +159,9 @@ def _read_pairs(found: dict[Any, Ranked], path: Path) -> Json:
 
 
 def _add_pair(one: Ranked, row: Json, where: str) -> None:
-    final: Any = (row.get("combined") or row).get("verdict")
-    if final not in PLACE:
+    both = row.get("combined")
+    final: Any = (both if isinstance(both, dict) else row).get("verdict")
+    if not isinstance(final, str) or final not in PLACE:
         raise InputError(f"{where}: no judgment of a pair (field verdict)")
     first, second = _pair_in(one, row, where)
     won = _WON[final]
@@ -169,7 +170,7 @@ def _add_pair(one: Ranked, row: Json, where: str) -> None:
 
 def _pair_in(one: Ranked, row: Json, where: str) -> tuple[int, int]:
     """Which two of the ranked answers a judgment is about: by number, by model, or by text."""
-    sample = row.get("sample") or {}
+    sample = sample_in(row, where)
     if isinstance(row.get("pair"), list):
         known, wanted = list(range(1, one.count + 1)), row["pair"]
     elif sample.get("models") and one.sample.get("models"):

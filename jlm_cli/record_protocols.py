@@ -21,12 +21,11 @@ from jlm_cli.columns import (
     are_turned,
     checksum,
     clusters_of,
-    judged_of,
 )
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.metrics import Codes, cells_of
-from jlm_cli.predictions import is_numbers, records_in
+from jlm_cli.predictions import is_numbers, judged_in, records_in, sample_in
 from jlm_cli.prompts import load
 from jlm_cli.rank_protocol import rank
 from jlm_cli.records import Json, Verdict, read_gold
@@ -57,10 +56,10 @@ def aspects(path: str, config: MetricsConfig) -> Json:
         given = gold.of(row, where)
         for name, judged in row["aspects"].items():
             said_of_it = given.get(name) if isinstance(given, dict) else given
-            sample = {**(row.get("sample") or {}), "gold": _verdict_in(said_of_it, where)}
+            sample = {**sample_in(row, where), "gold": _verdict_in(said_of_it, where)}
             if sample.get("question") is None and row.get("id") is not None:
                 sample["question"] = repr(row["id"])
-            said = _checked(judged, where)
+            said = _checked(judged, f"{where}: field aspects.{name}")
             tallies[name].append(said, about_of(sample))
             together.append(said, about_of(sample))
     if not len(together):
@@ -86,11 +85,11 @@ def _verdict_in(gold: Any, where: str) -> Verdict | None:
 
 def _checked(judged: Any, where: str) -> Judged:
     try:
-        return judged_of(judged)
+        return judged_in(judged)
+    except RowError as error:
+        raise InputError(f"{where}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{where}: field aspects: no judgment of a pair, as jlm judge writes"
-        ) from error
+        raise InputError(f"{where}: no judgment of a pair, as jlm judge writes") from error
 
 
 def mmvet(path: str, config: MetricsConfig) -> Json:
@@ -111,8 +110,7 @@ def mmvet(path: str, config: MetricsConfig) -> Json:
         if (given := gold.of(row, where)) is not None:
             said.append(_grade(row.get("score"), "score", where))
             golds.append((given, where))
-            question = (row.get("sample") or {}).get("question")
-            questions.append(checksum(None if question is None else str(question)))
+            questions.append(checksum(sample_in(row, where).get("question")))
     joined = gold.joined(path)
     if not said:
         raise InputError(f"{path}: protocol mmvet needs gold (right, half, wrong); give --gold")
@@ -145,7 +143,8 @@ def grade(path: str, config: MetricsConfig) -> Json:
                 row["gold"] = _scores_in(given)
                 if given is not None and row["gold"] is None:
                     unreadable.append(row.get("id"))
-            tally.add({"sample": {"models": None}, "flags": [], "gold": None, **row})
+            sample = {"models": None, **sample_in(row, where)}
+            tally.add({"flags": [], "gold": None, **row, "sample": sample})
         except RowError as error:
             raise InputError(f"{config.gold or where}: id {row.get('id')!r}: {error}") from error
         except KeyError as error:

@@ -30,6 +30,7 @@ from jlm_cli.metrics import (
     number,
     ratio,
     share_of,
+    student,
 )
 from jlm_cli.ranking import n_moved, places
 from jlm_cli.records import Json
@@ -65,25 +66,27 @@ class Tally:
 
 @dataclass
 class Mean:
-    """A running mean with its normal 95 % interval."""
+    """A mean of rows with its 95 % interval: Student's, over the questions that they ask."""
 
-    n: int = 0
-    total: float = 0.0
-    squares: float = 0.0
+    values: array[float] = field(default_factory=lambda: array("d"))
+    questions: array[int] = field(default_factory=lambda: array("q"))  # checksums, beside them
 
-    def add(self, value: float) -> None:
-        self.n += 1
-        self.total += value
-        self.squares += value * value
+    def add(self, value: float, question: int) -> None:
+        self.values.append(value)
+        self.questions.append(question)
 
     def json(self) -> Json:
-        if not self.n:
+        if not (n := len(self.values)):
             return {"value": None, "ci95": [None, None], "n": 0}
-        mean = self.total / self.n
-        spread = max(0.0, self.squares / self.n - mean**2) * self.n / max(self.n - 1, 1)
-        half = 1.96 * float(np.sqrt(spread / self.n)) if self.n > 1 else np.nan
+        values = np.array(self.values)
+        mean = values.mean()
+        clusters = clusters_of(np.array(self.questions, np.int64))
+        off = values - mean if clusters is None else np.bincount(clusters, values - mean)
+        half, asked = np.nan, len(off)
+        if asked > 1 and np.ptp(values) > 0:  # values that are all alike say not how they vary
+            half = student(asked - 1) * np.sqrt(asked / (asked - 1) * (off**2).sum()) / n
         ends = [number(mean - half), number(mean + half)]
-        return {"value": number(mean), "ci95": ends, "n": self.n}
+        return {"value": number(mean), "ci95": ends, "n": n}
 
 
 @dataclass
@@ -100,20 +103,20 @@ class GradeTally(Tally):
     all: Mean = field(default_factory=Mean)
 
     def add_judged(self, record: Json) -> None:
-        score = record["score"]
+        score, question = record["score"], _question_of(record)
         self.scores[score] += 1
         expected: Any = record.get("expected", score)
-        self.all.add(expected)
+        self.all.add(expected, question)
         if "pass" in record:
             self.passed.append(record["pass"])
-            self.asked.append(_question_of(record))
+            self.asked.append(question)
         if "label" in record:
             self.labels[record["label"]] += 1
         if isinstance(record["gold"], list):
             self.against.extend((record["gold"][0], score))
-            self.questions.append(_question_of(record))
+            self.questions.append(question)
         for model in record["sample"]["models"] or ():
-            self.models[model].add(expected)
+            self.models[model].add(expected, question)
 
     def summary(self) -> Json:
         if not self.n_judged:
@@ -250,18 +253,19 @@ class RankTally(Tally):
     methods: Counter[str] = field(default_factory=Counter)
 
     def add_judged(self, record: Json) -> None:
+        question = _question_of(record)
         self.methods[record["method"]] += 1
         for place, above in enumerate(record.get("position_bias", ()), start=1):
-            self.bias[place].add(above)
+            self.bias[place].add(above, question)
         if record.get("stability") is not None:
-            self.stability.add(record["stability"])
+            self.stability.add(record["stability"], question)
         if "pairwise" in record:
             self.moved[n_moved(record["ranking"], record["pairwise"]["ranking"])] += 1
         if names := record["sample"]["models"]:
             stands = places(record["ranking"])
             self.outcomes[tuple(names), tuple(stands[n] for n in sorted(stands))] += 1
             for name, expected in zip(names, record["expected"], strict=True):
-                self.scores[name].add(expected)
+                self.scores[name].add(expected, question)
 
     def summary(self) -> Json:
         parts: Json = {"methods": dict(sorted(self.methods.items()))}
@@ -299,12 +303,13 @@ class RankTally(Tally):
         """How often each outcome occurred [U], and its wins of model over model [U, M, M]."""
         index = {name: place for place, name in enumerate(names)}
         wins = np.zeros((len(self.outcomes), len(names), len(names)))
-        for row, (models, stands) in enumerate(self.outcomes):
+        outcomes = sorted(self.outcomes)
+        for row, (models, stands) in enumerate(outcomes):
             for a, place in zip(models, stands, strict=True):
                 for b, other in zip(models, stands, strict=True):
                     if a != b:
                         wins[row, index[a], index[b]] += (place < other) + (place == other) / 2
-        return np.array(list(self.outcomes.values()), float), wins
+        return np.array([self.outcomes[outcome] for outcome in outcomes], float), wins
 
 
 def compared(moved: Counter[int]) -> Json:

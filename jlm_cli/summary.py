@@ -91,7 +91,7 @@ def details_of(columns: Columns, abstain: float | None) -> Json:
         parts["failures"] = failures(columns, columns.verdict)
         if columns.both_orders:
             parts["failures_swapped"] = failures(columns, columns.final)
-    if (columns.votes.sum(1) > 1).any():
+    if ((columns.votes.sum(1) > 1) & (columns.verdict != NONE)).any():
         parts["annotators"] = annotators(columns)
     with_p = measured & np.isfinite(columns.p).all(1)
     if with_p.any():
@@ -148,25 +148,28 @@ def win_rates(columns: Columns) -> Json:
 
 def failures(columns: Columns, verdict: Codes) -> Json:
     """Rows without a verdict, seen three ways: left out, as wrong, and as a tie (which is how the
-    official code counts them)."""
-    gold = columns.gold < NONE
-    cells = _cells(columns, gold, (columns.gold, 3), (verdict, 4))
+    official code counts them). An error record holds no gold: where no other file has it, those
+    rows are left out alone."""
+    failed = verdict == NONE
+    unknown = failed & (columns.gold == NONE)
+    covered = _cells(columns, (columns.gold < NONE) | unknown, (np.where(failed, 0, 1), 2))
+    cells = _cells(columns, columns.gold < NONE, (columns.gold, 3), (verdict, 4))
 
     def as_tie(counts: Counts) -> Counts:
         counts = counts.copy()
         counts[..., TIE] += counts[..., NONE]
         return counts[..., :NONE]
 
-    def covered(counts: Counts) -> Counts:
-        return ratio(counts[..., :NONE].sum((-2, -1)), counts.sum((-2, -1)))
-
-    return {
-        "n": int(cells.counts[:, NONE].sum()),
-        "coverage": figure(covered, cells),
+    found = {
+        "n": int(covered.counts[0]),
+        "n_without_gold": int(unknown.sum()),
+        "coverage": figure(hit_rate, covered),
         "excluded": figures(COMBINED, cells.map(lambda counts: counts[..., :NONE])),
-        "wrong": figures(COMBINED, cells),
-        "tie": figures(COMBINED, cells.map(as_tie)),
     }
+    if unknown.any():
+        return found
+    tie = figures(COMBINED, cells.map(as_tie))
+    return {**found, "wrong": figures(COMBINED, cells), "tie": tie}
 
 
 def annotators(columns: Columns) -> Json:
@@ -201,7 +204,8 @@ def calibration(columns: Columns, rows: Codes) -> Json:
     gaps = np.abs(sums.sum(1) - cells.counts[:, 1]).sum()
     spread = np.zeros(N_BINS)
     np.add.at(spread, place, sure * (1 - sure))
-    chance = np.sqrt(2 / np.pi * spread).sum()  # the mean size of a normal number
+    # the mean size of a normal number; of very few surprises that of one
+    chance = np.minimum(np.sqrt(2 / np.pi * spread), 2 * spread).sum()
     curve = [
         {
             "from": number(n / N_BINS),
@@ -281,7 +285,8 @@ def effects(columns: Columns) -> Json:
 
 
 def _preference(cells: Cells) -> Json:
-    return {**figures(PREFERENCE, cells), "n": cells.n}
+    """`n` are the verdicts for either answer, of which the judge's are shares."""
+    return {**figures(PREFERENCE, cells), "n": int(cells.counts[:, :TIE].sum())}
 
 
 def groups(columns: Columns) -> Json:

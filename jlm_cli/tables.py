@@ -171,10 +171,11 @@ def _comparison(comparison: Json) -> Grid:
 def _details(summary: Json) -> list[Grid]:
     """The sections beyond the paper's tables."""
     grids = []
-    for section, where in (("failures", ""), ("failures_swapped", " in both orders")):
+    for section, where in (("failures", ""), ("failures_swapped", " in one order or both")):
         failures = summary.get(section, {"n": 0})
         if failures["n"]:
-            rows = [(name, failures[name]) for name in ("excluded", "wrong", "tie")]
+            ways = [way for way in ("excluded", "wrong", "tie") if way in failures]
+            rows = [(way, {**failures[way], "coverage": failures["coverage"]}) for way in ways]
             grids.append(_grid(f"{failures['n']} rows without a verdict{where}, counted as", rows))
     if "combined" in summary:
         grids.append(_grid("both orders, a conflict is a tie", [("", summary["combined"])]))

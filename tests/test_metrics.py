@@ -21,7 +21,7 @@ from jlm_cli.columns import PairTally, about_of, judged_of, longest_answer, tall
 from jlm_cli.comparing import sign_test
 from jlm_cli.metrics import OBJECTIVE, agreement, cells_of, cells_of_counts, figures
 from jlm_cli.records import VERDICTS
-from jlm_cli.standings import RankTally, against_gold, bradley_terry
+from jlm_cli.standings import Mean, RankTally, against_gold, bradley_terry
 from jlm_cli.summary import details_of, failures, summary_of
 
 VERDICT = st.sampled_from(VERDICTS)
@@ -195,7 +195,7 @@ def test_clustered_intervals_equal_those_of_drawing_rows(each: int) -> None:
 
 @pytest.mark.parametrize("questions", [3, 5, 10, 30])
 def test_intervals_of_few_questions_cover_the_truth(questions: int) -> None:
-    """Eight rows each, some questions easy and some hard; the plain bootstrap's cover 73 to 94 %."""
+    """Eight rows each, some questions easy and some hard; a bootstrap covers 73 to 94 %."""
     draw, held = np.random.default_rng(questions), 0
     clusters = np.repeat(np.arange(questions), 8)
     for _ in range(300):
@@ -303,6 +303,16 @@ def test_failures_three_ways() -> None:
         )
         values = [found[way][name]["value"] for name in ("precision", "recall", "f1")]
         assert values == pytest.approx(list(wanted[:3]), abs=1e-6)
+
+
+def test_failures_whose_gold_is_not_known() -> None:
+    """As in jlm's own error records: they count against coverage, and are seen no other way."""
+    rows: list[dict[str, Any]] = [{"verdict": "1", "gold": gold} for gold in ("1", "1", "2")]
+    columns = tally_of([*rows, ERROR, ERROR]).columns()
+    found = failures(columns, columns.verdict)
+    assert (found["n"], found["n_without_gold"], found["coverage"]["value"]) == (2, 2, 0.6)
+    assert found["excluded"]["accuracy"]["value"] == pytest.approx(2 / 3, abs=1e-6)
+    assert not found.keys() & {"wrong", "tie"}
 
 
 def with_p(verdict: str, p: float, gold: str) -> dict[str, Any]:
@@ -497,3 +507,42 @@ def test_small_groups_are_put_together() -> None:
     ]
     found = details_of(tally_of(rows).columns(), None)["by"]["category"]
     assert len(found) == 201 and found["(5 smaller ones)"]["n"] == 10
+
+
+def test_a_mean_has_students_interval_over_questions() -> None:
+    draw = np.random.default_rng(0)
+    values, alone, alike, twice = draw.normal(5, 2, 6), Mean(), Mean(), Mean()
+    for n, value in enumerate(values):
+        alone.add(value, n + 1)
+        alike.add(8.0, n + 1)
+        for _ in range(2):
+            twice.add(value, n + 1)
+    wanted = student_t.interval(0.95, 5, values.mean(), values.std(ddof=1) / np.sqrt(6))
+    assert alone.json()["ci95"] == pytest.approx(wanted, rel=1e-3)
+    assert twice.json()["ci95"] == alone.json()["ci95"] and twice.json()["n"] == 12
+    assert alike.json() == {"value": 8.0, "ci95": [None, None], "n": 6}
+    large = Mean()
+    for n, value in enumerate((1e8, 1e8 + 1, 1e8 + 2, 1e8)):
+        large.add(value, n + 1)
+    low, high = large.json()["ci95"]
+    assert high - low == pytest.approx(2 * 3.182446 * 0.957427 / 2, rel=1e-3)
+
+
+def test_a_leaderboard_does_not_depend_on_the_order_of_rows() -> None:
+    draw = random.Random(0)
+    records: list[dict[str, Any]] = []
+    for n in range(40):
+        scores = [draw.randint(1, 10) for _ in range(3)]
+        ranking = draw.sample(range(1, 4), 3)
+        sample = {"question": f"Q{n}", "models": ["a", "b", "c"]}
+        records.append(
+            {"method": "listwise", "flags": [], "ranking": ranking, "expected": scores}
+            | {"sample": sample}
+        )
+    boards = []
+    for rows in (records, records[::-1]):
+        tally = RankTally()
+        for record in rows:
+            tally.add(record)
+        boards.append(tally.summary()["leaderboard"])
+    assert boards[0] == boards[1]

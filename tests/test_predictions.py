@@ -88,6 +88,8 @@ def test_other_lines(row: dict[str, Any], place: int) -> None:
         ({"id": 1, "verdict": "1", "p": {"1": 5, "2": -4, "tie": 0}}, "field p: probabilities"),
         ({"id": 1, "verdict": "1", "p": 0.9}, "field p: probabilities"),
         ({"id": 1, "verdict": "1", "p": [0.9, 0.1, 0]}, "field p: probabilities"),
+        ({"id": 1, "verdict": "1", "swapped": {"verdict": 1}}, "swapped.verdict: 1; there are"),
+        ({"id": 1, "verdict": "1", "swapped": {"verdict": "2", "p": {"1": 5}}}, "field swapped.p"),
         ({"id": 1, "mode": "grade", "score": 5}, "take --protocol grade or mmvet"),
         ({"id": 1, "ranking": [1, 2]}, "take --protocol rank"),
         ({"id": 1, "aspects": {}}, "take --protocol aspects"),

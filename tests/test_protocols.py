@@ -139,7 +139,7 @@ def test_grades_without_ids_or_questions_are_alone(tmp_path: Path, jlm: Jlm) -> 
     assert jlm(*words).code == 2
     write_rows(tmp_path / "grade.jsonl", [graded(1, 5.0, gold=[5], sample=[1])])
     done = jlm("metrics", "grade.jsonl", "--protocol", "grade")
-    assert done.code == 2 and "grade.jsonl:1: a damaged record" in done.err
+    assert done.code == 2 and "grade.jsonl:1: field sample: not as jlm" in done.err
 
 
 def test_both_orders_of_a_pair_are_one(tmp_path: Path, jlm: Jlm) -> None:
@@ -399,6 +399,12 @@ def test_pandalm(tmp_path: Path, jlm: Jlm) -> None:
     write_rows(tmp_path / "failing.jsonl", failing)
     done = jlm(*words, "--reversed", "failing.jsonl")
     assert "failed, other order" in done.out and "2 rows without a verdict in both" not in done.err
+    assert {
+        one["n"]
+        for one in json.loads(jlm(*words, "--reversed", "failing.jsonl", "--json").out)[
+            "baselines"
+        ].values()
+    } == {3}
     assert "needs both orders" in jlm(*words).err and jlm(*words).code == 2
 
 
@@ -419,6 +425,10 @@ def test_rewardbench(tmp_path: Path, jlm: Jlm) -> None:
     turned = summary(jlm("metrics", "turned.jsonl", *words[2:], "--json"))
     assert turned["rewardbench"] == found
     assert found["subset_mean"]["value"] == pytest.approx(2 / 3, abs=1e-6)
+    more = [{"id": 9 + n, "verdict": "1", "gold": "tie", "category": "chat"} for n in range(9)]
+    write_rows(tmp_path / "pred.jsonl", rows + more)  # which it leaves out, as its baselines do
+    first = summary(jlm(*words, "--json"))["baselines"]["first_answer"]
+    assert (first["n"], first["agreement"]["value"]) == (4, 0.75)
     assert "mean of subsets" in jlm(*words, "--html", "report.html").out
 
 
