@@ -171,6 +171,7 @@ class PairTally:
         self._lengths, self._models, self._votes = array("i"), array("i"), array("i")
         self._category, self._question = array("i"), array("q")
         self._model_names, self._category_names = Names(), Names()
+        self.aspects: dict[str, PairTally] = {}
 
     def __len__(self) -> int:
         return len(self._category)
@@ -183,6 +184,9 @@ class PairTally:
         """Count an output record of a pair (one that holds its sample)."""
         sample = record.get("sample") or {}
         self.append(judged_of(record), about_of({**sample, "gold": record.get("gold")}))
+        for name, said in record.get("aspects", {}).items():  # of which gold says nothing
+            tally = self.aspects.setdefault(name, PairTally())
+            tally.append(judged_of(said), about_of(sample))
 
     def append(self, judged: Judged, about: About) -> None:
         if judged.verdict == NONE:

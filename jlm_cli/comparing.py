@@ -145,8 +145,15 @@ def _mcnemar(ours: Codes, theirs: Codes, clusters: Codes | None) -> Json:
     if clusters is not None:
         _, question = np.unique(clusters, return_inverse=True)
         ahead = np.bincount(question, ahead).astype(np.int64)
-    p = sign_test(ahead)
-    return {"only_first_right": only_first, "only_other_right": only_other, "p": float(f"{p:.3g}")}
+    return {
+        "only_first_right": only_first,
+        "only_other_right": only_other,
+        "p": float(f"{sign_test(ahead):.3g}"),
+        "by_question": clusters is not None,
+    }
+
+
+_LEAST_P = 1e-300  # a smaller one would be 0, which no chance is
 
 
 def sign_test(steps: Codes) -> float:
@@ -172,7 +179,8 @@ def _binomial_test(one: int, other: int) -> float:
     n, least = one + other, min(one, other)
     k = np.arange(1, least + 1)
     logs = np.concatenate([[0.0], np.cumsum(np.log((n - k + 1) / k))])  # of binomials
-    return min(1.0, 2 * float(np.exp(np.logaddexp.reduce(logs) - n * np.log(2))))
+    p = 2 * float(np.exp(np.logaddexp.reduce(logs) - n * np.log(2)))
+    return min(1.0, max(p, _LEAST_P))
 
 
 def disagreements(aligned: Aligned) -> Iterator[bytes]:

@@ -36,11 +36,16 @@ class ReaderLeft(BaseException):
     """Whoever reads standard output has seen enough: `| head -1`."""
 
 
+JOINERS = "\u200c\u200d"  # within words and emoji of many scripts
+
+
 def printable(text: object) -> str:
     """Text from outside on one line, harmless to a terminal: no control or bidi characters."""
     return " ".join(
         "".join(
-            char if unicodedata.category(char)[0] != "C" else " " if char in "\n\t" else "\ufffd"
+            char
+            if char in JOINERS or unicodedata.category(char)[0] != "C"
+            else (" " if char in "\n\t" else "\ufffd")
             for char in str(text)
         ).split()
     )

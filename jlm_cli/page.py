@@ -41,6 +41,8 @@ def page_of(
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     judgments = _EMPTY if judge is None else _judgments(judge, aligned)
+    drawn = _plots(result, judge)
+    parts = [name for name, part in (("Judgments", judgments), ("Plots", drawn)) if part]
     names = ", ".join(result["judges"])
     return str(
         Markup(_resource("page.html")).format(
@@ -51,8 +53,8 @@ def page_of(
             about=_about(result),
             cards=_headline(result, grids[0]),
             judgments=judgments,
-            jump=Markup('<a href="#judgments">Judgments</a>') if judgments else _EMPTY,
-            plots=_plots(result, judge),
+            jump=_join(Markup('<a href="#{}">{}</a>').format(p.lower(), p) for p in parts),
+            plots=drawn,
             tables=_join(_table(grid.turned() if grid.is_wide else grid) for grid in grids),
             script=Markup(script),
             version=__version__,
@@ -147,14 +149,22 @@ def _card(card: Card, summary: Json) -> Markup:
     ).format(card.name, value, interval, card.note, baseline)
 
 
+_PLOTS = """<section id="plots" aria-labelledby="h-plots">
+<h2 id="h-plots">Plots</h2>
+<div class="plots">
+{}
+</div>
+</section>"""
+
+
 def _plots(result: Json, judge: Predictions | None) -> Markup:
-    found = list(_each_plot(result, judge))
-    return _join(
+    figures = _join(
         Markup(
             '<figure><div role="img" aria-label="{}">{}</div><figcaption>{}</figcaption></figure>'
         ).format(caption, Markup(svg), caption)
-        for caption, svg in found
+        for caption, svg in _each_plot(result, judge)
     )
+    return Markup(_PLOTS).format(figures) if figures else _EMPTY
 
 
 def _each_plot(result: Json, judge: Predictions | None) -> Iterator[tuple[str, str]]:
@@ -181,7 +191,7 @@ def _each_plot(result: Json, judge: Predictions | None) -> Iterator[tuple[str, s
             "Position bias: what becomes of verdicts when the answers change places",
             (plots.drawn(draw)),
         )
-    if judge is not None and np.isfinite(judge.columns.scores).all(1).any():
+    if judge is not None and plots.on_scale(judge.columns).any():
         draw = plots.score_pairs(judge.columns)
         yield "Score pairs: how often each was given", plots.drawn(draw, height=4)
     if "calibration" in first:
@@ -196,7 +206,7 @@ def _each_plot(result: Json, judge: Predictions | None) -> Iterator[tuple[str, s
             "Coverage and accuracy when verdicts below a confidence are taken back",
             (plots.drawn(draw)),
         )
-    if "win_rate" in first:
+    if first.get("win_rate"):
         rates = first["win_rate"]
         best = sorted(rates, key=lambda name: -(rates[name]["value"] or 0))
         draw = plots.rates({name: rates[name] for name in best}, "win rate, ties half")

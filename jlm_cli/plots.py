@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,9 @@ _MOST_MODELS = 25
 def drawn(draw: Callable[[Any], None], width: float = 5.2, height: float = 3.6) -> str:
     """One plot as an SVG element without sizes or colours of its own; the same bytes each time."""
     file = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # text stays text: the reader's fonts may have what ours lack
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure.subplots())
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -75,10 +78,16 @@ def confusion(table: Json) -> Callable[[Any], None]:
     return draw
 
 
+def on_scale(columns: Columns) -> Codes:
+    """Which rows have scores from 0 to 10; predictions of others may have any."""
+    inside: Codes = np.all((columns.scores >= 0) & (columns.scores <= 10), axis=1)
+    return inside
+
+
 def score_pairs(columns: Columns) -> Callable[[Any], None]:
     """How often each pair of scores was given, in whole points."""
-    scores = columns.scores[np.isfinite(columns.scores).all(1)]
-    whole = np.clip(np.floor(scores.astype(np.float64) + 0.5), 0, 10).astype(np.int64)
+    scores = columns.scores[on_scale(columns)]
+    whole = np.floor(scores.astype(np.float64) + 0.5).astype(np.int64)
     counts = np.zeros((11, 11))
     np.add.at(counts, (whole[:, 1], whole[:, 0]), 1)
 

@@ -65,14 +65,24 @@ def aspects(path: str, config: MetricsConfig) -> Json:
     if not len(together):
         raise InputError(f"{path}: holds no judged aspects")
     joined = gold.joined(path)
-    found = {
-        name: summary_of(tally.columns(), False, config.tie_within)
-        for name, tally in sorted(tallies.items())
+    found, total = (
+        {name: _aspect(tally, config) for name, tally in sorted(tallies.items())},
+        _aspect(together, config),
+    )
+    n_gold = total.get("objective", {}).get("n", 0)
+    return {
+        "n_judged": n_judged,
+        "n_error": n_error,
+        "gold": {"n": n_gold},
+        **joined,
+        "aspects": found,
+        **total,
     }
-    total = summary_of(together.columns(), False, config.tie_within)
-    if "objective" not in total:
-        raise InputError(f"{path}: protocol aspects needs gold; give --gold")
-    return {"n_judged": n_judged, "n_error": n_error, **joined, "aspects": found, **total}
+
+
+def _aspect(tally: PairTally, config: MetricsConfig) -> Json:
+    columns = tally.columns()
+    return summary_of(columns, columns.both_orders, config.tie_within)
 
 
 def _verdict_in(gold: Any, where: str) -> Verdict | None:

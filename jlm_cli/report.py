@@ -17,7 +17,7 @@ from rich.text import Text
 from tqdm import tqdm
 
 from jlm_cli.devices import Compute
-from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK, printable
+from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK, JOINERS, printable
 from jlm_cli.records import Json
 
 _ROWS_SHOWN = 12
@@ -56,7 +56,7 @@ def escaped(text: str) -> str:
     """All of a text from outside, safe for a terminal: what could steer it is spelled out."""
     return "".join(
         char
-        if char in "\n\t\u200c\u200d" or unicodedata.category(char)[0] != "C"
+        if char in "\n\t" + JOINERS or unicodedata.category(char)[0] != "C"
         else char.encode("unicode_escape").decode()
         for char in text
     )
@@ -201,7 +201,8 @@ class Report:
         for record in records[:_ROWS_SHOWN]:
             row_id = f"line {record['line']}" if record["id"] is None else record["id"]
             if "error" in record:
-                message = shown(record["error"]["message"], 200)
+                told = record["error"]["message"]  # its place stands before it already
+                message = shown(told.partition(f":{record['line']}: ")[2] or told, 200)
                 table.add_row(shown(row_id, 16), Text.assemble(("error: ", "red"), message))
                 continue
             question = shown(record["sample"]["question"], 200)
@@ -219,18 +220,22 @@ class Report:
         speed = f"{summary['seconds']:.1f} s, {summary['items_per_second']:.2f} rows/s"
         table = Table(box=None, pad_edge=False, show_header=False)
         table.add_row("rows", total)
+        first = ", first order" if "reliability" in summary else ""
         for name in ("verdicts", "scores", "labels", "methods"):
             if counts := summary.get(name):
-                order = ", first order" if "combined" in summary else ""
-                table.add_row(
-                    name + order, ", ".join(f"{key}: {count}" for key, count in counts.items())
-                )
+                told = ", ".join(f"{key}: {count}" for key, count in counts.items())
+                table.add_row(name + first, told)
         for section in ("mean", "pass_rate", "objective", "reliability", "stability", "compare"):
             found = summary.get(section, {})
             for name, value in ({section: found} if "ci95" in found else found).items():
                 if isinstance(value, dict) and "ci95" in value:
                     names = _COMPARED if section == "compare" else _NAMES
-                    table.add_row(names.get(name, name.replace("_", " ")), _figure(value))
+                    order = first if name == "agreement" else ""
+                    table.add_row(names.get(name, name.replace("_", " ")) + order, _figure(value))
+        for name, found in summary.get("aspects", {}).items():
+            said = [f"{key}: {count}" for key, count in found.get("verdicts", {}).items()]
+            said += [f"mean {_figure(found['mean'])}"] if "mean" in found else []
+            table.add_row(shown(f"aspect {name}{first}", 40), ", ".join(said))
         if "combined" in summary:
             table.add_row("accuracy, both orders", _figure(summary["combined"]["accuracy"]))
         for name, value in summary.get("baselines", {}).items():
@@ -316,8 +321,22 @@ def _final(record: Json) -> str:
 
 
 def _share(record: Json) -> str:
+    """The probability of the verdict; a conflict is none that the judge gave."""
+    if not record.get("consistent", True):
+        return "–"
     verdict = record.get("combined", record)
     return f"{verdict['p'][verdict['verdict']]:.2f}"
+
+
+def _ranked_by(record: Json) -> str:
+    """The scores that a ranking follows: a single list's own, else the expected ones."""
+    single = record["method"] == "listwise" and "stability" not in record
+    return f"scores {_scores(record)}" if single else f"expected scores {_expected(record)}"
+
+
+def _both_scores(record: Json) -> str:
+    other = f", swapped {_scores(record['swapped'])}" if "swapped" in record else ""
+    return _scores(record) + other
 
 
 def _order(record: Json) -> str:
@@ -357,9 +376,10 @@ def spoken(record: Json) -> str:
     if record["mode"] == "grade":
         head = f"score {record['score']:g} (expected {_expected(record)}) {_mark(record)}"
     elif record["mode"] == "rank":
-        head = f"ranking {_order(record)} (scores {_scores(record)})"
+        pairs = f"; by pairs {_order(record['pairwise'])}" if "pairwise" in record else ""
+        head = f"ranking {_order(record)} ({_ranked_by(record)}){pairs}"
     else:
-        head = f"{_final(record)} (scores {_scores(record)}, p {_share(record)})"
+        head = f"{_final(record)} (scores {_both_scores(record)}, p {_share(record)})"
     aspects = [
         f"{name}: {_scores(said) if 'scores' in said else format(said['score'], 'g')}"
         for name, said in record.get("aspects", {}).items()

@@ -338,9 +338,14 @@ def _measured(now: Run, records: Iterator[Json]) -> tuple[Tally | PairTally, Jso
     tally = TALLIES[now.config.command]()
     for record in records:
         tally.add(record)
-    if isinstance(tally, PairTally):
-        return tally, summary_of(tally.columns(), now.config.swap)
-    return tally, tally.summary()
+    if not isinstance(tally, PairTally):
+        return tally, tally.summary()
+    swap = now.config.swap
+    aspects = {name: summary_of(one.columns(), swap) for name, one in tally.aspects.items()}
+    return tally, {
+        **summary_of(tally.columns(), swap),
+        **({"aspects": aspects} if aspects else {}),
+    }
 
 
 def _records(rows: Rows, journal: Journal) -> Iterator[Json]:

@@ -101,6 +101,7 @@ class GradeTally(Tally):
     questions: array[int] = field(default_factory=lambda: array("q"))  # checksums, beside them
     models: defaultdict[str, Mean] = field(default_factory=lambda: defaultdict(Mean))
     all: Mean = field(default_factory=Mean)
+    aspects: defaultdict[str, Mean] = field(default_factory=lambda: defaultdict(Mean))
 
     def add_judged(self, record: Json) -> None:
         score, question = record["score"], _question_of(record)
@@ -117,6 +118,8 @@ class GradeTally(Tally):
             self.questions.append(question)
         for model in record["sample"]["models"] or ():
             self.models[model].add(expected, question)
+        for name, said in record.get("aspects", {}).items():
+            self.aspects[name].add(said["expected"], question)
 
     def summary(self) -> Json:
         if not self.n_judged:
@@ -137,6 +140,8 @@ class GradeTally(Tally):
             parts["objective"] = against_gold(gold, scores, asked)
         if self.models:
             parts["mean_score"] = {name: self.models[name].json() for name in sorted(self.models)}
+        if self.aspects:
+            parts["aspects"] = {name: {"mean": one.json()} for name, one in self.aspects.items()}
         return parts
 
 

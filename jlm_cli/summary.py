@@ -57,6 +57,7 @@ STEPS = 20  # thresholds of the sweep, from 0 on
 LENGTH_BUCKETS = (3, 50, 200, 500, 1000)  # characters between the answers, upper ends
 MOST_GROUPS = 200  # of one kind; the smallest of more are put together
 _ROUNDING = 1e-6  # of confidences
+_BETWEEN = " · "  # the names of two models
 
 
 def summary_of(columns: Columns, swap: bool, tie_within: int = TIE_WITHIN) -> Json:
@@ -306,12 +307,18 @@ def groups(columns: Columns) -> Json:
     if by := _by_group(
         columns,
         pairs,
-        lambda code: " · ".join(
-            sorted((columns.model_names[code // n_models], columns.model_names[code % n_models]))
+        lambda code: _pair_name(
+            columns.model_names[code // n_models], columns.model_names[code % n_models]
         ),
     ):
         found["models"] = by
     return found
+
+
+def _pair_name(*models: str) -> str:
+    """Names that hold the dot between them are quoted, so that no two pairs are called alike."""
+    quoted = any(_BETWEEN in name for name in models)
+    return _BETWEEN.join(sorted(map(repr, models) if quoted else models))
 
 
 def _bucket_name(bucket: int) -> str:

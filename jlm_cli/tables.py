@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +20,7 @@ from jlm_cli.report import shown
 Cell = Any  # a figure with its interval, a number, a text, or None
 
 _ROWS_SHOWN = 12  # of a grid, on a terminal
+_GAP = 2  # spaces between its columns
 _BIAS = {
     "bias_first": "bias toward 1st",
     "bias_second": "bias toward 2nd",
@@ -64,16 +66,15 @@ def grids_of(result: Json) -> list[Grid]:
 
 def _headline(protocol: str, judges: dict[str, Json]) -> Grid:
     """The paper's table: judges, then what reads nothing."""
-    rows = [(name, _flat(protocol, summary)) for name, summary in judges.items()]
-    rows += _baselines({name: summary.get("baselines", {}) for name, summary in judges.items()})
+    measured = dict(judges)
     if protocol == "aspects":
-        for judge, summary in judges.items():
-            named = [
-                (f"{judge}: {name}", one["objective"])
-                for name, one in summary["aspects"].items()
-                if "objective" in one
-            ]
-            rows = [*named, *rows]
+        measured = {
+            f"{judge}: {name}": one
+            for judge, summary in judges.items()
+            for name, one in {**summary["aspects"], "all aspects": summary}.items()
+        }
+    rows = [(name, _flat(protocol, summary)) for name, summary in measured.items()]
+    rows += _baselines({name: summary.get("baselines", {}) for name, summary in judges.items()})
     return _grid(_TITLES[protocol], rows, _COLUMNS[protocol])
 
 
@@ -122,7 +123,7 @@ _COLUMNS: dict[str, dict[str, str]] = {
         "kendall": "Kendall's τ",
         "mean_absolute_error": "mean absolute error",
     },
-    "aspects": _TABLE_2,
+    "aspects": {**_TABLE_2, "consistency": "consistency"},
     "rewardbench": {
         "agreement": "accuracy",
         "ties_half": "ties as half",
@@ -139,6 +140,7 @@ def _rows(judges: dict[str, Json]) -> Grid:
         facts = {
             "judged": summary.get("n_judged"),
             "failed": summary.get("n_error"),
+            "aspects": len(summary.get("aspects", ())) or None,
             "failed, other order": summary.get("n_error_swapped") or None,
             **{f"verdict {key}": count for key, count in summary.get("verdicts", {}).items()},
             "gold": gold.get("n"),
@@ -158,8 +160,8 @@ def _comparison(comparison: Json) -> Grid:
         facts = {
             **gain,
             "only it right": test.get("only_other_right"),
-            "only first right": test.get("only_first_right"),
-            "McNemar p": test.get("p"),
+            f"only {comparison['first']} right": test.get("only_first_right"),
+            f"McNemar p{', by question' if test.get('by_question') else ''}": test.get("p"),
             "rows of both": one["same_verdict"]["n"],
             "same verdict": one["same_verdict"]["agreement"],
             "kappa of both": one["same_verdict"]["kappa"],
@@ -170,6 +172,8 @@ def _comparison(comparison: Json) -> Grid:
 
 def _details(summary: Json) -> list[Grid]:
     """The sections beyond the paper's tables."""
+    swapped = "reliability" in summary
+    first, both = (", first order", ", both orders") if swapped else ("", "")
     grids = []
     for section, where in (("failures", ""), ("failures_swapped", " in one order or both")):
         failures = summary.get(section, {"n": 0})
@@ -187,15 +191,16 @@ def _details(summary: Json) -> list[Grid]:
     if "calibration" in summary:
         names = {"error": "expected calibration error", "by_chance": "of which by chance, about"}
         names["overconfidence"] = "overconfidence"
-        grids.append(_grid("p against gold", [("", summary["calibration"])], names))
+        title = f"p against gold{first}"
+        grids.append(_grid(title, [("", summary["calibration"])], names))
     if "abstain" in summary:
         grids.append(_abstain(summary["abstain"]))
     if "sweep" in summary:
         rows = [(f"≥ {one['threshold']}", one) for one in summary["sweep"]]
         names = {"coverage": "coverage", "accuracy": "accuracy"}
-        grids.append(_grid("verdicts by confidence", rows, names))
+        grids.append(_grid(f"verdicts by confidence{both}", rows, names))
     if "effects" in summary:
-        title = "share of verdicts for the answer shown first, for the longer one; Cohen's h"
+        title = "verdicts for either answer: share of the first, of the longer one; Cohen's h"
         rows = [
             ({"position": "first", "length": "longer"}[name], one)
             for name, one in summary["effects"].items()
@@ -206,11 +211,31 @@ def _details(summary: Json) -> list[Grid]:
         grids.append(_grid("by subset", rows))
     for kind, groups in summary.get("by", {}).items():
         grids.append(_grid(f"by {kind.replace('_', ' ')}", list(groups.items())))
+    if "aspects" in summary:
+        rows = [(name, _of_aspect(one)) for name, one in summary["aspects"].items()]
+        grids.append(_grid(f"each aspect{first}", rows))
+    if "mean" in summary:
+        grids.append(_grid("scores", [("", _spread(summary))]))
+        rows = [(name, {"mean score": one}) for name, one in summary.get("mean_score", {}).items()]
+        grids.append(_grid("mean score by model", rows))
     if "win_rate" in summary:
         best = sorted(summary["win_rate"].items(), key=lambda item: (-_value(item[1]), item[0]))
         rows = [(name, {"win rate": one, "n": one["n"]}) for name, one in best]
         grids.append(_grid("leaderboard", rows))
     return grids
+
+
+def _of_aspect(summary: Json) -> Json:
+    """Its verdicts, or of grades their mean."""
+    counts = {f"verdict {key}": count for key, count in summary.get("verdicts", {}).items()}
+    steady = summary.get("reliability", {}).get("consistency")
+    return {**counts, "consistency": steady, "mean expected": summary.get("mean")}
+
+
+def _spread(summary: Json) -> Json:
+    """Of grades: their mean, how many pass, and how often each was given."""
+    figures = {"mean expected": summary["mean"], "pass rate": summary.get("pass_rate")}
+    return {**figures, **{f"score {score}": count for score, count in summary["scores"].items()}}
 
 
 def _abstain(abstain: Json) -> Grid:
@@ -275,20 +300,45 @@ def printed(grids: Iterable[Grid]) -> str:
         console.width = 400
     with console.capture() as captured:
         for grid in grids:
-            _print(console, grid.turned() if grid.is_wide else grid)
+            for part in _within(grid.turned() if grid.is_wide else grid, console.width):
+                _print(console, part)
     return captured.get()
+
+
+def _within(grid: Grid, width: int) -> Iterator[Grid]:
+    """The grid in parts, of as many columns as fit side by side with no number cut."""
+    left = width - max(_longest_word(shown(name, 50).plain) for name, _ in grid.rows)
+    start = 0
+    while start < len(grid.columns):
+        end, room = start, left
+        while end < len(grid.columns):
+            texts = [_in_terminal(cells[end]) for _, cells in grid.rows[:_ROWS_SHOWN]]
+            room -= _GAP + max(map(_longest_word, (*texts, shown(grid.columns[end], 40).plain)))
+            if room < 0 and end > start:
+                break
+            end += 1
+        rows = [(name, cells[start:end]) for name, cells in grid.rows]
+        yield Grid(grid.title, grid.columns[start:end], rows)
+        start = end
+
+
+def _in_terminal(cell: Cell) -> str:
+    """Without a space in an interval: a narrow terminal puts it on a line of its own."""
+    return cell_text(cell).replace(", ", ",")
+
+
+def _longest_word(text: str) -> int:
+    return max(map(cell_len, text.split()), default=0)
 
 
 def _print(console: Console, grid: Grid) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", title=shown(grid.title, 200))
     table.title_justify, table.title_style = "left", "bold cyan"
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for column in grid.columns:
-        table.add_column(shown(column, 40), justify="right")
+        table.add_column(shown(column, 40), justify="right", overflow="fold")
     for name, cells in grid.rows[:_ROWS_SHOWN]:
-        # no space within an interval: a narrow terminal puts it on a line of its own
-        texts = [Text(cell_text(cell).replace(", ", ",")) for cell in cells]
-        table.add_row(shown(name, 50), *texts)
+        table.add_row(shown(name, 50), *(Text(_in_terminal(cell)) for cell in cells))
     console.print(table)
     if len(grid.rows) > _ROWS_SHOWN:
         console.print(Text(f"… {len(grid.rows) - _ROWS_SHOWN} more", style="dim"))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Jlm, pair, read_rows, write_rows
+from rich.console import Console
 
+from jlm_cli import tables
 from jlm_cli.records import VERDICTS
 
 
@@ -240,3 +245,24 @@ def test_a_million_predictions_in_bounded_memory(tmp_path: Path) -> None:
     )
     assert "agreement" in done.stdout
     assert int(done.stderr) < 1_500_000  # kilobytes
+
+
+def test_a_narrow_terminal_cuts_no_number(tmp_path: Path, jlm: Jlm) -> None:
+    """Columns that do not fit stand below the others."""
+    names = ("first.jsonl", "second.jsonl", "third.jsonl")
+    for name in names:
+        draw = random.Random(name)
+        rows = [
+            {"id": n, "verdict": draw.choice(VERDICTS), "gold": draw.choice(VERDICTS)}
+            for n in range(60)
+        ]
+        write_rows(tmp_path / name, rows)
+    result = json.loads(jlm("metrics", *names, "--json").out)
+    grids = tables.grids_of(result)
+    figures = re.findall(r"-?\d\.\d+|\[[^\]]*\]", tables.printed(grids))
+    console = functools.partial(Console, force_terminal=True, width=60, color_system=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "Console", console)
+        narrow = tables.printed(grids)
+    assert max(len(line) for line in narrow.splitlines() if "[" in line) <= 60
+    assert Counter(re.findall(r"-?\d\.\d+|\[[^\]]*\]", narrow)) == Counter(figures)

@@ -174,6 +174,37 @@ def test_aspects_stand_beside_the_whole(tmp_path: Path, jlm: Jlm, command: str) 
     assert list(read_rows(tmp_path / f"in.{command}.jsonl")[0]["aspects"]) == ["fluency, tone"]
 
 
+def test_aspects_are_summed_up(tmp_path: Path, jlm: Jlm) -> None:
+    """Where there is no gold as well."""
+    aspect = ("--aspect", "fluency")
+    write_rows(tmp_path / "in.jsonl", [pair(n) for n in range(9)])
+    done = jlm("judge", "in.jsonl", "--swap", *aspect)
+    found = json.loads((tmp_path / "in.judge.metrics.json").read_text())["aspects"]["fluency"]
+    said = [record["aspects"]["fluency"] for record in read_rows(tmp_path / "in.judge.jsonl")]
+    assert found["verdicts"]["1"] == sum(one["verdict"] == "1" for one in said)
+    assert found["reliability"]["n"] == 9
+    assert "aspect fluency, first order" in done.err
+    told = jlm("metrics", "in.judge.jsonl", "--protocol", "aspects")
+    assert told.code == 0 and "each aspect, first order" in told.out
+    assert "no gold, so no agreement" in told.err
+    write_rows(tmp_path / "in.jsonl", [{"question": "Q", "answer": f"A{n}"} for n in range(9)])
+    done = jlm("grade", "in.jsonl", "--no-reference", *aspect)
+    found = json.loads((tmp_path / "in.grade.metrics.json").read_text())["aspects"]["fluency"]
+    said = [record["aspects"]["fluency"] for record in read_rows(tmp_path / "in.grade.jsonl")]
+    wanted = sum(one["expected"] for one in said) / 9
+    assert found["mean"]["value"] == pytest.approx(wanted, abs=1e-5)
+    assert "aspect fluency" in done.err and "mean" in done.err
+    done = jlm("metrics", "in.grade.jsonl")
+    assert done.code == 2 and "take --protocol grade" in done.err
+
+
+def test_a_ranking_is_told_by_what_it_follows(jlm: Jlm) -> None:
+    asked = ("rank", "-Q", "What?", "-A", "4", "-A", "5", "-A", "6")
+    assert " (scores " in jlm(*asked).out
+    told = jlm(*asked, "--permute", "3", "--compare").out
+    assert " (expected scores " in told and "; by pairs " in told
+
+
 def test_aspects_in_both_orders(tmp_path: Path, jlm: Jlm) -> None:
     write_rows(tmp_path / "in.jsonl", [pair(1)])
     assert jlm("judge", "in.jsonl", "--aspect", "novelty", "--swap").code == 0
