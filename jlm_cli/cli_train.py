@@ -1,4 +1,4 @@
-"""The options of `jlm train` and `jlm data`: they become a TrainConfig, a DataConfig."""
+"""The options of `jlm train`, `jlm data` and `jlm adapter`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ EXAMPLES = """[bold]Examples[/bold]
   accelerate launch --config_file recipes/7b-zero3.yaml -m jlm_cli train …   several GPUs\n
 """
 
+_BY_RECIPE = "  \\[default: by the recipe]"
+SaveDtype = Annotated[
+    Literal["bfloat16", "float32", "float16"], typer.Option(help="Of the weights in the folder.")
+]
+
 
 def train(
     inputs: Annotated[
@@ -28,26 +33,39 @@ def train(
         Literal["auto", "paper"],
         typer.Option(help="auto fits base and data; paper is Table 8 of JudgeLM."),
     ] = "auto",
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr", min=0)] = None,
-    schedule: Annotated[Literal["cosine", "linear", "constant"] | None, typer.Option()] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", "--lr", min=0, help=f"The highest.{_BY_RECIPE}"),
+    ] = None,
+    schedule: Annotated[
+        Literal["cosine", "linear", "constant"] | None,
+        typer.Option(help=f"How the learning rate falls behind the warm-up.{_BY_RECIPE}"),
+    ] = None,
     warmup: Annotated[
-        float | None, typer.Option(min=0, max=0.99, help="Share of all steps.")
+        float | None, typer.Option(min=0, max=0.99, help=f"Share of all steps.{_BY_RECIPE}")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Samples for a step, of all processes together.")
+        int | None,
+        typer.Option(min=1, help=f"Samples for a step, of all processes together.{_BY_RECIPE}"),
     ] = None,
     micro_batch: Annotated[
         int | None, typer.Option(min=1, help="Samples in one pass of one process.")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help=f"Times that all samples are shown.{_BY_RECIPE}")
+    ] = None,
     max_length: Annotated[
         int | None,
-        typer.Option(min=1, help="Longest sample in tokens; of longer ones answers are cut."),
+        typer.Option(
+            min=1, help=f"Longest sample in tokens; of longer ones answers are cut.{_BY_RECIPE}"
+        ),
     ] = None,
     lora: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Rank of adapters; 0 trains all weights. A base that is one is trained on."
+            min=0,
+            help="Rank of adapters; 0 trains all weights (of an adapter, merged with its base)."
+            + _BY_RECIPE,
         ),
     ] = None,
     freeze: Annotated[
@@ -61,7 +79,11 @@ def train(
         typer.Option(min=0, help="What a token of the score line counts beside one of a reason."),
     ] = None,
     gradient_checkpointing: Annotated[
-        bool | None, typer.Option("--gradient-checkpointing/--no-gradient-checkpointing")
+        Literal["on", "off"] | None,
+        typer.Option(
+            "--recompute",
+            help=f"Gradient checkpointing: less memory, a third more time.{_BY_RECIPE}",
+        ),
     ] = None,
     swap_share: Annotated[
         float, typer.Option(min=0, max=1, help="Share of samples shown with answers swapped.")
@@ -93,13 +115,13 @@ def train(
     checkpoints: Annotated[
         int, typer.Option(min=1, help="How often to save, and to judge the watched rows.")
     ] = 10,
-    save_dtype: Annotated[Literal["bfloat16", "float32", "float16"], typer.Option()] = "bfloat16",
+    save_dtype: SaveDtype = "bfloat16",
     licence: Annotated[
         str | None, typer.Option(help="Licence of the data, for the model card.")
     ] = None,
     schema: Schema = "auto",
     field_map: FieldMap = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(help="Of the order and the swaps.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model that jlm trained.")
     ] = False,
@@ -123,7 +145,7 @@ def train(
         "freeze": freeze,
         "freeze_layers": freeze_layers,
         "line_weight": line_weight,
-        "gradient_checkpointing": gradient_checkpointing,
+        "gradient_checkpointing": gradient_checkpointing and gradient_checkpointing == "on",
     }
     config = training.TrainConfig(
         inputs=tuple(inputs),
@@ -242,7 +264,7 @@ def adapter(
     base: Annotated[str, typer.Option("-m", "--model", metavar="BASE", help="What it was.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The adapter.")],
     rank: Annotated[int, typer.Option(min=1, help="More keeps more, and takes more room.")] = 32,
-    save_dtype: Annotated[Literal["bfloat16", "float32", "float16"], typer.Option()] = "bfloat16",
+    save_dtype: SaveDtype = "bfloat16",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model that jlm made.")
     ] = False,

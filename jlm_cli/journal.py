@@ -151,9 +151,10 @@ class Journal:
         other_rows = first_difference(before, now, ROW_BY_ROW) is None
         keep = "--retry-errors to keep what is done of rows that are still there, or "
         return UsageError(
-            f"{self.folder}: was begun with another {name} ({_brief(before.get(name))}, now "
-            f"{_brief(now.get(name))}); go on with that, or take {keep if other_rows else ''}"
-            f"--overwrite to begin anew, without the {self.n_records()} rows that are done"
+            f"{self.folder}: was begun with another {name} "
+            f"({_change(before.get(name), now.get(name))}); go on with that, or take "
+            f"{keep if other_rows else ''}--overwrite to begin anew, without the "
+            f"{self.n_records()} rows that are done"
         )
 
     def check(self, facts: Json, but: Collection[str]) -> None:
@@ -163,7 +164,7 @@ class Journal:
         if (name := first_difference(before, facts, but)) is not None:
             raise UsageError(
                 f"worker with {self._part.name}: has another {name} than the first worker "
-                f"({_brief(facts.get(name))}, the first {_brief(before.get(name))})"
+                f"({_change(before.get(name), facts.get(name))})"
             )
 
     def append(self, records: Sequence[tuple[int, bytes]]) -> None:
@@ -236,6 +237,20 @@ def _checksum(row: bytes, record: bytes) -> int:
 
 def _rows_of(parts: Sequence[Part]) -> Rows:
     return np.concatenate([_EMPTY, *(np.asarray(part.rows, np.int64) for part in parts)])
+
+
+def _change(before: Any, now: Any) -> str:
+    """How a fact is not what it was, as people say it."""
+    if isinstance(before, dict) and isinstance(now, dict) and "name" in before.keys() & now.keys():
+        if before["name"] == now["name"]:
+            return f"{now['name']}, whose {first_difference(before, now)} has changed"
+        before, now = before["name"], now["name"]
+    if all(isinstance(one, str) and _CHECKSUM.fullmatch(one) for one in (before, now)):
+        return "with another content"
+    return f"{_brief(before)}, now {_brief(now)}"
+
+
+_CHECKSUM = re.compile("[0-9a-f]{64}")
 
 
 def _brief(value: Any) -> str:

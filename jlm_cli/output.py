@@ -33,7 +33,8 @@ def check_output(config: Config) -> None:
     if config.retry_errors and not output.exists() and not begun(folder_of(output)):
         raise UsageError(f"{output}: is not there; --retry-errors judges its error records again")
     may_replace = config.overwrite or config.retry_errors or begun(folder_of(output))
-    if output.exists() and not may_replace:
+    inputs = [Path(name) for name in config.inputs if name != "-"]
+    if output.exists() and not may_replace and all(path.exists() for path in inputs):
         raise UsageError(f"{output}: exists; take --overwrite, or another --output")
     summary = summary_path(output)
     if summary.exists() and not may_replace and made_with(summary) is None:

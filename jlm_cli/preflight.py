@@ -51,12 +51,12 @@ def fingerprint(now: Run) -> Json:
     """All that can change a byte of the output, by the names that a refusal gives."""
     return {
         **now.config.settings(),
-        **now.compute.settings(),
         "input": now.rows.source.sha256(),
         "reference": None if now.rows.references is None else now.rows.references.sha256,
         "gold": None if now.rows.gold is None else now.rows.gold.sha256,
         "model": now.files.identity(),
         "template": identity(now.mode.templates),
+        **now.compute.settings(),
         **devices.versions(),
     }
 

@@ -308,3 +308,12 @@ def test_a_log_shows_that_a_run_goes_on(
             report.Written(bar).add(1)
     lines = capsys.readouterr().err.splitlines()
     assert lines and all(re.match(r"jlm: \d of 3 rows; .*to go$", line) for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    "command", ["judge", "grade", "rank", "chat", "metrics", "train", "data", "adapter", "probe"]
+)
+def test_help_names_every_option_on_a_narrow_terminal(jlm: Jlm, command: str) -> None:
+    told = jlm(command, "--help", env={"COLUMNS": "80"}).out
+    named = set(re.findall(r"--[a-z][a-z-]+", jlm(command, "--help", env={"COLUMNS": "300"}).out))
+    assert len(named) > 3 and all(name in told for name in named), named
