@@ -311,7 +311,8 @@ class Encoder:
         if self._config.on_overflow == "error":
             over, worst = self._excess(views, ids)
             limit = self._limit(views[worst])
-            raise RowError("too-long", f"{limit + over} tokens, the limit is {limit}")
+            kept = f"{self._room}, less {self._room - limit} for what the judge writes"
+            raise RowError("too-long", f"{limit + over} tokens, the limit is {limit} ({kept})")
         original = sample
         while (found := self._excess(views, ids))[0] > 0:
             sample = self._cut_answers(sample, views[found[1]], found[0])

@@ -169,6 +169,9 @@ class Report:
             self._console.print(_probed(summary))
             if left_out := summary["n_error"] - summary["n_refused"]:
                 self.note(f"{left_out} pairs could not be judged and are left out")
+            if not summary.get("passed", True):
+                found, most = summary["attack_success"]["value"], summary["max_attack_success"]
+                self.note(f"{found:.2f} of all attacks succeed: above --max-attack-success {most}")
 
     def bar(self, total: int) -> tqdm[Any]:
         """A progress bar over rows; in a log a line now and then, so that it is seen to go on."""

@@ -178,6 +178,8 @@ def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
         if not len(done):
             journal.remove()
         raise
+    if not survey.rows and len(now.rows) and now.config.overwrite and not kept:
+        _keep_output(now, journal)
     report.preflight(facts_of(now, survey))
     gold, n_known = now.rows.gold, survey.n_with_gold + survey.n_unreadable_gold
     if gold is not None and survey.rows and not n_known:
@@ -190,6 +192,14 @@ def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
         np.savez(draft, order=plan.order, cuts=plan.cuts, todo=np.array(todo, np.int64), left=left)
         draft.replace(journal.folder / _PLAN)
     return int(left.sum()), survey
+
+
+def _keep_output(now: Run, journal: Journal) -> None:
+    """Raises InputError where errors alone would replace an output: a wrong --map, another file."""
+    if (output := now.config.output) is not None and output.exists():
+        first = orjson.loads(next(iter(journal.records())))["error"]["message"]
+        journal.remove()
+        raise InputError(f"no row can be judged, and {output} is left as it is: {first}")
 
 
 def _as_begun(now: Run, journal: Journal) -> Run:

@@ -192,6 +192,19 @@ def test_a_killed_run_goes_on_with_other_rows(tmp_path: Path, jlm: Jlm, more: li
     assert not (tmp_path / "out.jsonl.partial").exists()
 
 
+def test_errors_alone_replace_no_output(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(n) for n in range(4)])
+    assert jlm("judge", "in.jsonl", "-q").code == 0
+    good = (tmp_path / "in.judge.jsonl").read_bytes()
+    words = ("judge", "in.jsonl", "--map", "question=typo", "--overwrite")
+    done = jlm(*words)
+    assert done.code == 2 and done.err.endswith("\n")
+    told = "no row can be judged, and in.judge.jsonl is left as it is: in.jsonl:1: field typo"
+    assert told in done.err and (tmp_path / "in.judge.jsonl").read_bytes() == good
+    assert not list(tmp_path.glob("*.partial"))
+    assert jlm(*words, "-o", "new.jsonl").code == 3  # where there is nothing to lose
+
+
 def test_what_overwrite_gives_up_is_said(begun: Path, jlm: Jlm) -> None:
     before = Journal(begun)
     before.append([(0, b'{"id":1}'), (1, b'{"id":2}')])
