@@ -137,13 +137,13 @@ def checks(options: argparse.Namespace) -> None:
 def validation_answers(scored: Path) -> list[Answered]:
     """Questions that `jlm data` keeps for validation by default, with answers that are short."""
     config = DataConfig(inputs=(str(scored),), output=Path(), longest=900)
+    gathered = Gathered()
     with open_source(str(scored)) as source:
-        found = list(read_source(source, config, Gathered()))
+        read_source(source, config, gathered)
     return [
         one
-        for one in found
-        if isinstance(one, Answered)
-        and for_validation(question_key(one.question), config.validation)
+        for one in gathered.answered
+        if for_validation(question_key(one.question), config.validation)
     ]
 
 

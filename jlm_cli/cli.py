@@ -13,7 +13,7 @@ import typer
 
 from jlm_cli import __version__, cli_judge, cli_train, signals
 from jlm_cli.cli_options import Bits, Device, Dtype, ModelName, TemplateName
-from jlm_cli.config import Config, MetricsConfig
+from jlm_cli.config import TIE_WITHIN, Config, MetricsConfig
 from jlm_cli.errors import (
     EXIT_OK,
     Ended,
@@ -99,7 +99,7 @@ def metrics(
     tie_within: Annotated[
         int,
         typer.Option(min=0, help="Characters within which the longest-answer baseline says tie."),
-    ] = 3,
+    ] = TIE_WITHIN,
     disagreements: Annotated[
         Path | None, typer.Option(help="Write the rows on which judges differ, most first.")
     ] = None,

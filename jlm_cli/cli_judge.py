@@ -22,6 +22,7 @@ from jlm_cli.cli_options import (
 )
 from jlm_cli.config import Config
 from jlm_cli.errors import UsageError
+from jlm_cli.source import stem_of
 
 EXAMPLES = {
     "judge": """[bold]Examples[/bold]
@@ -292,7 +293,4 @@ def _output(inputs: list[str], output: str | None, command: str) -> Path | None:
         return None
     if output is not None:
         return Path(output)
-    stem = Path(inputs[0]).name
-    for suffix in (".gz", ".zst", ".jsonl", ".json"):
-        stem = stem.removesuffix(suffix)
-    return Path(f"{stem}.{command}.jsonl")
+    return Path(f"{stem_of(inputs[0])}.{command}.jsonl")

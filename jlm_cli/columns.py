@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from jlm_cli.config import TIE_WITHIN
 from jlm_cli.metrics import Codes
 from jlm_cli.records import VERDICTS, Json, verdict_of
 
@@ -27,7 +28,6 @@ UNREADABLE = 5  # gold: a text that is no score line
 TIE = VERDICTS.index("tie")
 PLACE: dict[Any, int] = {verdict: place for place, verdict in enumerate(VERDICTS)}
 OTHER = np.array([1, 0, TIE, NONE, SPLIT, UNREADABLE], np.int8)  # seen from the swapped order
-TIE_WITHIN = 3  # characters; the longest-answer baseline calls such a pair a tie
 
 _SMALL = ("verdict", "swapped", "gold", "flags")
 _NAN = math.nan

@@ -15,14 +15,10 @@ OnInjection = Literal["flag", "neutralize", "error"]
 Quantize = Literal["8bit", "4bit", "fp8"]
 Method = Literal["auto", "listwise", "pairwise"]
 
-# What a run may go on with otherwise without changing a byte; and what it must go on with, but
-# which Run tells by what it came to: the contents of files, the device that was chosen.
-_COMPARED_BY_CONTENT = {"inputs", "reference", "gold", "model", "template"} | {
-    "device",
-    "dtype",
-    "batch_tokens",
-}
 _JSON_BITS = 63
+TIE_WITHIN = 3  # characters; the longest-answer baseline calls such a pair a tie
+_FILES = {"inputs", "reference", "gold", "model", "template"}  # compared by their contents
+_CHOSEN = {"device", "dtype", "batch_tokens"}  # compared by what was chosen where none is named
 _CHANGES_NOTHING = {"output", "partial", "stdin", "overwrite", "retry_errors", "quiet"} | {
     "print_json",
     "strict",
@@ -92,8 +88,9 @@ class Config:
         return self.reference is not None or self.reference_text is not None
 
     def settings(self) -> dict[str, Any]:
-        """The options that can change a byte of the output, all but those that name files."""
-        left_out = _CHANGES_NOTHING | _COMPARED_BY_CONTENT
+        """The options that can change a byte of the output, but for those that are compared by what
+        they come to (preflight.fingerprint)."""
+        left_out = _CHANGES_NOTHING | _FILES | _CHOSEN
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
@@ -120,7 +117,7 @@ class MetricsConfig:
     reversed: Path | None = None
     samples: Path | None = None
     abstain: float | None = None
-    tie_within: int = 3
+    tie_within: int = TIE_WITHIN
     disagreements: Path | None = None
     html: Path | None = None
     csv: Path | None = None

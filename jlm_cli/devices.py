@@ -207,7 +207,7 @@ def n_gpus() -> int:
 
 
 def versions() -> dict[str, str]:
-    """Of what computes."""
+    """Of jlm, torch and transformers."""
     from importlib.metadata import version
 
     return {f"version of {name}": version(name) for name in ("jlm", "torch", "transformers")}

@@ -19,12 +19,10 @@ from jlm_cli.protocols import PAIRS, VERDICTS_OF
 from jlm_cli.record_protocols import RECORDS
 from jlm_cli.records import Json, dump_indented
 from jlm_cli.report import Report
-from jlm_cli.source import names_of, spool_stdin
+from jlm_cli.source import ENDINGS, names_of, spool_stdin
 from jlm_cli.tables import Grid, csv_of, grids_of, latex_of, markdown_of, printed
 
 _IDS_SHOWN = 5
-_ENDINGS = (".gz", ".jsonl", ".json", ".judge")  # of files with a judge's word
-_ROWS = (".jsonl", ".ndjson", ".json", ".gz", ".zst")  # files that hold what tables are made of
 _TOLD = {
     "only_there": "{n} ids of {side} are not among the predictions of {name}: {ids}",
     "only_in_predictions": "{n} predictions of {name} have no row in {side}: {ids}",
@@ -75,12 +73,12 @@ def check(config: MetricsConfig) -> None:
             raise UsageError(f"{output}: there is no folder {output.parent}")
         if any(output.resolve() == path.resolve() for path in inputs):
             raise UsageError(f"{output}: is an input; name another file")
-        if output.exists() and output != config.disagreements and output.suffix in _ROWS:
+        if output.exists() and output != config.disagreements and output.suffix in ENDINGS:
             raise UsageError(f"{output}: exists, and looks like a file of rows; name another file")
 
 
 def _run(config: MetricsConfig) -> int:
-    names = names_of(config.predictions, _ENDINGS)
+    names = names_of(config.predictions, (*ENDINGS, ".judge"))
     with ExitStack() as files:
         judges = _read(config, names, files)
         result: Json = {

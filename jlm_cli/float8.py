@@ -90,7 +90,7 @@ def _wide_product(
 
 def narrow_layers(model: PreTrainedModel) -> None:
     """All linear layers but the head, whose widths the kernels take. Raises ModelError where a
-    model has none, or is another one with them."""
+    model has none, or its predictions change too much."""
     narrower = Narrower(_kernel(model.device))
     model.register_forward_hook(lambda *_: narrower.forget())
 
@@ -106,9 +106,12 @@ def narrow_layers(model: PreTrainedModel) -> None:
     except RuntimeError as error:  # of memory, or where Triton finds no compiler
         raise ModelError(f"--quantize fp8: {first_line(error)}") from error
     if not any(isinstance(module, NarrowLinear) for module in model.modules()):
-        raise ModelError("--quantize fp8: this model has no layer that goes in it")
+        raise ModelError("--quantize fp8: this model has no linear layer that float8 kernels take")
     if not off <= _ANOTHER:  # nor is it a number
-        raise ModelError("--quantize fp8: this model says something else in it")
+        raise ModelError(
+            f"--quantize fp8: changes too much of what this model predicts ({off:.2f} of it, at "
+            f"most {_ANOTHER}); take --quantize 8bit for less memory"
+        )
 
 
 def _shares(model: PreTrainedModel) -> torch.Tensor:

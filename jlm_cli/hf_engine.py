@@ -244,7 +244,7 @@ class PackedBatch:
         for layer in layers:
             narrow = kinds[layer] == "sliding_attention" if kinds else windows
             if narrow != (told[layer].window is not None):
-                return "it has windows that its attention is not told of"
+                return "its sliding windows are not passed to the attention function"
         return None
 
     def rows_of(self, prompts: Sequence[Ids]) -> list[int] | None:
@@ -371,7 +371,7 @@ def _why_not(engine: PackedEngine | CachedEngine, plain: PlainEngine) -> str | N
         bool(np.all(np.abs(a - b) < allowed * (1 + np.abs(b))))
         for a, b in zip(found, wanted, strict=True)
     )
-    return None if agree else "it gives other numbers then"
+    return None if agree else "packed and plain passes disagree"
 
 
 def _both(batch: Batch, draft: LineDraft) -> list[Floats]:

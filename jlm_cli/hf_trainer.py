@@ -30,7 +30,7 @@ from transformers.utils.import_utils import is_torch_tf32_available
 
 from jlm_cli import loading, vocabularies
 from jlm_cli.attention import PRODUCTS
-from jlm_cli.errors import Ended, JlmError, UsageError
+from jlm_cli.errors import GO_ON, Ended, JlmError, UsageError
 from jlm_cli.examples import LINE, READ, Example
 from jlm_cli.low_rank import save_adapter
 from jlm_cli.recipes import Recipe
@@ -69,8 +69,7 @@ def train(course: Course, report: Report) -> Trained:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if watch.signal is not None:
             report.note(
-                f"stopped at step {trainer.state.global_step} of {course.schedule.steps}; "
-                "the same command goes on from there"
+                f"stopped at step {trainer.state.global_step} of {course.schedule.steps}; {GO_ON}"
             )
             raise Ended(watch.signal)
     return _finished(trainer, course, watch)

@@ -80,7 +80,7 @@ class CpuNorm(RMSNorm):
 
 
 class GatedOnce(Module):
-    """The same on a GPU."""
+    """The same on a GPU: gated in one pass by Liger's kernel."""
 
     def __init__(self, mlp: Module) -> None:
         super().__init__()

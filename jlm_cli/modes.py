@@ -298,7 +298,7 @@ class GradeMode:
 
 def _grade_json(reading: Reading) -> Json:
     scores, expected = reading.line.scores, reading.line.expected()
-    assert scores is not None and expected is not None  # check_mode() admits no verdict grammar
+    assert scores is not None and expected is not None  # _misfit() refuses verdict grammars
     said = zip(reading.line.texts, reading.line.p, strict=True)
     p = {text: round(float(share), 6) for (text,), share in said}
     values = [value for value in reading.view.template.values if p.get(value) or "." not in value]

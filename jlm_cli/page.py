@@ -17,7 +17,7 @@ import numpy as np
 from markupsafe import Markup
 
 from jlm_cli import __version__, plots
-from jlm_cli.columns import NONE, Columns
+from jlm_cli.columns import NONE, SPLIT, Columns
 from jlm_cli.comparing import Aligned
 from jlm_cli.metrics import Codes
 from jlm_cli.predictions import Predictions
@@ -361,7 +361,7 @@ def _verdict(given: Any, swapped: Any) -> str:
 
 
 def _place(place: Any) -> str:
-    return VERDICTS[place] if place < NONE else "split" if place == NONE + 1 else "–"
+    return VERDICTS[place] if place < NONE else "split" if place == SPLIT else "–"
 
 
 def _more(record: Json, columns: Columns, row: int) -> Markup:

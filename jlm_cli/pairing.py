@@ -26,7 +26,6 @@ from jlm_cli.side_files import key_of, twin_hint
 from jlm_cli.source import Source, names_of, open_source, spooled_rows
 
 _SIDES = {"judge": "two models' answers", "grade": "one model's answers", "rank": "answers"}
-_ENDINGS = (".gz", ".zst", ".jsonl", ".ndjson", ".json")
 
 
 def _fit(row: Json) -> Json:
@@ -107,7 +106,7 @@ def _check_ids(asked: Sequence[Side], answered: Sequence[Side]) -> None:
 def _rows_of(asked: Sequence[Side], answered: Sequence[Side]) -> Iterator[Row]:
     """A row for each id of the files of answers, in their order, and behind them one for each line
     that cannot be joined and is not missed by any id."""
-    names = names_of([os.path.normpath(side.name) for side in answered], _ENDINGS)
+    names = names_of([os.path.normpath(side.name) for side in answered])
     keys = dict.fromkeys(key for side in answered for key in side.answers)
     for key in keys:
         found = [(side, side.answers[key]) for side in answered if key in side.answers]

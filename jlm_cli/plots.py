@@ -44,15 +44,16 @@ _STYLE: dict[Any, Any] = {
     "text.parse_math": False,
 }
 _MOST_MODELS = 25
+_WIDTH = 5.2  # inches
 
 
-def drawn(draw: Callable[[Any], None], width: float = 5.2, height: float = 3.6) -> str:
+def drawn(draw: Callable[[Any], None], height: float = 3.6) -> str:
     """One plot as an SVG element without sizes or colours of its own; the same bytes each time."""
     file = io.StringIO()
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # text stays text: the reader's fonts may have what ours lack
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         draw(figure.subplots())
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()

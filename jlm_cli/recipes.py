@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from jlm_cli.errors import UsageError
-
+Named = Literal["auto", "paper"]
 Freeze = Literal["none", "embeddings"]
 Schedule = Literal["cosine", "linear", "constant"]
 
@@ -40,24 +39,12 @@ class Recipe:
     line_weight: float = 1.0
     gradient_checkpointing: bool = False
 
-    def changed(self, **wanted: Any) -> Recipe:
-        """With what the user asked for; None leaves the recipe's own."""
-        return replace(self, **{name: value for name, value in wanted.items() if value is not None})
-
     def json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-# Table 8 of the paper; AdamW's betas and epsilon are torch's own defaults
-PAPER = Recipe(
-    learning_rate=2e-5,
-    schedule="cosine",
-    warmup=0.003,
-    batch=128,
-    epochs=3,
-    max_length=2048,
-    gradient_checkpointing=True,
-)
+# Table 8 of the paper, as are all other defaults; AdamW's betas and epsilon are torch's own
+PAPER = Recipe(warmup=0.003, gradient_checkpointing=True)
 
 
 def fitting(n_weights: int, n_samples: int) -> Recipe:
@@ -79,10 +66,5 @@ def fitting(n_weights: int, n_samples: int) -> Recipe:
     return Recipe(learning_rate=2e-4, batch=32, epochs=3, lora=16, gradient_checkpointing=True)
 
 
-def by_name(name: str, n_weights: int, n_samples: int) -> Recipe:
-    """Raises UsageError for a name there is not."""
-    if name == "auto":
-        return fitting(n_weights, n_samples)
-    if name == "paper":
-        return PAPER
-    raise UsageError(f"--recipe {name}: there are auto and paper")
+def by_name(name: Named, n_weights: int, n_samples: int) -> Recipe:
+    return PAPER if name == "paper" else fitting(n_weights, n_samples)

@@ -123,11 +123,11 @@ def work(config: Config, workers: sharding.Workers) -> int:
     assert config.partial is not None
     journal = Journal(config.partial, workers.rank)
     if workers.rank > 0:
-        with _kept(config):
+        with _told_of_disks(config):
             _judge_share(now, journal, workers, report)
         workers.finish()
         return EXIT_OK
-    with locked(config.partial), _kept(config):
+    with locked(config.partial), _told_of_disks(config):
         check_output(config)  # once more: another run may just have finished
         own, now = now, _as_begun(now, journal)
         if (threads := now.compute.threads) != own.compute.threads:
@@ -140,7 +140,7 @@ def work(config: Config, workers: sharding.Workers) -> int:
 
 
 @contextmanager
-def _kept(config: Config) -> Iterator[None]:
+def _told_of_disks(config: Config) -> Iterator[None]:
     """A full disk or a failing one ends a run, not its results."""
     try:
         yield
@@ -207,9 +207,9 @@ def _as_begun(now: Run, journal: Journal) -> Run:
     config, facts = now.config, journal.facts()
     if not facts and config.retry_errors and config.output is not None:
         facts = made_with(summary_path(config.output)) or {}
-    begun = as_begun(now, facts)
+    same = as_begun(now, facts)
     anew = config.overwrite and not config.retry_errors
-    return now if anew and first_difference(facts, fingerprint(begun)) is not None else begun
+    return now if anew and first_difference(facts, fingerprint(same)) is not None else same
 
 
 def _n_given_up(now: Run, journal: Journal, facts: Json) -> int:

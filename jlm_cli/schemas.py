@@ -70,9 +70,13 @@ def _judgelm(row: Json) -> Json:
         "answers": [row[f"answer{number}_body"] for number in numbers],
         "reference": reference_text(row.get("reference")),
         "gold": None if teacher == "error" else teacher,
-        "models": models if all(isinstance(model, str) for model in models) else None,
+        "models": _if_texts(models),
         "category": row.get("category"),
     }
+
+
+def _if_texts(models: list[Any]) -> list[Any] | None:
+    return models if all(isinstance(model, str) for model in models) else None
 
 
 _PANDALM_VOTES: dict[Any, Verdict] = {1: "1", 2: "2", 0: "tie"}
@@ -145,7 +149,7 @@ def _alpaca(row: Json) -> Json:
         "question": row["instruction"],
         "answers": [row["output_1"], row["output_2"]],
         "gold": gold,
-        "models": models if all(isinstance(model, str) for model in models) else None,
+        "models": _if_texts(models),
         "category": row.get("dataset"),
     }
 
@@ -162,7 +166,7 @@ def _rewardbench(row: Json) -> Json:
         "question": row["prompt"],
         "answers": [row[side] for side in sides],
         "gold": str(1 + sides.index("chosen")),
-        "models": models if all(isinstance(model, str) for model in models) else None,
+        "models": _if_texts(models),
         "category": row.get("subset"),
     }
 

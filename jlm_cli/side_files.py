@@ -33,9 +33,6 @@ class Joined:
     def find(self, row_id: Any) -> Any | None:
         return self.by_id.get(key_of(row_id))
 
-    def holds(self, row_id: Any) -> bool:
-        return key_of(row_id) in self.by_id
-
     def missing(self, row_id: Any, what: str) -> RowError:
         """The error record of a row whose id the file does not hold."""
         why = twin_hint(row_id, self.by_id)

@@ -133,11 +133,20 @@ def open_source(name: str, limit: int | None = None, stdin: Path | None = None) 
     return Source(label, _list_as_lines(file)).scan(limit)
 
 
-def names_of(paths: Sequence[str], endings: Sequence[str]) -> list[str]:
-    """Names of files without their folders and some endings, where those tell them apart."""
-    stems = [path.rsplit("/", 1)[-1] for path in paths]
+ENDINGS = (".gz", ".zst", ".jsonl", ".ndjson", ".json")  # of files with rows, the outermost first
+
+
+def stem_of(path: str, endings: Sequence[str] = ENDINGS) -> str:
+    """A file's name without its folder and its endings."""
+    stem = path.rsplit("/", 1)[-1]
     for ending in endings:
-        stems = [stem.removesuffix(ending) for stem in stems]
+        stem = stem.removesuffix(ending)
+    return stem
+
+
+def names_of(paths: Sequence[str], endings: Sequence[str] = ENDINGS) -> list[str]:
+    """The stems of files, where those tell them apart."""
+    stems = [stem_of(path, endings) for path in paths]
     return stems if len(set(stems)) == len(stems) else list(paths)
 
 

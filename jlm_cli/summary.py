@@ -16,12 +16,12 @@ from jlm_cli.columns import (
     OTHER,
     SPLIT,
     TIE,
-    TIE_WITHIN,
     UNREADABLE,
     Columns,
     confidence,
     longest_answer,
 )
+from jlm_cli.config import TIE_WITHIN
 from jlm_cli.metrics import (
     COMBINED,
     OBJECTIVE,

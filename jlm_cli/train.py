@@ -26,7 +26,7 @@ from jlm_cli.journal import Journal, folder_of, locked
 from jlm_cli.lessons import Lesson, Shares, question_key, read_lesson, showing_of, showings
 from jlm_cli.model_card import model_card
 from jlm_cli.modes import identity
-from jlm_cli.recipes import Recipe, by_name
+from jlm_cli.recipes import Named, Recipe, by_name
 from jlm_cli.recognition import recognise
 from jlm_cli.records import Json, Sample, dump_indented
 from jlm_cli.report import Report
@@ -47,7 +47,7 @@ class TrainConfig:
     inputs: tuple[str, ...]
     output: Path
     base: str
-    recipe: str = "auto"
+    recipe: Named = "auto"
     changes: tuple[tuple[str, Any], ...] = ()
     weights: tuple[tuple[str, float], ...] = ()
     shares: Shares = field(default_factory=Shares)
@@ -156,7 +156,7 @@ def prepare(config: TrainConfig, report: Report) -> Course:
     material = read_material(config)
     lines = Lines(vocabularies.load_vocabulary(files))
     recipe = by_name(config.recipe, devices.n_weights(files), len(material.lessons))
-    recipe = recipe.changed(**dict(config.changes))
+    recipe = replace(recipe, **dict(config.changes))
     if recipe.lora and files.adapter is not None:
         rank = models.adapter_facts(files.adapter)[1]
         if recipe.lora != rank:

@@ -419,7 +419,7 @@ def test_windows_that_attention_is_not_told_of_are_not_packed(released: Loaded) 
     )
     said: list[str] = []
     assert isinstance(make_engine(model, released.vocabulary, said.append), CachedEngine)
-    assert "windows that its attention is not told of" in said[0]
+    assert "sliding windows are not passed to the attention" in said[0]
 
 
 @pytest.mark.parametrize(
