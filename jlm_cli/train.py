@@ -156,14 +156,17 @@ def prepare(config: TrainConfig, report: Report) -> Course:
     material = read_material(config)
     lines = Lines(vocabularies.load_vocabulary(files))
     recipe = by_name(config.recipe, devices.n_weights(files), len(material.lessons))
-    recipe = replace(recipe, **dict(config.changes))
-    if recipe.lora and files.adapter is not None:
+    changes = dict(config.changes)
+    if files.adapter is not None:
         rank = models.adapter_facts(files.adapter)[1]
-        if recipe.lora != rank:
+        if changes.get("lora", rank) not in (0, rank):
             raise UsageError(
                 f"-m {config.base}: is itself an adapter: --lora {rank} trains it on, --lora 0 "
                 "merges it and trains all weights"
             )
+        if config.recipe == "auto":
+            recipe = replace(recipe, lora=rank)
+    recipe = replace(recipe, **changes)
     maker = ExampleMaker(lines, templates, config.form, recipe.max_length)
     epochs = [
         list(showings(material.lessons, material.weights, epoch, config.shares, config.seed))

@@ -269,9 +269,8 @@ def test_no_single_row_tells_which_fields_a_file_has(tmp_path: Path, jlm: Jlm) -
     named = ("id=qid", "question=prompt", "answer=out")
     maps = [word for name in named for word in ("--map", name)]
     for other, codes in (("b", [None, None]), ("c", ["other-question"] * 2)):
-        words = ["judge", "a.jsonl", f"{other}.jsonl", "--overwrite", "-o", "out.jsonl", *maps]
-        assert jlm(*words).code == 3
-        found: list[Any] = read_rows(tmp_path / "out.jsonl")
+        assert jlm("judge", "a.jsonl", f"{other}.jsonl", "-o", f"a{other}.jsonl", *maps).code == 3
+        found: list[Any] = read_rows(tmp_path / f"a{other}.jsonl")
         assert [one["id"] for one in found] == [0, 1, 2, None]
         assert [one.get("error", {}).get("code") for one in found[1:3]] == codes
 

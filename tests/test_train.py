@@ -258,7 +258,7 @@ def test_an_adapter_folder_judges(tmp_path: Path, jlm: Jlm, data: Path, replica:
     done = jlm("train", "t.jsonl", "-m", "a", "-o", "c", "--lora", "3")
     assert done.code == 2 and "itself an adapter: --lora 2 trains it on" in done.err
     assert found.files.template is None
-    done = jlm(*command(tmp_path / "a", "c", "--lora", "2", "--lr", "1e-3", *half, *BRIEF))
+    done = jlm(*command(tmp_path / "a", "c", "--lr", "1e-3", *half, *BRIEF))
     assert done.code == 0, done.err
     further = load(str(tmp_path / "c"))
     assert further.files.template == "judgelm-brief"
