@@ -29,15 +29,15 @@ from typing import Any
 
 import orjson
 
-from jlm_cli.bad_answers import spoil
-from jlm_cli.data import for_validation
 from jlm_cli.errors import RowError
-from jlm_cli.gathering import Answered, DataConfig, Gathered, read_source
-from jlm_cli.lessons import Lesson, Teaching, question_key, read_lesson
-from jlm_cli.recognition import recognise
+from jlm_cli.reading.recognition import recognise
+from jlm_cli.reading.source import open_source
 from jlm_cli.records import read_score_line
 from jlm_cli.scoreline import SCORES
-from jlm_cli.source import open_source
+from jlm_cli.training.bad_answers import spoil
+from jlm_cli.training.data import for_validation
+from jlm_cli.training.gathering import Answered, DataConfig, Gathered, read_source
+from jlm_cli.training.lessons import Lesson, Teaching, question_key, read_lesson
 
 Json = dict[str, Any]
 

@@ -24,16 +24,17 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from jlm_cli import kernels, loading, packed_attention, preflight, runner
-from jlm_cli.attention import Look, computing, kernel_for, reads_rows_at_once
-from jlm_cli.blocks import Blocks, Prompts
+from jlm_cli import loading, preflight, runner
 from jlm_cli.config import Config
 from jlm_cli.devices import choose_device, choose_dtype, version_of_kernels
 from jlm_cli.engine import Judge
+from jlm_cli.hf import kernels, packed_attention
+from jlm_cli.hf.attention import Look, computing, kernel_for, reads_rows_at_once
+from jlm_cli.hf.blocks import Blocks, Prompts
+from jlm_cli.hf.layers import CpuNorm
+from jlm_cli.hf.memory import keep_memory
+from jlm_cli.hf.packing import Segment
 from jlm_cli.hf_engine import CPU_PACK_BYTES, GPU_PACK
-from jlm_cli.layers import CpuNorm
-from jlm_cli.memory import keep_memory
-from jlm_cli.packing import Segment
 from jlm_cli.report import Report
 from jlm_cli.survey import take_survey
 

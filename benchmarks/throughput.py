@@ -45,8 +45,8 @@ from jlm_cli.batching import Plan
 from jlm_cli.config import Config
 from jlm_cli.devices import choose_device
 from jlm_cli.engine import Judge
+from jlm_cli.hf.packing import Tokens
 from jlm_cli.hf_engine import GPU_PACK, PackedEngine
-from jlm_cli.packing import Tokens
 from jlm_cli.records import dump_indented
 from jlm_cli.report import Report
 from jlm_cli.scoreline import LineTokens

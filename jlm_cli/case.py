@@ -13,11 +13,11 @@ from jlm_cli.config import Config
 from jlm_cli.errors import InputError, RowError, UsageError
 from jlm_cli.output import summary_path
 from jlm_cli.prompts import Template
+from jlm_cli.reading.rows import open_rows
+from jlm_cli.reading.schemas import SCHEMAS, parse_row, read_sample
+from jlm_cli.reading.source import Source, open_source
 from jlm_cli.records import Json, Sample, dump, need_text
 from jlm_cli.report import escaped
-from jlm_cli.rows import open_rows
-from jlm_cli.schemas import SCHEMAS, parse_row, read_sample
-from jlm_cli.source import Source, open_source
 
 _MODES = {"judge": ("verdict", "scores"), "grade": ("score", "expected")}
 _NO_JUDGMENT = "is no judgment; give a file that jlm judge or grade wrote"

@@ -113,7 +113,7 @@ def metrics(
     ] = False,
 ) -> None:
     """Measure predictions: agreement with gold, position bias, calibration, judges side by side."""
-    from jlm_cli import evaluation
+    from jlm_cli.measuring import evaluation
 
     config = MetricsConfig(
         predictions=tuple(predictions),

@@ -22,7 +22,7 @@ from jlm_cli.cli_options import (
 )
 from jlm_cli.config import Config
 from jlm_cli.errors import UsageError
-from jlm_cli.source import stem_of
+from jlm_cli.reading.source import stem_of
 
 EXAMPLES = {
     "judge": """[bold]Examples[/bold]

@@ -129,8 +129,8 @@ def train(
 ) -> None:
     """Fine-tune a language model into a judge; a killed run goes on with the same command."""
     from jlm_cli import train as training
-    from jlm_cli.examples import Form
-    from jlm_cli.lessons import Shares
+    from jlm_cli.training.examples import Form
+    from jlm_cli.training.lessons import Shares
 
     if scores_only and explain_first:
         raise UsageError("--scores-only and --explain-first exclude each other")
@@ -233,8 +233,8 @@ def data(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No notes.")] = False,
 ) -> None:
     """Make training and validation rows from sources that carry scores."""
-    from jlm_cli import data as making
-    from jlm_cli.gathering import DataConfig
+    from jlm_cli.training import data as making
+    from jlm_cli.training.gathering import DataConfig
 
     config = DataConfig(
         inputs=tuple(inputs),
@@ -271,7 +271,7 @@ def adapter(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No notes.")] = False,
 ) -> None:
     """Turn a fully trained model into a small low-rank adapter of its base."""
-    from jlm_cli import low_rank
+    from jlm_cli.training import low_rank
 
     config = low_rank.AdapterConfig(model, base, output, rank, save_dtype, overwrite, quiet)
     raise typer.Exit(low_rank.run(config))

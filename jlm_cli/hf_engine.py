@@ -16,24 +16,24 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from jlm_cli.attention import computing, reads_rows_at_once
 from jlm_cli.batching import DRAFT_ROOM
-from jlm_cli.blocks import Blocks, Fans, Prompts
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote
-from jlm_cli.head import exact, only
+from jlm_cli.hf.attention import computing, reads_rows_at_once
+from jlm_cli.hf.blocks import Blocks, Fans, Prompts
+from jlm_cli.hf.head import exact, only
+from jlm_cli.hf.kernels import Turning
+from jlm_cli.hf.memory import is_out_of_memory, within_memory
+from jlm_cli.hf.packed_attention import ATTENTION, Pack
+from jlm_cli.hf.packing import Fan, Segment, Tokens, shared_start
+from jlm_cli.hf.reasons import Text, write_behind
+from jlm_cli.hf.recording import Recording, can_record, chosen
+from jlm_cli.hf.row_by_row import CachedEngine, PlainEngine
+from jlm_cli.hf.transfers import Coming, sent
+from jlm_cli.hf.writing import Writer
 from jlm_cli.hub import Say, first_line, unsaid
-from jlm_cli.kernels import Turning
-from jlm_cli.memory import is_out_of_memory, within_memory
-from jlm_cli.packed_attention import ATTENTION, Pack
-from jlm_cli.packing import Fan, Segment, Tokens, shared_start
-from jlm_cli.reasons import Text, write_behind
-from jlm_cli.recording import Recording, can_record, chosen
-from jlm_cli.row_by_row import CachedEngine, PlainEngine
 from jlm_cli.scoreline import Floats
-from jlm_cli.transfers import Coming, sent
 from jlm_cli.walk import DraftToken
-from jlm_cli.writing import Writer
 
 # tokens in one pass, times bytes of a number: enough to amortise reading the weights, few enough
 # for the caches

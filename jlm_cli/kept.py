@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from jlm_cli.errors import RowError, UsageError
 from jlm_cli.journal import ROW_BY_ROW, first_difference
+from jlm_cli.measuring.standings import TALLIES
 from jlm_cli.output import made_with, summary_path
+from jlm_cli.reading.rows import Rows
+from jlm_cli.reading.side_files import Key, key_of
 from jlm_cli.records import Json, digest_of, dump, need_id
-from jlm_cli.rows import Rows
-from jlm_cli.side_files import Key, key_of
-from jlm_cli.standings import TALLIES
 
 _NOWHERE = -1
 

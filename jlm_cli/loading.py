@@ -59,7 +59,7 @@ def load_engine(
             "(--gpus-per-model) or --quantize"
         ) from error
     if compute.quantize == "fp8":
-        from jlm_cli.float8 import narrow_layers
+        from jlm_cli.hf.float8 import narrow_layers
 
         narrow_layers(model)  # not before: the engine's trial is finer than float8
     if isinstance(engine, PackedEngine):
@@ -69,9 +69,9 @@ def load_engine(
 
 def _make_faster(model: PreTrainedModel, compute: Compute, say: Say) -> None:
     """By layers that compute the same."""
-    from jlm_cli.kernels import are_installed
-    from jlm_cli.layers import fuse, lay_out
-    from jlm_cli.memory import keep_memory
+    from jlm_cli.hf.kernels import are_installed
+    from jlm_cli.hf.layers import fuse, lay_out
+    from jlm_cli.hf.memory import keep_memory
 
     if compute.device == "cuda":
         fuse(model)

@@ -15,10 +15,10 @@ from jlm_cli.encoding import Encoder, Lines
 from jlm_cli.errors import EXIT_OK
 from jlm_cli.journal import Journal, begun, first_difference, folder_of, write_stdout
 from jlm_cli.modes import Mode, identity, mode_of, writes_first
+from jlm_cli.reading.rows import Rows, open_rows
+from jlm_cli.reading.source import spool_stdin
 from jlm_cli.records import Json, dump_indented
 from jlm_cli.report import Report
-from jlm_cli.rows import Rows, open_rows
-from jlm_cli.source import spool_stdin
 from jlm_cli.survey import Survey, take_survey
 
 

@@ -19,7 +19,6 @@ import orjson
 
 from jlm_cli import loading, sharding
 from jlm_cli.batching import Plan
-from jlm_cli.columns import PairTally
 from jlm_cli.config import Config
 from jlm_cli.engine import Judge
 from jlm_cli.errors import (
@@ -43,6 +42,9 @@ from jlm_cli.journal import (
     write_whole,
 )
 from jlm_cli.kept import Kept, check_made_with, kept_of
+from jlm_cli.measuring.columns import PairTally
+from jlm_cli.measuring.standings import TALLIES, Tally
+from jlm_cli.measuring.summary import summary_of
 from jlm_cli.modes import Reading, flags_of
 from jlm_cli.output import MADE_WITH, check_output, made_with, summary_path
 from jlm_cli.preflight import (
@@ -54,12 +56,10 @@ from jlm_cli.preflight import (
     plan_of,
     preflight,
 )
+from jlm_cli.reading.rows import Rows
+from jlm_cli.reading.source import spool_stdin
 from jlm_cli.records import Json, Sample, dump, dump_indented, judged_record
 from jlm_cli.report import Report, Written, exit_status, spoken
-from jlm_cli.rows import Rows
-from jlm_cli.source import spool_stdin
-from jlm_cli.standings import TALLIES, Tally
-from jlm_cli.summary import summary_of
 from jlm_cli.survey import AT_ONCE, Survey, encoded, take_survey
 from jlm_cli.tasks import Task, in_turn
 

@@ -15,8 +15,8 @@ import orjson
 
 from jlm_cli.encoding import Encoder, Prompt
 from jlm_cli.errors import InputError, RowError
+from jlm_cli.reading.rows import Rows
 from jlm_cli.records import Sample, dump
-from jlm_cli.rows import Rows
 
 AT_ONCE = 256
 

@@ -21,16 +21,16 @@ from jlm_cli import devices, models, sharding, vocabularies
 from jlm_cli.config import file_sha256, refuse_huge
 from jlm_cli.encoding import Lines
 from jlm_cli.errors import EXIT_OK, InputError, JlmError, RowError, UsageError
-from jlm_cli.examples import ExampleMaker, Form, Schedule, TaughtTemplates, make_schedule
 from jlm_cli.journal import Journal, folder_of, locked
-from jlm_cli.lessons import Lesson, Shares, question_key, read_lesson, showing_of, showings
-from jlm_cli.model_card import model_card
 from jlm_cli.modes import identity
-from jlm_cli.recipes import Named, Recipe, by_name
-from jlm_cli.recognition import recognise
+from jlm_cli.reading.recognition import recognise
+from jlm_cli.reading.source import open_source
 from jlm_cli.records import Json, Sample, dump_indented
 from jlm_cli.report import Report
-from jlm_cli.source import open_source
+from jlm_cli.training.examples import ExampleMaker, Form, Schedule, TaughtTemplates, make_schedule
+from jlm_cli.training.lessons import Lesson, Shares, question_key, read_lesson, showing_of, showings
+from jlm_cli.training.model_card import model_card
+from jlm_cli.training.recipes import Named, Recipe, by_name
 
 _HOLD_OUT_FROM = 400  # rows; fewer are all learnt from, and watched on themselves
 _HELD_OUT_SHARE = 20  # one question in so many is held out
@@ -137,7 +137,7 @@ def run(config: TrainConfig) -> int:
     with told_when_full(config.partial), locked(config.partial) if first else nullcontext():
         if first:
             _begin(course, report)
-        from jlm_cli import hf_trainer
+        from jlm_cli.training import hf_trainer
 
         trained = hf_trainer.train(course, report)
         if first:

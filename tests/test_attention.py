@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jlm_cli import attention
-from jlm_cli.attention import Look, by_products, fused, kernel_for
+from jlm_cli.hf import attention
+from jlm_cli.hf.attention import Look, by_products, fused, kernel_for
 
 
 def tensors(tokens: int, seen: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -139,8 +139,8 @@ PROMPT = "Here is a question that was asked by many people, and an answer to it 
 
 
 def engines_of(loaded: Loaded) -> list[Engine]:
+    from jlm_cli.hf.row_by_row import PlainEngine
     from jlm_cli.hf_engine import PackedEngine
-    from jlm_cli.row_by_row import PlainEngine
 
     return [kind(loaded.model, loaded.vocabulary) for kind in (PackedEngine, PlainEngine)]
 

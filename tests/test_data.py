@@ -12,12 +12,12 @@ from conftest import Jlm, read_rows, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jlm_cli.bad_answers import KINDS, spoil
-from jlm_cli.data import Scale
-from jlm_cli.gathering import Answer, Answered
-from jlm_cli.lessons import question_key, read_lesson
+from jlm_cli.reading.schemas import SCHEMAS
 from jlm_cli.records import Json
-from jlm_cli.schemas import SCHEMAS
+from jlm_cli.training.bad_answers import KINDS, spoil
+from jlm_cli.training.data import Scale
+from jlm_cli.training.gathering import Answer, Answered
+from jlm_cli.training.lessons import question_key, read_lesson
 
 WORDS = [
     "a",

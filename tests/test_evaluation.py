@@ -19,7 +19,7 @@ import pytest
 from conftest import Jlm, pair, read_rows, write_rows
 from rich.console import Console
 
-from jlm_cli import tables
+from jlm_cli.measuring import tables
 from jlm_cli.records import VERDICTS
 
 

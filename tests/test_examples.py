@@ -12,7 +12,11 @@ from conftest import Loaded
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines
 from jlm_cli.errors import RowError
-from jlm_cli.examples import (
+from jlm_cli.models import FAKE, ModelFiles
+from jlm_cli.modes import mode_of
+from jlm_cli.records import Sample
+from jlm_cli.scoreline import Grammar
+from jlm_cli.training.examples import (
     LINE,
     READ,
     TAUGHT,
@@ -22,11 +26,7 @@ from jlm_cli.examples import (
     TaughtTemplates,
     make_schedule,
 )
-from jlm_cli.lessons import Lesson, Shares, Showing, Teaching, showing_of, showings
-from jlm_cli.models import FAKE, ModelFiles
-from jlm_cli.modes import mode_of
-from jlm_cli.records import Sample
-from jlm_cli.scoreline import Grammar
+from jlm_cli.training.lessons import Lesson, Shares, Showing, Teaching, showing_of, showings
 from jlm_cli.vocabularies import load_vocabulary
 
 SAMPLE = Sample("a", 1, "Why {question}?", ("Because it is so.", "No idea."), "A reason.")

@@ -13,10 +13,10 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from conftest import Loaded
 from test_hf_engine import prompts_of, small
 
-from jlm_cli import float8
 from jlm_cli.errors import ModelError
-from jlm_cli.float8 import Narrower, NarrowLinear, narrow_layers, narrowed
-from jlm_cli.layers import fuse, lay_out
+from jlm_cli.hf import float8
+from jlm_cli.hf.float8 import Narrower, NarrowLinear, narrow_layers, narrowed
+from jlm_cli.hf.layers import fuse, lay_out
 
 
 def test_rows_keep_their_size_to_three_bits() -> None:

@@ -12,15 +12,15 @@ import torch
 from conftest import Loaded
 from test_hf_engine import exactly, prompts_of, small
 
-from jlm_cli import float8, kernels, recording
-from jlm_cli.attention import Look, computing, fused, reads_rows_at_once
-from jlm_cli.blocks import Blocks, Prompts
 from jlm_cli.engine import unheard
+from jlm_cli.hf import float8, kernels, recording
+from jlm_cli.hf.attention import Look, computing, fused, reads_rows_at_once
+from jlm_cli.hf.blocks import Blocks, Prompts
+from jlm_cli.hf.layers import fuse
+from jlm_cli.hf.packed_attention import _at_once
+from jlm_cli.hf.packing import Segment
+from jlm_cli.hf.recording import record
 from jlm_cli.hf_engine import PackedEngine, make_engine
-from jlm_cli.layers import fuse
-from jlm_cli.packed_attention import _at_once
-from jlm_cli.packing import Segment
-from jlm_cli.recording import record
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda")

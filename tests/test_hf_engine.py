@@ -15,17 +15,17 @@ import transformers
 from accelerate import dispatch_model
 from conftest import Loaded
 
-from jlm_cli.attention import Look, fused
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines, Prompt
 from jlm_cli.engine import Engine, Judge, ReadAtOnce, following, reading_lines, unheard
 from jlm_cli.errors import RowError
+from jlm_cli.hf.attention import Look, fused
+from jlm_cli.hf.packing import SHARED_START
+from jlm_cli.hf.row_by_row import CachedEngine, PlainEngine
 from jlm_cli.hf_engine import PackedBatch, PackedEngine, make_engine
 from jlm_cli.modes import Reading, View, mode_of
-from jlm_cli.packing import SHARED_START
 from jlm_cli.prompts import load
 from jlm_cli.records import Sample
-from jlm_cli.row_by_row import CachedEngine, PlainEngine
 from jlm_cli.scoreline import Grammar, LineDistribution, LineTokens
 from jlm_cli.tasks import Task, finish, in_turn
 from jlm_cli.walk import DraftToken, Walk
@@ -234,7 +234,7 @@ def test_a_model_over_several_devices_is_packed(
     monkeypatch.setattr("jlm_cli.hf_engine.Coming", Unseen)
     monkeypatch.setattr("jlm_cli.hf_engine.reads_rows_at_once", lambda *_: at_once)
     zeros: Any = lambda query, *_, **__: torch.zeros_like(query)  # noqa: E731
-    monkeypatch.setattr("jlm_cli.attention._varlen", lambda _: zeros)
+    monkeypatch.setattr("jlm_cli.hf.attention._varlen", lambda _: zeros)
     model = copy.deepcopy(released.model)
     last = model.config.num_hidden_layers - 1
     there = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu"}
@@ -399,7 +399,7 @@ def test_rows_taken_at_once_are_as_they_are_one_by_one(
         return each_row(grouped)
 
     monkeypatch.setattr("jlm_cli.hf_engine.reads_rows_at_once", lambda *_: True)
-    monkeypatch.setattr("jlm_cli.attention._varlen", counted)
+    monkeypatch.setattr("jlm_cli.hf.attention._varlen", counted)
     for one, other in zip(exactly(engine, prompts, released.tokens), wanted, strict=True):
         assert one.text == other.text
         assert one.p == pytest.approx(other.p, abs=2e-5)
@@ -715,7 +715,7 @@ def replayed_here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         made.append(len(found) - 1)
         return lambda: found.copy_(step()), found
 
-    monkeypatch.setattr("jlm_cli.recording.record", record)
+    monkeypatch.setattr("jlm_cli.hf.recording.record", record)
     monkeypatch.setattr("jlm_cli.hf_engine.can_record", lambda _: True)
     return made
 
@@ -763,7 +763,7 @@ def test_a_model_that_waits_for_its_gpu_is_not_recorded(
         raise RuntimeError("called a synchronizing CUDA operation")
 
     wanted = tree_of(released).write(prompts, limits, unheard)
-    monkeypatch.setattr("jlm_cli.recording.record", record)
+    monkeypatch.setattr("jlm_cli.hf.recording.record", record)
     monkeypatch.setattr("jlm_cli.hf_engine.can_record", lambda _: True)
     engine = tree_of(released)
     for _ in range(2):
@@ -779,7 +779,7 @@ def test_a_recording_that_does_not_fit_is_no_slower_pass(
     def record(_: object) -> Any:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("jlm_cli.recording.record", record)
+    monkeypatch.setattr("jlm_cli.hf.recording.record", record)
     monkeypatch.setattr("jlm_cli.hf_engine.can_record", lambda _: True)
     engine = tree_of(released)
     with pytest.raises(MemoryError):

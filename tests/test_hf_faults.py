@@ -14,11 +14,11 @@ from jlm_cli import prompts
 from jlm_cli.encoding import Lines, Prompt
 from jlm_cli.engine import Judge
 from jlm_cli.errors import RowError
+from jlm_cli.hf.memory import is_out_of_memory
+from jlm_cli.hf.row_by_row import CachedEngine, PlainEngine
+from jlm_cli.hf.writing import Writer
 from jlm_cli.hf_engine import PackedEngine
-from jlm_cli.memory import is_out_of_memory
 from jlm_cli.modes import Reading, View
-from jlm_cli.row_by_row import CachedEngine, PlainEngine
-from jlm_cli.writing import Writer
 
 TEXTS = [
     f"[Question]\nWhat is {n}?\n\n{'It is. ' * n}{'ß' * (n == 2)}\n### Response:" for n in range(6)

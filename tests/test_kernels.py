@@ -15,11 +15,12 @@ import transformers
 from conftest import Loaded
 from transformers.models.llama import modeling_llama
 
-from jlm_cli import devices, kernels
+from jlm_cli import devices
 from jlm_cli.encoding import Lines, Prompt
 from jlm_cli.engine import Judge
+from jlm_cli.hf import kernels
+from jlm_cli.hf.layers import GatedOnce, fuse
 from jlm_cli.hf_engine import PackedEngine
-from jlm_cli.layers import GatedOnce, fuse
 from jlm_cli.modes import Reading, View
 from jlm_cli.prompts import load
 

@@ -11,8 +11,8 @@ from accelerate import dispatch_model
 from conftest import Loaded
 from torch.nn import GELU, Linear, Module, Parameter, RMSNorm, SiLU
 
+from jlm_cli.hf.layers import CpuNorm, Gated, LaidOut, fuse, is_supported, lay_out
 from jlm_cli.hf_engine import PackedEngine, make_engine
-from jlm_cli.layers import CpuNorm, Gated, LaidOut, fuse, is_supported, lay_out
 
 SUPPORTED = is_supported()
 

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jlm_cli.errors import RowError
-from jlm_cli.lessons import (
+from jlm_cli.reading.schemas import SCHEMAS, Schema
+from jlm_cli.records import Sample
+from jlm_cli.training.lessons import (
     Lesson,
     Shares,
     Showing,
@@ -22,8 +24,6 @@ from jlm_cli.lessons import (
     showings,
     spelled,
 )
-from jlm_cli.records import Sample
-from jlm_cli.schemas import SCHEMAS, Schema
 
 ROOT = Path(__file__).resolve().parent.parent
 BY_NAME: dict[str, Schema] = {schema.name: schema for schema in SCHEMAS}

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from malformed import FILES, GOOD_LINE, ODD_LINES, THREE
 
 from jlm_cli.errors import RowError
+from jlm_cli.reading.schemas import SCHEMAS, parse_row, read_sample
+from jlm_cli.reading.source import LONGEST_LINE, open_source
 from jlm_cli.records import read_gold, read_score_line
-from jlm_cli.schemas import SCHEMAS, parse_row, read_sample
-from jlm_cli.source import LONGEST_LINE, open_source
 
 
 def judged(runs: Runs, folder: Path, data: bytes, *words: str) -> Outcome:

@@ -17,12 +17,12 @@ from scipy.stats import t as student_t
 from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
 
 from jlm_cli import metrics
-from jlm_cli.columns import PairTally, about_of, judged_of, longest_answer, tally_of
-from jlm_cli.comparing import sign_test
+from jlm_cli.measuring.columns import PairTally, about_of, judged_of, longest_answer, tally_of
+from jlm_cli.measuring.comparing import sign_test
+from jlm_cli.measuring.standings import Mean, RankTally, against_gold, bradley_terry
+from jlm_cli.measuring.summary import details_of, failures, summary_of
 from jlm_cli.metrics import OBJECTIVE, agreement, cells_of, cells_of_counts, figures
 from jlm_cli.records import VERDICTS
-from jlm_cli.standings import Mean, RankTally, against_gold, bradley_terry
-from jlm_cli.summary import details_of, failures, summary_of
 
 VERDICT = st.sampled_from(VERDICTS)
 PAIRS = st.lists(st.tuples(VERDICT, VERDICT), min_size=1, max_size=60)

@@ -10,11 +10,11 @@ import pytest
 from conftest import Jlm, pair, read_rows, write_rows
 
 from jlm_cli.errors import InputError, RowError
-from jlm_cli.recognition import recognise
+from jlm_cli.reading.recognition import recognise
+from jlm_cli.reading.schemas import gold_of_votes, parse_row, read_sample
+from jlm_cli.reading.side_files import load_gold, load_references
+from jlm_cli.reading.source import open_source
 from jlm_cli.records import Gold, Sample
-from jlm_cli.schemas import gold_of_votes, parse_row, read_sample
-from jlm_cli.side_files import load_gold, load_references
-from jlm_cli.source import open_source
 
 JUDGELM = {
     "question_id": 7,
@@ -185,7 +185,7 @@ def test_wrong_fields_are_named(change: dict[str, Any], words: str) -> None:
 
 
 def recognise_native() -> Any:
-    from jlm_cli.schemas import SCHEMAS
+    from jlm_cli.reading.schemas import SCHEMAS
 
     return SCHEMAS[0]
 

@@ -21,9 +21,9 @@ from conftest import Done, Jlm, Loaded, load, pair, read_rows, write_rows
 
 from jlm_cli import models
 from jlm_cli.errors import ModelError, UsageError
-from jlm_cli.hf_trainer import _frozen, collate, micro_batch
-from jlm_cli.recipes import PAPER, fitting
 from jlm_cli.train import last_checkpoint
+from jlm_cli.training.hf_trainer import _frozen, collate, micro_batch
+from jlm_cli.training.recipes import PAPER, fitting
 
 QUICK = ["--epochs", "1", "--batch", "8", "--max-length", "400", "--checkpoints", "5"]
 BRIEF = ["--template", "judgelm-brief"]
@@ -370,7 +370,7 @@ def test_recipes() -> None:
 def test_collate_keeps_what_is_learnt_at_the_end() -> None:
     import numpy as np
 
-    from jlm_cli.examples import Example
+    from jlm_cli.training.examples import Example
 
     one = Example(np.array([5, 6, 7, 8], np.int32), np.array([0, 0, 2, 1], np.uint8), "")
     two = Example(np.array([3, 4], np.int32), np.array([0, 2], np.uint8), "")

@@ -25,8 +25,8 @@ from pick import OWN
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jlm_cli.builtin import builtin_base
-from jlm_cli.data import for_validation
-from jlm_cli.lessons import question_key
+from jlm_cli.training.data import for_validation
+from jlm_cli.training.lessons import question_key
 
 _NEW_QUESTIONS = 2600  # attempts; doubles and odd ones fall away
 _SHOWN = 4  # questions shown as an example for new ones

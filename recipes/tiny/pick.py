@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 
-from jlm_cli.bad_answers import KINDS
+from jlm_cli.training.bad_answers import KINDS
 
 OWN = "base"  # the model of these answers
 

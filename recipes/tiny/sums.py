@@ -26,16 +26,16 @@ from drills import kept_out
 from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from jlm_cli.attention import PRODUCTS
-from jlm_cli.examples import Example
-from jlm_cli.hf_trainer import collate, prepare_model
-from jlm_cli.lessons import Shares
+from jlm_cli.hf.attention import PRODUCTS
 from jlm_cli.loading import load_model
-from jlm_cli.low_rank import save_adapter
 from jlm_cli.prompts import load
 from jlm_cli.records import Sample
 from jlm_cli.report import Report
 from jlm_cli.train import Course, TrainConfig, prepare
+from jlm_cli.training.examples import Example
+from jlm_cli.training.hf_trainer import collate, prepare_model
+from jlm_cli.training.lessons import Shares
+from jlm_cli.training.low_rank import save_adapter
 
 TEMPLATE = load("judgelm-brief")
 LARGEST = 80

@@ -1,0 +1,1 @@
+"""The parts of the real engine (hf_engine.py): packed passes, attention, layers, reasons."""

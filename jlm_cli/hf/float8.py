@@ -1,0 +1,139 @@
+"""Linear layers in float8, which GPUs from Ada and Hopper on multiply twice as fast as bfloat16:
+`--quantize fp8`.
+
+Numbers are e4m3 of arXiv 2209.05433, with three bits behind the point: a product is off by 4 %.
+Each output of a layer has a scale of its own, made once, and so has each token, made anew for
+every layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch.nn import Linear, Module, functional
+from torch.nn.functional import ScalingType
+from transformers import PreTrainedModel
+
+from jlm_cli.errors import ModelError
+from jlm_cli.hf.layers import replace_layers
+from jlm_cli.hub import first_line
+
+_FLOAT8 = torch.float8_e4m3fn
+_MOST = torch.finfo(_FLOAT8).max
+_LEAST = 1e-12  # of a scale, for rows of zeros
+_WHOLE = 16  # the kernels' step in both widths of a layer
+_ANOTHER = 0.5  # of the norm of log-probabilities; usual is a hundredth
+
+Narrow: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # rows in float8, and their scales
+
+
+class Narrower:
+    """Rows [..., size] in float8. Queries, keys and values, and both halves of a gated layer, are
+    made of the same states, which nothing changes in between: those are narrowed once."""
+
+    def __init__(self, narrow: Callable[[torch.Tensor], Narrow]) -> None:
+        self._narrow = narrow
+        self._latest: torch.Tensor | None = None
+        self._found: Narrow | None = None
+
+    def __call__(self, states: torch.Tensor) -> Narrow:
+        if self._found is None or states is not self._latest:
+            self._found = self._narrow(states.reshape(-1, states.shape[-1]))
+            self._latest = states
+        return self._found
+
+    def forget(self) -> None:
+        self._latest = self._found = None
+
+
+class NarrowLinear(Module):
+    """A linear layer of bfloat16 states [..., size]."""
+
+    def __init__(self, linear: Linear, narrower: Narrower) -> None:
+        super().__init__()
+        weight, scales = narrowed(linear.weight.detach())
+        self.weight_t = weight.t(), scales.t().contiguous()
+        self.bias = linear.bias
+        self.weight = linear.weight.detach().to("meta")  # some models look at its dtype
+        self._narrower = narrower
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        product = _product if states.is_cuda else _wide_product
+        out = product(self._narrower(states), self.weight_t, self.bias, states.dtype)
+        return out.view(*states.shape[:-1], out.shape[-1])
+
+
+def _product(
+    rows: Narrow, weight_t: Narrow, bias: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """[n, size] by [size, out] → [n, out]; their scales are [n, 1] and [1, out]."""
+    how = ScalingType.RowWise
+    return functional.scaled_mm(
+        *(rows[0], weight_t[0], rows[1], how, weight_t[1], how),
+        bias=bias,
+        output_dtype=dtype,
+        use_fast_accum=True,
+    )
+
+
+def _wide_product(
+    rows: Narrow, weight_t: Narrow, bias: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """The same on a CPU, by numbers that hold each float8 exactly."""
+    out = (rows[0].to(dtype) @ weight_t[0].to(dtype)) * rows[1] * weight_t[1]
+    return (out if bias is None else out + bias).to(dtype)
+
+
+def narrow_layers(model: PreTrainedModel) -> None:
+    """All linear layers but the head, whose widths the kernels take. Raises ModelError where a
+    model has none, or its predictions change too much."""
+    narrower = Narrower(_kernel(model.device))
+    model.register_forward_hook(lambda *_: narrower.forget())
+
+    def narrow(module: Module, _: torch.dtype) -> Module | None:
+        if type(module) is not Linear or any(size % _WHOLE for size in module.weight.shape):
+            return None
+        return NarrowLinear(module, narrower)
+
+    try:
+        whole = _shares(model)
+        replace_layers(model, narrow)
+        off = float((_shares(model) - whole).norm() / whole.norm())
+    except RuntimeError as error:  # of memory, or where Triton finds no compiler
+        raise ModelError(f"--quantize fp8: {first_line(error)}") from error
+    if not any(isinstance(module, NarrowLinear) for module in model.modules()):
+        raise ModelError("--quantize fp8: this model has no linear layer that float8 kernels take")
+    if not off <= _ANOTHER:  # nor is it a number
+        raise ModelError(
+            f"--quantize fp8: changes too much of what this model predicts ({off:.2f} of it, at "
+            f"most {_ANOTHER}); take --quantize 8bit for less memory"
+        )
+
+
+def _shares(model: PreTrainedModel) -> torch.Tensor:
+    """What a short pass says comes next, as log-probabilities."""
+    ids = torch.arange(8, device=model.device)[None]
+    with torch.inference_mode():
+        logits: torch.Tensor = model(ids, use_cache=False).logits
+        return logits.float().log_softmax(-1)
+
+
+def narrowed(rows: torch.Tensor) -> Narrow:
+    """[n, size] → float8 [n, size], float32 [n, 1]."""
+    wide = rows.float()
+    scales = (wide.abs().amax(-1, keepdim=True) / _MOST).clamp(min=_LEAST)
+    return (wide / scales).to(_FLOAT8), scales
+
+
+def _kernel(device: torch.device) -> Callable[[torch.Tensor], Narrow]:
+    """The same in one pass over the rows, where Triton is there; torch's six take longer than the
+    product that they prepare."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return narrowed
+    from jlm_cli.hf.float8_kernel import narrowed_at_once
+
+    return functools.partial(narrowed_at_once, dtype=_FLOAT8, most=_MOST, least=_LEAST)

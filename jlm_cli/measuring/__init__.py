@@ -1,0 +1,1 @@
+"""Judgments of anyone as figures with intervals, tables and a page."""

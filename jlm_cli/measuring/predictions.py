@@ -1,0 +1,388 @@
+"""Anyone's predictions as columns: read line by line, joined by id, never by position.
+
+A line is an output record of jlm, a row of the official pipeline with `pred_text` (or a teacher's
+`text`), or a minimal one with `id` and `verdict` or `scores`. Texts are not kept: a row is read
+again where a report shows it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jlm_cli.errors import InputError, RowError
+from jlm_cli.measuring.columns import (
+    NONE,
+    PLACE,
+    SPLIT,
+    UNREADABLE,
+    About,
+    Columns,
+    Judged,
+    PairTally,
+    about_of,
+    are_turned,
+    judged_of,
+)
+from jlm_cli.reading.schemas import SCHEMAS, majority, parse_row, read_votes
+from jlm_cli.reading.side_files import Key, gold_in, id_in, key_of, twin_hint
+from jlm_cli.reading.source import Source, open_source
+from jlm_cli.records import VERDICTS, Json, read_gold, read_score_line, verdict_of
+
+_ID_SHOWN = 80  # characters, of a question that stands for one
+_P_OFF = 0.01  # of a sum of rounded probabilities
+_OTHER_RECORDS = {"score": "grade or mmvet", "ranking": "rank", "aspects": "aspects"}
+
+
+@dataclass(frozen=True)
+class Index:
+    """Rows by id; by id and pair of models where ids repeat (one question, many pairs)."""
+
+    name: str
+    rows: dict[Any, int]
+    with_models: bool
+    n: int  # of all rows; failed ones may have no id
+
+    def find(self, row_id: Any, models: Any) -> int | None:
+        return self.rows.get(self.key(row_id, models))
+
+    def key(self, row_id: Any, models: Any) -> Any:
+        return _pair_key(row_id, models) if self.with_models else key_of(row_id)
+
+    def hint(self, row_id: Any) -> str:
+        """Why an id may not have been found."""
+        return "" if self.with_models else twin_hint(row_id, self.rows)
+
+
+@dataclass
+class Side:
+    """A further file of the same rows, and which of its rows each prediction has (-1: none)."""
+
+    source: Source
+    rows: array[int]
+    unknown: list[Any] = field(default_factory=list)  # ids that no prediction has
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The predictions of one judge. `sides` are the files that were joined to it, by name;
+    `ids_repeat` where it took the models to join them."""
+
+    name: str
+    source: Source
+    tally: PairTally
+    ids: list[Any]
+    columns: Columns
+    sides: dict[str, Side]
+    ids_repeat: bool
+    files: ExitStack
+
+    def __enter__(self) -> Predictions:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.files.close()
+
+    def label(self, row: int) -> Any:
+        """A row's id, with its models where that says more."""
+        return _label(self.ids[row], self.tally.models_of(row) if self.ids_repeat else ())
+
+    def index(self, with_models: bool = False) -> Index:
+        """By id, or by id and models at once. Raises InputError where rows cannot be told apart."""
+        return _index(self.name, self.ids, self.tally, with_models)
+
+    def record(self, row: int) -> Json:
+        """A row as it stands in its file, with what the other files know of it."""
+        record = parse_row(self.source.read(row))
+        known = native_fields(record)
+        for name in ("gold", "input"):
+            side = self.sides.get(name)
+            if side is not None and side.rows[row] >= 0:
+                more = native_fields(parse_row(side.source.read(side.rows[row])))
+                if are_turned(self.tally.models_of(row), more.get("models")):
+                    turned = {key: more.get(key) for key in ("answers", "models")}
+                    more |= {k: v[::-1] for k, v in turned.items() if isinstance(v, list)}
+                known = {**more, **{key: value for key, value in known.items() if value}}
+        return {**record, "sample": {name: known.get(name) for name in _SAMPLE}}
+
+    def missing(self, side: str) -> list[Any]:
+        """Ids of the predictions that a joined file does not hold."""
+        rows = enumerate(self.sides[side].rows)
+        return [self.label(n) for n, row in rows if row < 0 and self.ids[n] is not None]
+
+
+_SAMPLE = ("question", "answers", "reference", "models", "category")
+
+
+def read_predictions(
+    path: str,
+    gold: Path | None = None,
+    reversed_: Path | None = None,
+    more: Path | None = None,
+    stdin: Path | None = None,
+) -> Predictions:
+    """Raises InputError where a line is no prediction, or files are not of the same rows."""
+    with ExitStack() as files:
+        source = files.enter_context(open_source(path, stdin=stdin))
+        tally, ids = PairTally(), []
+        for _, row, where in rows_of(source):
+            ids.append(_id_of(row))
+            judged, about = read_judged(row, where), _about(row, where)
+            if about.question is None and ids[-1] is not None:  # one id, one question
+                about = about._replace(question=repr(ids[-1]))
+            tally.append(judged, about)
+        if not ids:
+            raise InputError(f"{path}: holds no predictions")
+        sides: dict[str, Side] = {}
+        ids_repeat = False
+        if gold or reversed_ or more:
+            index = _index(path, ids, tally)
+            ids_repeat = index.with_models
+            join = partial(_join, index, files)
+            if more is not None:
+                sides["input"] = join(more, partial(_learn, tally))
+            if gold is not None:
+                tally.forget_gold()
+                sides["gold"] = join(gold, partial(_learn_gold, tally))
+            if reversed_ is not None:
+                if tally.both_orders:
+                    raise InputError(f"{path}: holds both orders already; leave out --reversed")
+                sides["reversed"] = join(reversed_, partial(_swap_in, tally))
+        columns = tally.columns()
+        return Predictions(path, source, tally, ids, columns, sides, ids_repeat, files.pop_all())
+
+
+def rows_of(source: Source) -> Iterator[tuple[int, Json, str]]:
+    """Each row's number, the row, and where it stands."""
+    for number, raw in enumerate(source):
+        where = source.where(number)
+        try:
+            yield number, parse_row(raw), where
+        except RowError as error:
+            raise InputError(f"{where}: {error}") from error
+
+
+def records_in(path: str, stdin: Path | None = None) -> Iterator[tuple[Json, str]]:
+    """Each row of a file, and where it stands."""
+    with open_source(path, stdin=stdin) as source:
+        for _, row, where in rows_of(source):
+            yield row, where
+
+
+def sample_in(row: Json, where: str) -> Json:
+    """The sample that a record holds; empty where it holds none. Raises InputError."""
+    sample = {} if row.get("sample") is None else row["sample"]
+    sound = isinstance(sample, dict) and isinstance(sample.get("question"), str | None)
+    texts = [sample.get(name) or [] for name in ("answers", "models")] if sound else []
+    if not sound or not all(_are_texts(some) for some in texts):
+        raise InputError(f"{where}: field sample: not as jlm writes it")
+    return dict(sample)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def read_judged(row: Json, where: str) -> Judged:
+    """What a line predicts. Raises InputError where it is no prediction."""
+    try:
+        if "error" in row and "mode" in row:
+            return judged_of(row)
+        if row.get("mode") == "rank":
+            raise RowError("no-verdict", "no verdict on a pair; take --protocol rank")
+        if "pred_text" in row:
+            return _from_text(row["pred_text"])
+        if "verdict" in row or "scores" in row:
+            return judged_in(row)
+        if "question_id" in row and "text" in row:
+            return _from_text(row["text"])
+    except RowError as error:
+        raise InputError(f"{where}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where}: a damaged record: {type(error).__name__} {error}") from error
+    for name, protocol in _OTHER_RECORDS.items():
+        if name in row:
+            raise InputError(f"{where}: no verdict on a pair; take --protocol {protocol}")
+    raise InputError(
+        f"{where}: no prediction; take a record of jlm, pred_text, or id with verdict or scores"
+    )
+
+
+def _from_text(text: Any) -> Judged:
+    """A judge's own words: a verdict where the first line is a score line for two answers."""
+    scores = read_score_line(text) if isinstance(text, str) else None
+    if scores is None or len(scores) != 2:
+        return Judged(error="unparsable")
+    return Judged(PLACE[verdict_of(scores)], scores=scores)
+
+
+def judged_in(row: Json) -> Judged:
+    """What fields as jlm's say. Raises RowError."""
+    scores: Any = row.get("scores")
+    verdict: Any = row.get("verdict")
+    if verdict is None and scores is None:
+        return Judged(error="unparsable")
+    if scores is not None and not (is_numbers(scores) and len(scores) == 2):
+        raise RowError("bad-value", "field scores: one number for each of two answers is needed")
+    if verdict is None:
+        verdict = verdict_of(tuple(scores))
+    said = _said({"verdict": verdict, "p": row.get("p")}, "")
+    other = row.get("swapped")
+    if isinstance(other, dict) and other.get("verdict") is not None:
+        other = _said(other, "swapped.")
+    return judged_of({**row, **said, "swapped": other})
+
+
+def _said(given: Json, field: str) -> Json:
+    """A verdict, and its probabilities where there are any."""
+    verdict, p = given["verdict"], given.get("p")
+    if verdict not in PLACE:
+        known = ", ".join(f'"{name}"' for name in VERDICTS)
+        raise RowError("bad-value", f"field {field}verdict: {verdict!r}; there are {known}")
+    return {"verdict": verdict, "p": None if p is None else _read_p(p, f"{field}p")}
+
+
+def _read_p(given: Any, field: str) -> Json:
+    """Probabilities of the verdicts; a judge that never ties may leave that one out."""
+    p = {"tie": 0.0, **given} if isinstance(given, dict) else {}
+    if set(VERDICTS) <= p.keys() and is_numbers([p[verdict] for verdict in VERDICTS]):
+        found: Json = {verdict: p[verdict] for verdict in VERDICTS}
+        if min(found.values()) >= 0 and abs(sum(found.values()) - 1) <= _P_OFF:
+            return found
+    raise RowError("bad-value", f'field {field}: probabilities of "1", "2" and "tie" are needed')
+
+
+def is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) in (int, float) for item in value)
+
+
+def native_fields(row: Json) -> Json:
+    """Question, answers, models, category, reference, gold and votes of any line, as far as it
+    has them."""
+    if isinstance(row.get("sample"), dict):
+        return {**row["sample"], "gold": row.get("gold")}
+    schema = next((schema for schema in SCHEMAS if schema.fields <= row.keys()), None)
+    if schema is None:
+        return row if "pred_text" not in row else {}
+    return {**schema.native(row), "votes": read_votes(row)}
+
+
+def _about(row: Json, where: str) -> About:
+    """What a line tells of its sample. Its gold is what a record holds, or a teacher's text
+    beside `pred_text`."""
+    try:
+        fields = native_fields(row)
+        teacher = "pred_text" not in row and "text" in row and "mode" not in row
+        return _with_gold(fields, None if teacher else fields.get("gold"))
+    except RowError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _with_gold(fields: Json, gold: Any) -> About:
+    about = about_of({**fields, "gold": None})
+    votes = fields["votes"] if "votes" in fields else read_votes(fields)
+    if votes is None:
+        return about._replace(gold=UNREADABLE)
+    if votes:
+        counts = [votes.count(verdict) for verdict in VERDICTS]
+        return about._replace(gold=PLACE.get(majority(votes), SPLIT), votes=counts)
+    if gold is None:
+        return about
+    found = read_gold(gold, 2)
+    verdict = None if found is None else found.verdict
+    return about._replace(gold=UNREADABLE if verdict is None else PLACE[verdict])
+
+
+def _learn(tally: PairTally, at: int, row: Json, where: str) -> None:
+    tally.learn(at, _about(row, where))
+
+
+def _swap_in(tally: PairTally, at: int, row: Json, where: str) -> None:
+    tally.swap_in(at, read_judged(row, where))
+
+
+def _learn_gold(tally: PairTally, at: int, row: Json, where: str) -> None:
+    """Gold of a line, in any of its forms; its texts too, where it has them."""
+    try:
+        fields = native_fields(row)
+        about = _with_gold(fields, fields.get("gold"))
+        if about.gold == NONE:
+            about = _with_gold(fields, gold_in(row))
+        tally.learn(at, about)
+    except RowError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _id_of(row: Json) -> Any:
+    """A row's id; where it has none, as AlpacaEval's have none, its question's text."""
+    with suppress(RowError):
+        if (row_id := id_in(row)) is not None:
+            return row_id
+    question = native_fields(row).get("question")
+    return question if isinstance(question, str) and question else None
+
+
+def _index(path: str, ids: list[Any], tally: PairTally, with_models: bool = False) -> Index:
+    """Raises InputError where rows cannot be told apart."""
+    for n, row_id in enumerate(ids):
+        if row_id is None and not tally.has_failed(n):  # an error record may stand for a torn line
+            raise InputError(f"{path}: row {n + 1} has no id; files are joined by id")
+    known = [n for n, row_id in enumerate(ids) if row_id is not None]
+    rows = {key_of(ids[n]): n for n in known}
+    if len(rows) == len(known) and not with_models:
+        return Index(path, rows, False, len(ids))
+    pairs = {_pair_key(ids[n], tally.models_of(n)): n for n in known}
+    if len(pairs) == len(known):
+        return Index(path, pairs, True, len(ids))
+    twice = next(ids[n] for n in known if rows[key_of(ids[n])] != n)
+    raise InputError(f"{path}: id {twice!r} stands there twice; to be joined, ids must be unique")
+
+
+def _join(
+    index: Index, files: ExitStack, path: Path, take: Callable[[int, Json, str], None]
+) -> Side:
+    """Give every row of a file to the prediction with its id."""
+    source = files.enter_context(open_source(str(path)))
+    side = Side(source, array("q", [-1]) * index.n)
+    unknown: set[Any] = set()
+    for number, row, where in rows_of(source):
+        row_id = _id_of(row)
+        if row_id is None and "error" in row:
+            continue
+        if row_id is None:
+            raise InputError(f"{where}: has no id; files are joined by id")
+        models = native_fields(row).get("models") if index.with_models else None
+        at = index.find(row_id, models)
+        key = index.key(row_id, models)
+        if key in unknown or (at is not None and side.rows[at] >= 0):
+            raise InputError(f"{where}: id {row_id!r} stands there twice; ids must be unique")
+        if at is None:
+            unknown.add(key)
+            side.unknown.append(_label(row_id, _names(models)))
+            continue
+        side.rows[at] = number
+        take(at, row, where)
+    if len(side.unknown) == len(source):
+        hint = index.hint(side.unknown[0]) if side.unknown else ""
+        raise InputError(f"{path}: shares no id with {index.name}{hint}")
+    return side
+
+
+def _label(row_id: Any, models: Iterable[str]) -> Any:
+    names = ", ".join(models)
+    if isinstance(row_id, str) and len(row_id) > _ID_SHOWN:
+        row_id = f"{row_id[:_ID_SHOWN]}…"
+    return f"{row_id} ({names})" if names else row_id
+
+
+def _pair_key(row_id: Any, models: Any) -> Key:
+    return (type(row_id), (row_id, *sorted(_names(models))))
+
+
+def _names(models: Any) -> tuple[str, ...]:
+    return tuple(map(str, models)) if isinstance(models, list | tuple) else ()

@@ -1,0 +1,102 @@
+"""The paper's tables as protocols: which records a protocol reads, and the figures it gives.
+
+Here those of verdicts on pairs, which were read before: a new one is one function and one line in
+PAIRS. Each gives a summary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from jlm_cli.config import MetricsConfig
+from jlm_cli.errors import InputError
+from jlm_cli.measuring.columns import NONE, TIE
+from jlm_cli.measuring.predictions import Predictions
+from jlm_cli.measuring.summary import baselines, details_of, gold_of, summary_of
+from jlm_cli.metrics import Counts, cells_of, figure, hit_rate, ratio
+from jlm_cli.records import Json
+
+
+def judgelm(found: Predictions, config: MetricsConfig) -> Json:
+    """Tables 1, 4-6 and 11-15: agreement with gold, consistency under a swap, position bias."""
+    columns = found.columns
+    counts: Json = {
+        "n_input": len(columns),
+        "n_blank": found.source.n_blank,
+        "n_judged": found.tally.n_judged,
+        "n_error": found.tally.n_error,
+        "errors": dict(sorted(found.tally.errors.items())),
+        "n_error_swapped": found.tally.n_error_swapped,
+        "flags": dict(sorted(found.tally.flags.items())),
+    }
+    joined = {
+        name: {"only_there": side.unknown, "only_in_predictions": found.missing(name)}
+        for name, side in found.sides.items()
+    }
+    unreadable = np.flatnonzero(columns.gold > NONE)
+    gold = {**gold_of(columns), "without_verdict": [found.label(int(row)) for row in unreadable]}
+    summary = summary_of(columns, columns.both_orders, config.tie_within)
+    details = details_of(columns, config.abstain)
+    return {**counts, "gold": gold, "joined": joined, **summary, **details}
+
+
+def pandalm(found: Predictions, config: MetricsConfig) -> Json:
+    """Table 2: both orders are judged, a conflict is a tie, gold is the annotators' majority."""
+    if not found.columns.both_orders:
+        raise InputError(
+            f"{found.name}: protocol pandalm needs both orders; judge with --swap, or give "
+            "--reversed"
+        )
+    summary = judgelm(found, config)
+    if "combined" not in summary:
+        raise InputError(f"{found.name}: protocol pandalm needs gold; give --gold")
+    rows = (found.columns.final != NONE) & (found.columns.gold < NONE)
+    return {**summary, "baselines": baselines(found.columns, rows, config.tie_within)}
+
+
+def rewardbench(found: Predictions, config: MetricsConfig) -> Json:
+    """Accuracy by subset: the chosen answer must win, a tie is wrong.
+
+    `subset_mean` weighs all subsets alike; `ties_half` gives ties half a point.
+    """
+    columns = found.columns
+    rows = (columns.final != NONE) & (columns.gold < TIE) & (columns.category >= 0)
+    if not rows.any():
+        raise InputError(
+            f"{found.name}: protocol rewardbench needs gold 1 or 2, and subsets (category)"
+        )
+    name_of = np.array(columns.category_names.names)
+    names, subset = np.unique(name_of[columns.category[rows]], return_inverse=True)
+    outcome = np.where(columns.final == columns.gold, 1, np.where(columns.final == TIE, 2, 0))
+    places = np.flatnonzero(rows)
+    cells = cells_of((len(names), 3), [subset, outcome[rows]], columns.clusters_of(places))
+    each, whole = {}, cells_of((3,), [outcome[rows]], columns.clusters_of(places))
+    for n, name in enumerate(names):
+        some = places[subset == n]
+        alone = cells_of((3,), [outcome[some]], columns.clusters_of(some))
+        each[str(name)] = {"accuracy": figure(hit_rate, alone), "n": alone.n}
+    overall = {
+        "accuracy": figure(hit_rate, whole),
+        "ties_half": figure(_ties_half, whole),
+        "subset_mean": figure(lambda counts: np.nanmean(hit_rate(counts), axis=-1), cells),
+        "n": whole.n,
+        "subsets": each,
+    }
+    same = {"baselines": baselines(columns, rows, config.tie_within)}
+    return {**judgelm(found, config), **same, "rewardbench": overall}
+
+
+def _ties_half(counts: Counts) -> Counts:
+    """Share of the right and half of the ties among [..., (wrong, right, tie)]."""
+    return ratio(counts[..., 1] + counts[..., 2] / 2, counts.sum(-1))
+
+
+# the verdicts that a protocol measures, for judges side by side
+VERDICTS_OF = {"judgelm": "verdict", "pandalm": "final", "rewardbench": "final"}
+PAIRS: dict[str, Callable[[Predictions, MetricsConfig], Json]] = {
+    "judgelm": judgelm,
+    "pandalm": pandalm,
+    "rewardbench": rewardbench,
+}

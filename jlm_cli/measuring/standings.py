@@ -1,0 +1,404 @@
+"""What grades and rankings come to: figures of scores, and a leaderboard of models.
+
+Like the figures of pairs they are made from counts: of (gold, score) for grades, of whole
+outcomes (which models stood where) for rankings, so that a bootstrap resamples counts, and a
+ranking counts as one observation, not as many pairs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jlm_cli.measuring.columns import PairTally, checksum, clusters_of
+from jlm_cli.metrics import (
+    Codes,
+    Counts,
+    Metric,
+    cells_of,
+    cells_of_counts,
+    figures,
+    hit_rate,
+    n_resamples,
+    number,
+    ratio,
+    share_of,
+    student,
+)
+from jlm_cli.ranking import n_moved, places
+from jlm_cli.records import Json
+
+_ROUNDS, _SETTLED, _MOST_STEP = 100, 1e-9, 2.0  # of Newton's method for Bradley-Terry
+_PRIOR = 0.5  # a win and a loss that nobody saw, so that no strength is infinite
+
+
+@dataclass
+class Tally:
+    """How many records of each kind; `add` counts one, `summary` is the measured part."""
+
+    n_judged: int = 0
+    n_error: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    flags: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: Json) -> None:
+        if "error" in record:
+            self.n_error += 1
+            self.errors[record["error"]["code"]] += 1
+            return
+        self.n_judged += 1
+        self.flags.update(flag.partition(":")[0] for flag in record["flags"])
+        self.add_judged(record)
+
+    def add_judged(self, record: Json) -> None:
+        raise NotImplementedError
+
+    def summary(self) -> Json:
+        raise NotImplementedError
+
+
+@dataclass
+class Mean:
+    """A mean of rows with its 95 % interval: Student's, over the questions that they ask."""
+
+    values: array[float] = field(default_factory=lambda: array("d"))
+    questions: array[int] = field(default_factory=lambda: array("q"))  # checksums, beside them
+
+    def add(self, value: float, question: int) -> None:
+        self.values.append(value)
+        self.questions.append(question)
+
+    def json(self) -> Json:
+        if not (n := len(self.values)):
+            return {"value": None, "ci95": [None, None], "n": 0}
+        values = np.array(self.values)
+        mean = values.mean()
+        clusters = clusters_of(np.array(self.questions, np.int64))
+        off = values - mean if clusters is None else np.bincount(clusters, values - mean)
+        half, asked = np.nan, len(off)
+        if asked > 1 and np.ptp(values) > 0:  # values that are all alike say not how they vary
+            half = student(asked - 1) * np.sqrt(asked / (asked - 1) * (off**2).sum()) / n
+        ends = [number(mean - half), number(mean + half)]
+        return {"value": number(mean), "ci95": ends, "n": n}
+
+
+@dataclass
+class GradeTally(Tally):
+    """Grades: their spread, and how they go with gold."""
+
+    scores: Counter[float] = field(default_factory=Counter)
+    passed: array[int] = field(default_factory=lambda: array("b"))
+    asked: array[int] = field(default_factory=lambda: array("q"))  # checksums, beside them
+    labels: Counter[str] = field(default_factory=Counter)
+    against: array[float] = field(default_factory=lambda: array("d"))  # gold, score, gold, …
+    questions: array[int] = field(default_factory=lambda: array("q"))  # checksums, beside them
+    models: defaultdict[str, Mean] = field(default_factory=lambda: defaultdict(Mean))
+    all: Mean = field(default_factory=Mean)
+    aspects: defaultdict[str, Mean] = field(default_factory=lambda: defaultdict(Mean))
+
+    def add_judged(self, record: Json) -> None:
+        score, question = record["score"], _question_of(record)
+        self.scores[score] += 1
+        expected: Any = record.get("expected", score)
+        self.all.add(expected, question)
+        if "pass" in record:
+            self.passed.append(record["pass"])
+            self.asked.append(question)
+        if "label" in record:
+            self.labels[record["label"]] += 1
+        if isinstance(record["gold"], list):
+            self.against.extend((record["gold"][0], score))
+            self.questions.append(question)
+        for model in record["sample"]["models"] or ():
+            self.models[model].add(expected, question)
+        for name, said in record.get("aspects", {}).items():
+            self.aspects[name].add(said["expected"], question)
+
+    def summary(self) -> Json:
+        if not self.n_judged:
+            return {}
+        parts: Json = {
+            "scores": {f"{score:.15g}": self.scores[score] for score in sorted(self.scores)},
+            "mean": self.all.json(),
+        }
+        if self.passed:
+            asked = clusters_of(np.array(self.asked, np.int64))
+            cells = cells_of((2,), [np.array(self.passed)], asked)
+            parts |= figures({"pass_rate": hit_rate}, cells)
+        if self.labels:
+            parts["labels"] = dict(sorted(self.labels.items()))
+        if self.against:
+            gold, scores = np.array(self.against).reshape(-1, 2).T
+            asked = clusters_of(np.array(self.questions, np.int64))
+            parts["objective"] = against_gold(gold, scores, asked)
+        if self.models:
+            parts["mean_score"] = {name: self.models[name].json() for name in sorted(self.models)}
+        if self.aspects:
+            parts["aspects"] = {name: {"mean": one.json()} for name, one in self.aspects.items()}
+        return parts
+
+
+def _question_of(record: Json) -> int:
+    """The checksum of what a record asks; of its id where that is all there is."""
+    asked, row_id = (record.get("sample") or {}).get("question"), record.get("id")
+    if not isinstance(asked, str):
+        asked = None if row_id is None else repr(row_id)
+    return checksum(asked)
+
+
+def against_gold(gold: Codes, scores: Codes, clusters: Codes | None) -> Json:
+    """Spearman's ρ, Kendall's τ-b and the mean absolute error of scores [N] against numeric gold
+    [N]; rows of one cluster ask the same question."""
+    met, cell = np.unique(np.stack([gold, scores]), axis=1, return_inverse=True)
+    cells = cells_of((met.shape[1],), [cell.ravel()], clusters)
+    metrics = {
+        "spearman": spearman(*met),
+        "kendall": kendall(*met),
+        "mean_absolute_error": mean_of(np.abs(met[0] - met[1])),
+    }
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {**figures(metrics, cells), "n": cells.n}
+
+
+def mean_of(values: Codes) -> Metric:
+    """For counts [..., K] of things that have these values [K]."""
+    return lambda counts: ratio((counts * values).sum(-1), counts.sum(-1))
+
+
+def spearman(x: Codes, y: Codes) -> Metric:
+    """Rank correlation, with mid-ranks, for counts [..., K] of things with values x and y [K]."""
+
+    def measure(counts: Counts) -> Counts:
+        a, b = _ranked(counts, x), _ranked(counts, y)
+        apart = np.sqrt((counts * a**2).sum(-1) * (counts * b**2).sum(-1))
+        return np.asarray((counts * a * b).sum(-1) / apart)
+
+    return measure
+
+
+def _ranked(counts: Counts, values: Codes) -> Counts:
+    """The mid-rank of each kind of things, less the mean rank."""
+    _, place = np.unique(values, return_inverse=True)
+    alike = _of_equals(counts, place)
+    ranks = np.cumsum(alike, -1) - alike / 2 - counts.sum(-1, keepdims=True) / 2
+    return np.asarray(ranks[..., place])
+
+
+def _of_equals(counts: Counts, place: Codes) -> Counts:
+    """Counts [..., K] added up by place [K], of which there are 0, 1, …"""
+    order = np.argsort(place, kind="stable")
+    starts = np.searchsorted(place[order], np.arange(place.max() + 1))
+    return np.asarray(np.add.reduceat(counts[..., order], starts, axis=-1))
+
+
+def kendall(x: Codes, y: Codes) -> Metric:
+    """Kendall's τ-b for counts [..., K] of things with values x and y [K]."""
+    (_, row), (_, column) = (np.unique(values, return_inverse=True) for values in (x, y))
+
+    def measure(counts: Counts) -> Counts:
+        n = counts.sum(-1)
+        pairs = n * (n - 1) / 2
+        alike = [_of_equals(counts, place) for place in (row, column)]
+        tied = [pairs - (same * (same - 1)).sum(-1) / 2 for same in alike]
+        flat = counts.reshape(-1, counts.shape[-1])
+        net = _concordant(flat, row, column).reshape(n.shape)
+        return np.asarray(net / np.sqrt(tied[0] * tied[1]))
+
+    return measure
+
+
+def _concordant(counts: Counts, row: Codes, column: Codes) -> Counts:
+    """Concordant less discordant pairs [R] of counts [R, K]: row by row, each kind of things meets
+    those of earlier rows, which a Fenwick tree over columns counts."""
+    order, n = np.lexsort((column, row)), int(column.max()) + 1
+    weights = np.ascontiguousarray(counts[:, order].T)
+    row, column = row[order], column[order]
+    tree, net = np.zeros((n + 1, len(counts))), np.zeros(len(counts))
+    total = np.zeros(len(counts))
+
+    def upto(place: int) -> Counts:
+        found = np.zeros(len(counts))
+        while place > 0:
+            found += tree[place]
+            place &= place - 1
+        return found
+
+    ends = np.flatnonzero(np.diff(row, append=row[-1] + 1)) + 1
+    start = 0
+    for end in ends.tolist():
+        for kind in range(start, end):
+            at = int(column[kind])
+            net += weights[kind] * (upto(at) - (total - upto(at + 1)))
+        for kind in range(start, end):
+            total += weights[kind]
+            at = int(column[kind]) + 1
+            while at <= n:
+                tree[at] += weights[kind]
+                at += at & -at
+        start = end
+    return net
+
+
+@dataclass
+class RankTally(Tally):
+    """Rankings: who stands where, how much places matter, lists against pairs."""
+
+    outcomes: Counter[tuple[tuple[str, ...], tuple[float, ...]]] = field(default_factory=Counter)
+    scores: defaultdict[str, Mean] = field(default_factory=lambda: defaultdict(Mean))
+    moved: Counter[int] = field(default_factory=Counter)
+    bias: defaultdict[int, Mean] = field(default_factory=lambda: defaultdict(Mean))
+    stability: Mean = field(default_factory=Mean)
+    methods: Counter[str] = field(default_factory=Counter)
+
+    def add_judged(self, record: Json) -> None:
+        question = _question_of(record)
+        self.methods[record["method"]] += 1
+        for place, above in enumerate(record.get("position_bias", ()), start=1):
+            self.bias[place].add(above, question)
+        if record.get("stability") is not None:
+            self.stability.add(record["stability"], question)
+        if "pairwise" in record:
+            self.moved[n_moved(record["ranking"], record["pairwise"]["ranking"])] += 1
+        if names := record["sample"]["models"]:
+            stands = places(record["ranking"])
+            self.outcomes[tuple(names), tuple(stands[n] for n in sorted(stands))] += 1
+            for name, expected in zip(names, record["expected"], strict=True):
+                self.scores[name].add(expected, question)
+
+    def summary(self) -> Json:
+        parts: Json = {"methods": dict(sorted(self.methods.items()))}
+        if self.outcomes:
+            names = sorted(self.scores)
+            counts, wins = self._wins(names)
+            parts["leaderboard"] = self._leaderboard(names, counts, wins)
+            groups: defaultdict[int, list[str]] = defaultdict(list)
+            for name, group in zip(names, _groups(_met(wins.sum(0))).tolist(), strict=True):
+                groups[group].append(name)
+            if len(groups) > 1:  # strengths compare only within a group
+                parts["leaderboard_groups"] = list(groups.values())
+        if self.bias:
+            parts["position_bias"] = [self.bias[place].json() for place in sorted(self.bias)]
+            parts["stability"] = self.stability.json()
+        if self.moved:
+            parts["compare"] = compared(self.moved)
+        return parts
+
+    def _leaderboard(self, names: list[str], counts: Counts, wins: Counts) -> Json:
+        """By model, strongest first: mean score, win rate, Bradley-Terry strength."""
+        rate, strength = _intervals(counts, wins)
+        board = {
+            name: {
+                "mean_score": self.scores[name].json(),
+                "win_rate": {key: rate[key][place] for key in rate},
+                "bradley_terry": {key: strength[key][place] for key in strength},
+            }
+            for place, name in enumerate(names)
+        }
+        order = sorted(names, key=lambda name: (-board[name]["bradley_terry"]["value"], name))
+        return {name: board[name] for name in order}
+
+    def _wins(self, names: list[str]) -> tuple[Counts, Counts]:
+        """How often each outcome occurred [U], and its wins of model over model [U, M, M]."""
+        index = {name: place for place, name in enumerate(names)}
+        wins = np.zeros((len(self.outcomes), len(names), len(names)))
+        outcomes = sorted(self.outcomes)
+        for row, (models, stands) in enumerate(outcomes):
+            for a, place in zip(models, stands, strict=True):
+                for b, other in zip(models, stands, strict=True):
+                    if a != b:
+                        wins[row, index[a], index[b]] += (place < other) + (place == other) / 2
+        return np.array([self.outcomes[outcome] for outcome in outcomes], float), wins
+
+
+def compared(moved: Counter[int]) -> Json:
+    """Lists against pairs (Table 10): alike, two answers in other places, three of them."""
+    counts = np.array([moved[0], moved[2], moved[3], sum(moved.values())], float)
+    counts[3] -= counts[:3].sum()
+    named = ("consistency", "error_rate_2", "error_rate_3")
+    metrics = {name: share_of(place) for place, name in enumerate(named)}
+    return {**figures(metrics, cells_of_counts(counts)), "n": int(counts.sum())}
+
+
+def bradley_terry(met: NDArray[np.bool_]) -> Metric:
+    """Log strengths [..., M] from wins [..., M, M] of row over column, where `met` [M, M] says who
+    met whom at all; ties are half a win each.
+
+    The most likely ones, by Newton's method, under a weak prior: each two that met have one more
+    win and one more loss, halved, so that a model that a resample leaves out keeps a strength. The
+    mean is 0 within each group of models that met.
+    """
+    group = _groups(met)
+    mean = (group[:, None] == group) / (group[:, None] == group).sum(1, keepdims=True)
+
+    def measure(wins: Counts) -> Counts:
+        wins = wins + _PRIOR * met
+        games = wins + np.swapaxes(wins, -1, -2)
+        strength = np.zeros(wins.shape[:-1])
+        for _ in range(_ROUNDS):
+            beats = 1 / (1 + np.exp(strength[..., None, :] - strength[..., :, None]))
+            slope = (wins - games * beats).sum(-1)
+            weight = games * beats * (1 - beats)
+            bend = np.eye(len(met)) * weight.sum(-1)[..., None] - weight + mean
+            step = np.linalg.solve(bend, slope[..., None])[..., 0]
+            strength = strength + np.clip(step, -_MOST_STEP, _MOST_STEP)
+            if np.abs(step).max() < _SETTLED:
+                break
+        return np.asarray(strength - strength @ mean.T)
+
+    return measure
+
+
+def _met(wins: Counts) -> NDArray[np.bool_]:
+    met: NDArray[np.bool_] = wins + wins.T > 0
+    return met
+
+
+def _groups(met: NDArray[np.bool_]) -> Codes:
+    """The group of each model [M], named by its first: models that met, and those that these met,
+    and so on."""
+    reached = met | np.eye(len(met), dtype=bool)
+    for _ in range(len(met).bit_length()):
+        reached = reached @ reached
+    first: Codes = reached.argmax(1)
+    return first
+
+
+def _intervals(counts: Counts, wins: Counts) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Win rates and strengths with their bootstrap intervals, a list with a value per model."""
+    n, times = int(counts.sum()), n_resamples(wins[0].size)
+    draws = np.random.default_rng(0).multinomial(n, counts / n, times).astype(float)
+    flat = wins.reshape(len(counts), -1)
+    drawn = (draws @ flat).reshape(times, *wins.shape[1:])
+    seen = (counts @ flat).reshape(wins.shape[1:])
+    found = []
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for metric in (_win_rates, bradley_terry(_met(seen))):
+            low, high = np.full((2, wins.shape[-1]), np.nan)
+            if n > 1:  # one ranking says nothing about how they vary
+                with warnings.catch_warnings():  # a model that only met itself has no number
+                    warnings.simplefilter("ignore", RuntimeWarning)
+                    low, high = np.nanpercentile(metric(drawn), [2.5, 97.5], axis=0)
+                low, high = np.where(low == high, np.nan, [low, high])  # they do not vary
+            ends = [[number(a), number(b)] for a, b in zip(low, high, strict=True)]
+            found.append({"value": [number(value) for value in metric(seen)], "ci95": ends})
+    return found[0], found[1]
+
+
+def _win_rates(wins: Counts) -> Counts:
+    games = wins + np.swapaxes(wins, -1, -2)
+    return np.asarray(wins.sum(-1) / games.sum(-1))
+
+
+# what counts the records of each command
+TALLIES: dict[str, Callable[[], PairTally | Tally]] = {
+    "judge": PairTally,
+    "grade": GradeTally,
+    "rank": RankTally,
+}

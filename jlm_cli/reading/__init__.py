@@ -1,0 +1,1 @@
+"""Files of rows in any format, and what they say as Samples."""

@@ -1,0 +1,278 @@
+"""File formats people have: each schema turns one JSON object into the native fields.
+
+A new schema is one function and one line in SCHEMAS. The first whose fields a row holds is
+taken for the whole input.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from jlm_cli.errors import RowError
+from jlm_cli.reading.source import LONGEST_LINE
+from jlm_cli.records import (
+    PLAIN,
+    VERDICTS,
+    Json,
+    Sample,
+    Verdict,
+    need_id,
+    need_text,
+    read_gold,
+    why_no_gold,
+)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """`fields` tell the schema by; `native` gives the row in the fields of native input; `id` is
+    the field that holds its id."""
+
+    name: str
+    fields: frozenset[str]
+    native: Callable[[Json], Json]
+    id: str = "id"
+
+    def id_in(self, row: Json) -> Any:
+        """A row's id, whatever else is wrong with it. Raises RowError without one."""
+        return need_id(dotted(row, self.id))
+
+
+def listed(row: Json) -> Json:
+    """A single answer as a list of one."""
+    if "answers" not in row and "answer" in row:
+        return {**row, "answers": [row["answer"]]}
+    return row
+
+
+_ANSWER_BODY = re.compile(r"answer([1-9]\d*)_body")
+
+
+def _judgelm(row: Json) -> Json:
+    """Official JudgeLM questions, predictions and training rows.
+
+    `score` of questions holds log-probabilities, no verdict; gold is the teacher's `text` of
+    training rows, of those with a reference the text written with it. `error` is no text.
+    """
+    numbers = sorted(int(match[1]) for name in row if (match := _ANSWER_BODY.fullmatch(name)))
+    models = [row.get(f"answer{number}_model_id") for number in numbers]
+    with_reference = row.get("reference") is not None and "text_w_reference" in row
+    teacher = row.get("text_w_reference" if with_reference else "text")
+    return {
+        "id": row["question_id"],
+        "question": row["question_body"],
+        "answers": [row[f"answer{number}_body"] for number in numbers],
+        "reference": reference_text(row.get("reference")),
+        "gold": None if teacher == "error" else teacher,
+        "models": _if_texts(models),
+        "category": row.get("category"),
+    }
+
+
+def _if_texts(models: list[Any]) -> list[Any] | None:
+    return models if all(isinstance(model, str) for model in models) else None
+
+
+_PANDALM_VOTES: dict[Any, Verdict] = {1: "1", 2: "2", 0: "tie"}
+
+
+def _pandalm(row: Json) -> Json:
+    """PandaLM's test set: JSON bools among the responses stand for the words True and False."""
+    instruction = need_text(row["instruction"], "instruction")
+    extra = need_text(row.get("input") or "", "input")
+    bools = {True: "True", False: "False"}
+    answers = [
+        bools[body] if isinstance(body, bool) else body
+        for body in (row["response1"], row["response2"])
+    ]
+    models = str(row.get("cmp_key", "")).split("_")
+    return {
+        "id": row.get("idx"),
+        "question": f"{instruction}\n{extra}" if extra else instruction,
+        "input": extra or None,
+        "answers": answers,
+        "gold": gold_of_votes(row),
+        "models": models if len(models) == 2 else None,
+        "category": row.get("motivation_app"),
+    }
+
+
+def read_votes(row: Json) -> list[Verdict] | None:
+    """What each annotator chose: `annotator1`, `annotator2`, … with 1, 2 or 0 = tie (as numbers or
+    texts), or a list `annotators` of verdicts; null is no vote. None where one cannot be read."""
+    cast = row.get("annotators")
+    if not isinstance(cast, list):
+        cast = [row[name] for name in row if name[:9] == "annotator" and name[9:].isdecimal()]
+    votes = [_vote(one) for one in cast if one is not None]
+    return None if None in votes else [vote for vote in votes if vote is not None]
+
+
+def _vote(given: Any) -> Verdict | None:
+    if isinstance(given, str):
+        word = given.strip().lower()
+        return "tie" if word == "0" else PLAIN.get(word)
+    number = type(given) in (int, float) and given in _PANDALM_VOTES
+    return _PANDALM_VOTES[int(given)] if number else None
+
+
+def gold_of_votes(row: Json) -> str | None:
+    """The majority's verdict; None where there is none, and a text that says so where a vote
+    cannot be read."""
+    votes = read_votes(row)
+    return "unreadable votes" if votes is None else majority(votes)
+
+
+def majority(votes: list[Verdict]) -> Verdict | None:
+    """The verdict of more than half of the annotators; None where there is none."""
+    for verdict in VERDICTS:
+        if 2 * votes.count(verdict) > len(votes):
+            return verdict
+    return None
+
+
+def _alpaca(row: Json) -> Json:
+    """AlpacaEval annotations: `preference` runs from 1 (first) to 2 (second); 0 is a draw, too."""
+    preference, gold = row.get("preference"), None
+    if preference == 0 and not isinstance(preference, bool):
+        gold = "tie"
+    elif isinstance(preference, int | float) and 1 <= preference <= 2:
+        gold = "1" if preference < 1.5 else "2" if preference > 1.5 else "tie"
+    models = [row.get(f"generator_{number}") for number in (1, 2)]
+    return {
+        "id": row.get("id"),
+        "question": row["instruction"],
+        "answers": [row["output_1"], row["output_2"]],
+        "gold": gold,
+        "models": _if_texts(models),
+        "category": row.get("dataset"),
+    }
+
+
+def _rewardbench(row: Json) -> Json:
+    """RewardBench: the chosen answer goes first or second by its question, so that a judge that
+    always takes the first is right half the time, not always."""
+    sides = ("chosen", "rejected")
+    if zlib.crc32(need_text(row["prompt"], "prompt").encode()) % 2:
+        sides = ("rejected", "chosen")
+    models = [row.get(f"{side}_model") for side in sides]
+    return {
+        "id": row.get("id"),
+        "question": row["prompt"],
+        "answers": [row[side] for side in sides],
+        "gold": str(1 + sides.index("chosen")),
+        "models": _if_texts(models),
+        "category": row.get("subset"),
+    }
+
+
+_JUDGELM_FIELDS = frozenset({"question_id", "question_body", "answer1_body"})
+SCHEMAS = (
+    Schema("native", frozenset({"question", "answers"}), listed),
+    Schema("native-answer", frozenset({"question", "answer"}), listed),
+    Schema("judgelm", _JUDGELM_FIELDS, _judgelm, "question_id"),
+    Schema("pandalm", frozenset({"instruction", "response1", "response2"}), _pandalm, "idx"),
+    Schema("alpaca", frozenset({"instruction", "output_1", "output_2"}), _alpaca),
+    Schema("rewardbench", frozenset({"prompt", "chosen", "rejected"}), _rewardbench),
+)
+
+
+def dotted(row: Json, path: str) -> Any:
+    if path in row:
+        return row[path]
+    value: Any = row
+    for part in path.split("."):
+        number = isinstance(value, list) and part.removeprefix("-").isdecimal()
+        place: Any = int(part) if number else part
+        try:
+            value = value[place]
+        except (LookupError, TypeError):
+            raise RowError("missing-field", f"field {path} (named by --map) is missing") from None
+    return value
+
+
+def parse_row(raw: bytes) -> Json:
+    """One line as a JSON object. Raises RowError `too-long`, `bad-json` or `bad-type`."""
+    if len(raw) > LONGEST_LINE:
+        raise RowError("too-long", f"the line is longer than {LONGEST_LINE >> 20} MiB")
+    try:
+        row = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise RowError("bad-json", _why_no_json(raw, error)) from error
+    if not isinstance(row, dict):
+        raise RowError("bad-type", "the line is no JSON object")
+    return row
+
+
+def _why_no_json(raw: bytes, error: orjson.JSONDecodeError) -> str:
+    try:
+        raw.decode()
+    except UnicodeDecodeError as wrong:
+        byte, column = raw[wrong.start], wrong.start + 1
+        return f"not UTF-8: byte {byte:#04x} at {column}; convert the file (iconv -t utf-8)"
+    return f"not JSON: {error.msg}, column {error.colno}"
+
+
+def without_reference(row: Json) -> Json:
+    """A row as it is judged without its reference, with the gold that was given of just that."""
+    gold = row.get("gold_without_reference")
+    return {**row, "reference": None, **({} if gold is None else {"gold": gold})}
+
+
+def read_sample(row: Json, schema: Schema, line: int) -> Sample:
+    """The Sample in a row. Raises RowError that names the field."""
+    fields = _with_required(row, schema)
+    answers = fields["answers"]
+    if not isinstance(answers, list):
+        raise RowError("bad-type", "field answers: a list of texts is needed")
+    texts = tuple(need_text(text, f"answers[{n}]") for n, text in enumerate(answers))
+    reference, models = fields.get("reference"), fields.get("models")
+    given, category = fields.get("gold"), fields.get("category")
+    gold = None if given is None else read_gold(given, len(texts))
+    return Sample(
+        id=need_id(fields.get("id")),
+        line=line,
+        question=need_text(fields["question"], "question"),
+        answers=texts,
+        reference=None if reference is None else _paragraphs(reference),
+        gold=gold,
+        no_gold=None if gold is not None else why_no_gold(given, len(texts)),
+        models=None if models is None else _read_models(models, len(texts)),
+        category=None if category is None else need_text(category, "category"),
+        input=fields.get("input") if schema.name == "pandalm" else None,
+    )
+
+
+def _with_required(row: Json, schema: Schema) -> Json:
+    for missing in sorted(schema.fields - row.keys()):
+        raise RowError("missing-field", f"field {missing} is missing")
+    fields = schema.native(row)
+    for name in ("question", "answers"):
+        if name not in fields:
+            raise RowError("missing-field", f"field {name} is missing")
+    return fields
+
+
+def _read_models(models: Any, n_answers: int) -> tuple[str, ...]:
+    if not isinstance(models, list) or len(models) != n_answers:
+        raise RowError("bad-value", "field models: a list with one name per answer is needed")
+    return tuple(need_text(model, f"models[{n}]") for n, model in enumerate(models))
+
+
+def reference_text(value: Any) -> str | None:
+    """A reference is a text or an object with `text` (official files hold both)."""
+    if isinstance(value, dict):
+        value = value.get("text")
+    return None if value is None else _paragraphs(value)
+
+
+def _paragraphs(value: Any) -> str:
+    """A text, or a list of paragraphs as a retriever gives them (paper, Table 15)."""
+    if not isinstance(value, list):
+        return need_text(value, "reference")
+    return "\n\n".join(need_text(part, f"reference[{n}]") for n, part in enumerate(value))

@@ -1,0 +1,147 @@
+"""Files beside the input, whose rows are joined to its rows by id: references and gold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jlm_cli.errors import InputError, RowError
+from jlm_cli.reading.schemas import gold_of_votes, parse_row, reference_text
+from jlm_cli.reading.source import Source, open_source
+from jlm_cli.records import VERDICTS, Gold, Json, need_id, read_gold, read_score_line
+
+Key = tuple[type, Any]
+GOLD_FIELDS = ("gold", "verdict", "text", "score", "scores")
+
+
+def key_of(row_id: Any) -> Key:
+    """What rows are joined by: `1` and `"1"` are two ids, as they are in JSON."""
+    return (type(row_id), row_id)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A side file by id: references or gold, and the SHA-256 of what was read."""
+
+    name: str
+    by_id: dict[Key, Any]
+    sha256: str
+
+    def find(self, row_id: Any) -> Any | None:
+        return self.by_id.get(key_of(row_id))
+
+    def missing(self, row_id: Any, what: str) -> RowError:
+        """The error record of a row whose id the file does not hold."""
+        why = twin_hint(row_id, self.by_id)
+        return RowError(f"missing-{what}", f"id {row_id!r} is not in {self.name}{why}")
+
+
+def twin_hint(row_id: Any, keys: Container[Key]) -> str:
+    """Why a file may not have an id: it has the number for the text, or the other way round."""
+    twins: list[Any]
+    if row_id is None:
+        return ""
+    if isinstance(row_id, str):
+        twins = [int(row_id)] if re.fullmatch(r"\d{1,18}", row_id) else []
+    else:
+        twins = [str(row_id), float(row_id), *([int(row_id)] if row_id == int(row_id) else [])]
+    for twin in twins:
+        if key_of(twin) != key_of(row_id) and key_of(twin) in keys:
+            alike = isinstance(row_id, str) or isinstance(twin, str)
+            why = "a text and a number" if alike else "a whole number and another"
+            return f" (it has {twin!r}: {why} are two ids)"
+    return ""
+
+
+def id_in(row: Json) -> Any:
+    """A row's id under its names in all formats. Raises RowError where it has none."""
+    for name in ("id", "question_id", "idx"):
+        if name in row:
+            return need_id(row[name])
+    raise RowError("missing-field", "field id (or question_id) is missing")
+
+
+def key_in(row: Json, where: str) -> Key:
+    """What a row is joined by. Raises InputError where it has no id."""
+    try:
+        return key_of(id_in(row))
+    except RowError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _reference_in(row: Json) -> str | None:
+    for name in ("reference", "text"):
+        if name in row:
+            return reference_text(row[name])
+    raise RowError("missing-field", "field reference is missing")
+
+
+def gold_in(row: Json) -> Any | None:
+    """What a line of a gold file says, under any of gold's names; None where that is nothing.
+    Raises RowError where it has none of them."""
+    if not any(name in row for name in GOLD_FIELDS):
+        if any(name.startswith("annotator") for name in row):
+            return gold_of_votes(row)
+        raise RowError("missing-field", "field gold (or verdict, text, score) is missing")
+    return next((row[name] for name in GOLD_FIELDS if row.get(name) is not None), None)
+
+
+def models_in(row: Json) -> Any:
+    """Whose answers a line is about, in its order, where it says so."""
+    sample = row.get("sample")
+    return row.get("models") or (sample.get("models") if isinstance(sample, dict) else None)
+
+
+def load_references(path: Path) -> Joined:
+    """`--reference FILE`: id and reference on each line; the first of an id counts."""
+    with open_source(str(path)) as source:
+        found = list(_side_rows(source, _reference_in))
+        return Joined(str(path), dict(reversed(found)), source.sha256())
+
+
+def _n_judged(gold: Any) -> int:
+    """How many answers gold is about, by itself."""
+    scores = read_score_line(gold) if isinstance(gold, str) and gold not in VERDICTS else gold
+    return len(scores) if isinstance(scores, list | tuple) else 2
+
+
+def load_gold(path: Path, n_answers: int | None) -> Joined:
+    """`--gold FILE`: id and gold on each line, about as many answers as a row has (None: any), as
+    gold (None: unreadable) with the models that it names in its order, and as it was given.
+
+    Raises InputError on a duplicate id, and where gold is of another kind.
+    """
+
+    def read(row: Json) -> tuple[Gold | None, Any, Any] | None:
+        if (given := gold_in(row)) is None:  # of no use
+            return None
+        return read_gold(given, n_answers or _n_judged(given)), models_in(row), given
+
+    found = load_once(path, read)
+    return replace(found, by_id={key: one for key, one in found.by_id.items() if one is not None})
+
+
+def load_once(path: Path, value_in: Callable[[Json], Any]) -> Joined:
+    """A side file in which an id stands once. Raises InputError."""
+    by_id: dict[Key, Any] = {}
+    with open_source(str(path)) as source:
+        for index, (key, value) in enumerate(_side_rows(source, value_in)):
+            if key in by_id:
+                raise InputError(
+                    f"{source.where(index)}: id {key[1]!r} stands there twice; gold must be unique "
+                    "(jlm metrics also tells pairs by their models)"
+                )
+            by_id[key] = value
+        return Joined(str(path), by_id, source.sha256())
+
+
+def _side_rows(source: Source, value_in: Callable[[Json], Any]) -> Iterable[tuple[Key, Any]]:
+    for index, raw in enumerate(source):
+        try:
+            row = parse_row(raw)
+            yield key_of(id_in(row)), value_in(row)
+        except RowError as error:
+            raise InputError(f"{source.where(index)}: {error}") from error

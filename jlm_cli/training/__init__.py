@@ -1,0 +1,1 @@
+"""What a judge learns from, and how it is trained."""

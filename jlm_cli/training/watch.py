@@ -1,0 +1,200 @@
+"""What happens between the steps of training: progress, judging the watched rows, signals.
+
+Imported only when a model is trained.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from jlm_cli.config import Config
+from jlm_cli.encoding import Encoder
+from jlm_cli.engine import Engine, Judge
+from jlm_cli.errors import Ended, RowError
+from jlm_cli.hf_engine import make_engine
+from jlm_cli.measuring.columns import tally_of
+from jlm_cli.measuring.summary import summary_of
+from jlm_cli.metrics import cells_of_counts, figures, share_of
+from jlm_cli.modes import Mode, PairMode, Reading, flags_of
+from jlm_cli.records import Json, Sample, judged_record
+from jlm_cli.report import Report
+from jlm_cli.signals import not_ignored
+from jlm_cli.train import Course
+
+_JUDGED_AT_ONCE = 16
+_WATCHED = ("agreement", "consistency", "ordering")
+_STUCK = 0.97  # of the label entropy: a loss above this has learnt nothing of the answers
+
+
+def without_adapter_shell(model: Any) -> Any:
+    """The transformers model itself, in which peft's adapters sit."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+class Watch(TrainerCallback):
+    """What happens between steps: progress, judging the watched rows, signals."""
+
+    trainer: Trainer
+    bar: Any
+
+    def __init__(self, course: Course, report: Report) -> None:
+        self.signal: int | None = None
+        self._course = course
+        self._report = report
+        self._engine: Engine | None = None
+        self._warned = False
+        templates, longest = course.templates.compare, course.recipe.max_length
+        self._mode = PairMode(templates, None, (), swap=True) if course.material.watched else None
+        self._config = Config((), None, course.config.base, max_length=longest)
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """A first signal ends the run behind the step under way, a second one at once."""
+        if self.signal is not None:
+            raise Ended(number)
+        self.signal = number
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        self.bar.update(state.global_step * self._course.recipe.batch - self.bar.n)
+        if self._agreed_signal():
+            control.should_save = control.should_training_stop = True
+            return
+        last = state.global_step >= self._course.schedule.steps
+        if state.global_step % args.save_steps == 0 and not last:
+            found = self.judge_watched()
+            shown = {f"watched_{k}": found[k]["value"] for k in _WATCHED if found.get(k)}
+            due = control.should_log  # which a log of our own would clear
+            if shown:
+                self.trainer.log(shown)
+            control.should_log = due
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        entry = state.log_history[-1]
+        values = [f"{k.removeprefix('watched_')} {v:.3f}" for k, v in entry.items() if _told(k, v)]
+        self._report.note(
+            f"step {entry['step']}/{self._course.schedule.steps}: {', '.join(values)}"
+        )
+        if not self._warned and self._is_stuck(state):
+            self._warned = True
+            self._report.note(
+                f"the loss on score lines is {self._late_loss(state)[-1]:.2f}, that of guessing by "
+                f"frequency is {self._course.schedule.entropy():.2f}: nothing of the answers has "
+                "been learnt yet; take plainer pairs first, more samples, or another learning rate"
+            )
+
+    def _late_loss(self, state: TrainerState) -> list[float]:
+        """On score lines, after the first third of the run."""
+        log, steps = state.log_history, self._course.schedule.steps
+        return [e["line_loss"] for e in log if "line_loss" in e and e["step"] > steps / 3]
+
+    def _is_stuck(self, state: TrainerState) -> bool:
+        """Whether in the second half of the run the loss is still that of a blind guess."""
+        late, entropy = self._late_loss(state)[-10:], self._course.schedule.entropy()
+        enough = state.global_step >= self._course.schedule.steps / 2 and len(late) >= 3
+        return enough and entropy > 0 and float(np.mean(late)) >= _STUCK * entropy
+
+    def _agreed_signal(self) -> bool:
+        """Whether any process heard one: all must stop behind the same step."""
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes > 1:
+            heard = torch.tensor([self.signal or 0], device=self.trainer.args.device)
+            heard = accelerator.gather(heard).max()
+            self.signal = int(heard) or None
+        return self.signal is not None
+
+    def judge_watched(self) -> Json:
+        """Agreement and swap consistency on the watched rows, by judging itself."""
+        course = self._course
+        if self._mode is None or course.config.form.explain_first:
+            return {}
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        base = without_adapter_shell(model)
+        base.eval()
+        encoder = Encoder(course.lines, self._mode, self._config)
+        try:
+            with self.trainer.accelerator.autocast():  # for the engine's trial as well
+                if self._engine is None:
+                    self._engine = make_engine(base, course.lines.vocabulary)
+                judge = Judge(self._engine, course.lines, reason=False, new_tokens=0)
+                records = list(judged(course.material.watched, self._mode, encoder, judge))
+        finally:
+            model.train()
+        return figures_of(records)
+
+
+def _told(name: str, value: Any) -> bool:
+    return isinstance(value, float) and name not in ("epoch", "learning_rate", "grad_norm")
+
+
+def judged(samples: Sequence[Sample], mode: Mode, encoder: Encoder, judge: Judge) -> Iterator[Json]:
+    """The records of samples in both orders; those that cannot be judged are left out."""
+    for start in range(0, len(samples), _JUDGED_AT_ONCE):
+        some = samples[start : start + _JUDGED_AT_ONCE]
+        there = [
+            (sample, prompts)
+            for sample, prompts in zip(some, encoder.encode(some), strict=True)
+            if not isinstance(prompts, RowError)
+        ]
+        asked = [prompt for _, prompts in there for prompt in prompts]
+        results = iter(judge.judge(asked) if asked else [])
+        for sample, prompts in there:
+            found = [next(results) for _ in prompts]
+            readings = [one for one in found if isinstance(one, Reading)]
+            if len(readings) == len(found):
+                said, flags = mode.record(sample, readings), flags_of(readings)
+                yield judged_record(sample, "judge", said, flags, 0, compact=False)
+
+
+def figures_of(records: Sequence[Json]) -> Json:
+    """Agreement, macro F1, consistency and biases, baselines, and the ordering: the share of
+    decided pairs, in both orders, whose better answer has the higher expected score."""
+    summary = summary_of(tally_of(records).columns(), swap=True)
+    hits = [
+        (_leaning(found) == wanted)
+        for record in records
+        if (wanted := _sign(record["gold"]))
+        for found in (record, record["swapped"])
+    ]
+    counts = np.array([sum(hits), len(hits) - sum(hits)], float)
+    ordering = figures({"ordering": share_of(0)}, cells_of_counts(counts))
+    return {
+        "agreement": summary.get("objective", {}).get("agreement", {}),
+        "f1": summary.get("objective", {}).get("f1", {}),
+        **{k: v for k, v in summary.get("reliability", {}).items() if k != "n"},
+        **(ordering if hits else {}),
+        "baselines": summary.get("baselines", {}),
+    }
+
+
+def _leaning(found: Json) -> float:
+    """1 where the first answer is expected to be better, -1 where the second is."""
+    first, second = found["expected"] or (found["p"]["1"], found["p"]["2"])
+    return float(np.sign(first - second))
+
+
+def _sign(gold: Any) -> float:
+    """Of a pair of gold scores: 1 where the first is better, -1 where the second is."""
+    return float(np.sign(gold[0] - gold[1]))
+
+
+@contextmanager
+def heard_signals(watch: Watch) -> Iterator[None]:
+    """Signals stop the run in an orderly way while it trains; ignored ones (nohup) stay ignored."""
+    numbers = [getattr(signal, name) for name in not_ignored()]
+    before = {number: signal.signal(number, watch.hear) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
