@@ -87,7 +87,7 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> It
         blocks, prompts = Blocks(), Prompts.of(segments, query.device)
         blocks.begin(n_rows, ROW + 200)
         pack = packed_attention.Pack(blocks, segments, None, None)
-        n_tokens = pack.n_prompts
+        n_tokens = pack.n_prompt_tokens
         states = query[:, :, :n_tokens], key[:, :, :n_tokens], value[:, :, :n_tokens]
         one_by_one = partial(packed_attention._row_by_row, pack, 0, states, kernel, Look())
         yield (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,29 @@ _NO_JUDGMENT = "is no judgment; give a file that jlm judge or grade wrote"
 _IDS_NAMED = 8  # in a message that says what there is
 
 
+@dataclass
+class _Seen:
+    """Of a file's records, what it takes to choose one or to say why not; of many the first few."""
+
+    n: int = 0
+    n_of_jlm: int = 0
+    n_wanted: int = 0
+    wanted: list[Json] = field(default_factory=list)
+    ids: list[Any] = field(default_factory=list)
+    last_line: int = 0
+
+    def add(self, record: Json, is_wanted: bool) -> None:
+        self.n += 1
+        self.n_of_jlm += "mode" in record
+        self.n_wanted += is_wanted
+        if is_wanted and len(self.wanted) <= _IDS_NAMED:
+            self.wanted.append(record)
+        if record.get("id") is not None and len(self.ids) <= _IDS_NAMED:
+            self.ids.append(record["id"])
+        if type(line := record.get("line")) is int:
+            self.last_line = max(self.last_line, line)
+
+
 @dataclass(frozen=True)
 class Choice:
     """The record a conversation is about: in which file, and by which id or line of the input."""
@@ -36,14 +59,16 @@ class Choice:
         """The chosen record, which is a judgment. Raises InputError or UsageError."""
         if self.judged == "-":
             raise UsageError("-: standard input is the conversation; name the file")
+        seen = _Seen()
         with open_source(self.judged) as source:
-            records = [_parsed(source, row) for row in range(len(source))]
-        if records and not any("mode" in record for record in records):
+            for row in range(len(source)):
+                record = _parsed(source, row)
+                seen.add(record, self._is_wanted(record))
+        if seen.n and not seen.n_of_jlm:
             raise InputError(f"{self.judged}: {_NO_JUDGMENT}")
-        found = [record for record in records if self._is_wanted(record)]
-        if len(found) == 1:
-            return self._checked(found[0])
-        raise InputError(f"{self.judged}: {self._why_not_one(records, found)}")
+        if seen.n_wanted == 1:
+            return self._checked(seen.wanted[0])
+        raise InputError(f"{self.judged}: {self._why_not_one(seen)}")
 
     def _is_wanted(self, record: Json) -> bool:
         if self.line is not None:
@@ -53,24 +78,20 @@ class Choice:
             return row_id is not None and self.row_id in (row_id, dump(row_id).decode())
         return True
 
-    def _why_not_one(self, records: list[Json], found: list[Json]) -> str:
-        if not records:
+    def _why_not_one(self, seen: _Seen) -> str:
+        ids, n = _named(seen.ids), seen.n_wanted
+        if not seen.n:
             return "is empty"
-        if found and self.line is None:
-            lines = _named([record.get("line") for record in found])
+        if n and self.line is None:
+            lines = _named([record.get("line") for record in seen.wanted])
             if self.row_id is not None:
-                return f"{len(found)} records have the id {self.row_id}; take --line with {lines}"
-            ids = _named([record["id"] for record in records if record.get("id") is not None])
+                return f"{n} records have the id {self.row_id}; take --line with {lines}"
             which = f"--id with {ids}" if ids else f"--line with {lines}"
-            return f"holds {len(records)} records; choose one: {which}"
+            return f"holds {seen.n} records; choose one: {which}"
+        if n:
+            return f"{n} records are of line {self.line}: files put together; take --id"
         if self.line is not None:
-            if found:
-                return (
-                    f"{len(found)} records are of line {self.line}: files put together; take --id"
-                )
-            last = max((r["line"] for r in records if type(r.get("line")) is int), default=0)
-            return f"no record of line {self.line}; the last one is of line {last}"
-        ids = _named([record["id"] for record in records if record.get("id") is not None])
+            return f"no record of line {self.line}; the last one is of line {seen.last_line}"
         return f"no record with the id {self.row_id}; there are {ids or 'no ids: take --line'}"
 
     def _checked(self, record: Json) -> Json:

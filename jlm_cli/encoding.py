@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from jlm_cli.config import Config
 from jlm_cli.errors import ModelError, RowError
 from jlm_cli.injection import guard
-from jlm_cli.modes import Mode, View, arranged
+from jlm_cli.modes import View, Views, arranged
 from jlm_cli.prompts import Piece, Template
 from jlm_cli.records import Sample, field_names, field_of, with_field
 from jlm_cli.scoreline import Grammar, LineTokens
@@ -141,7 +141,7 @@ class Draft:
 class Encoder:
     """Turns samples into prompts, one for each view that is judged."""
 
-    def __init__(self, lines: Lines, mode: Mode, config: Config) -> None:
+    def __init__(self, lines: Lines, mode: Views, config: Config) -> None:
         self._lines = lines
         self._vocabulary = lines.vocabulary
         self._mode = mode

@@ -93,13 +93,15 @@ def kept_of(output: Path, rows: Rows, give_up: bool) -> Kept:
         found = broken if content[1] is None else unjudged
         found[content[0]] += int(starts[row] == _NOWHERE)
     if not give_up:
-        gone = left.ids - (unjudged - (failed - broken))  # a row that has changed is still there
+        changed = unjudged - (failed - broken)  # these rows are still there
+        gone = left.ids - changed
         _check_given_up(output, gone, n_judged, bool((starts == _NOWHERE).all()))
     return Kept(output, starts)
 
 
 def _check_given_up(output: Path, gone: Counter[Key], n_judged: int, nothing: bool) -> None:
-    for key in gone:
+    if gone:
+        key = next(iter(gone))
         one = "without id" if key[1] is None else f"id {str(key[1])[:60]!r}"
         raise UsageError(
             f"{output}: the input no longer has the rows of {gone.total()} of its judgments "

@@ -47,8 +47,8 @@ class Reading:
         return (*self.flags, *low)
 
 
-class Mode(Protocol):
-    """A command's way with samples."""
+class Views(Protocol):
+    """How samples are shown."""
 
     def views(self, sample: Sample) -> list[View]:
         """Raises RowError where the sample is not one for this command."""
@@ -58,13 +58,17 @@ class Mode(Protocol):
         """Views to take instead where the first do not fit the context; empty: there are none."""
         ...
 
-    def record(self, sample: Sample, readings: Sequence[Reading]) -> Json:
-        """The judged part of a sample's record."""
-        ...
-
     @property
     def templates(self) -> Sequence[Template]:
         """All that it may take."""
+        ...
+
+
+class Mode(Views, Protocol):
+    """A command's way with samples."""
+
+    def record(self, sample: Sample, readings: Sequence[Reading]) -> Json:
+        """The judged part of a sample's record."""
         ...
 
 

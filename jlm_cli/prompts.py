@@ -190,8 +190,9 @@ def load(name: str) -> Template:
     """A template by name, or by the path of a .toml file. Raises ModelError."""
     path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
     table = _table(path, name)
-    for key in sorted(table.keys() - _KEYS):
-        raise ModelError(f"{path}: key '{key}' is unknown; there are {', '.join(sorted(_KEYS))}")
+    if unknown := sorted(table.keys() - _KEYS):
+        there = ", ".join(sorted(_KEYS))
+        raise ModelError(f"{path}: key '{unknown[0]}' is unknown; there are {there}")
     try:
         description, source, text = (str(table[key]) for key in ("description", "source", "text"))
     except KeyError as error:

@@ -31,8 +31,7 @@ class Pack:
     fans: Fans | None
 
     @cached_property
-    def n_prompts(self) -> int:
-        """Tokens of them."""
+    def n_prompt_tokens(self) -> int:
         return sum(segment.end - segment.start for segment in self.segments)
 
 
@@ -56,7 +55,7 @@ def _packed_attention(
     kernel = kernel_for(query.device, query.dtype, look)
     if not pack.segments:
         return _drafts(pack, layer, (query, key, value), kernel, look)[None], None
-    at = pack.n_prompts
+    at = pack.n_prompt_tokens
     states = query[:, :, :at], key[:, :, :at], value[:, :, :at]
     if pack.prompts is not None and knows_how(query.shape[-1], look):
         parts = [_at_once(pack.prompts.on(query.device), pack.blocks, layer, states, look)]
@@ -80,7 +79,7 @@ def _drafts(pack: Pack, layer: int, states: States, kernel: Kernel, look: Look) 
 def _at_once(
     prompts: Prompts, blocks: Blocks, layer: int, states: States, look: Look
 ) -> torch.Tensor:
-    """The same."""
+    """[1, heads, tokens, size] → [tokens, heads, size], all prompts in one call."""
     query, key, value = (one[0] for one in states)
     keys, values = blocks.write_prompts(prompts, layer, (key, value))
     return causal_rows(query.transpose(0, 1), keys, values, prompts.lengths, look)
@@ -89,7 +88,7 @@ def _at_once(
 def _row_by_row(
     pack: Pack, layer: int, states: States, kernel: Kernel, look: Look
 ) -> Iterator[torch.Tensor]:
-    """The same, a part for each prompt."""
+    """[1, heads, tokens, size] → [tokens of a prompt, heads, size] for each."""
     query, key, value = states
     at = 0
     for segment in pack.segments:

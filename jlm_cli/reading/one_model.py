@@ -212,8 +212,8 @@ def read_side(source: Source, pairs: Pairs) -> Side:
 
 def _answer(kind: Kind, row: Json, line: int, where: str) -> Answer:
     try:
-        for missing in sorted(kind.fields - row.keys()):
-            raise RowError("missing-field", f"field {missing} is missing")
+        if missing := sorted(kind.fields - row.keys()):
+            raise RowError("missing-field", f"field {missing[0]} is missing")
         answer = kind.read(row, line)
         if not kind.asks:
             need_text(answer.text, "answer")

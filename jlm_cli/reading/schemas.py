@@ -249,8 +249,8 @@ def read_sample(row: Json, schema: Schema, line: int) -> Sample:
 
 
 def _with_required(row: Json, schema: Schema) -> Json:
-    for missing in sorted(schema.fields - row.keys()):
-        raise RowError("missing-field", f"field {missing} is missing")
+    if missing := sorted(schema.fields - row.keys()):
+        raise RowError("missing-field", f"field {missing[0]} is missing")
     fields = schema.native(row)
     for name in ("question", "answers"):
         if name not in fields:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines, Prompt
 from jlm_cli.errors import ModelError, RowError
-from jlm_cli.modes import GradeMode, PairMode, Reading, Templates, View, mode_of
+from jlm_cli.modes import GradeMode, PairMode, Templates, View, mode_of
 from jlm_cli.prompts import Template
-from jlm_cli.records import Json, Sample, verdict_of
+from jlm_cli.records import Sample, verdict_of
 from jlm_cli.training.lessons import Lesson, Showing, Teaching
 
 Ids = NDArray[np.int32]
@@ -58,7 +58,7 @@ class Example:
 @dataclass(frozen=True)
 class TaughtTemplates:
     """The templates of lessons: one answer is asked about as `grade` asks, more as `judge` and
-    `rank` do. It is the Mode of training: it has one view, in the order a lesson is shown in."""
+    `rank` do; each is shown once, in the order that was drawn."""
 
     grade: Templates
     compare: Templates
@@ -97,9 +97,6 @@ class TaughtTemplates:
 
     def smaller_views(self, sample: Sample) -> list[View]:
         return []
-
-    def record(self, sample: Sample, readings: Sequence[Reading]) -> Json:
-        raise NotImplementedError("lessons are shown, not judged")
 
 
 class ExampleMaker:
