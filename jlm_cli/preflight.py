@@ -12,9 +12,11 @@ from jlm_cli import devices, models, vocabularies
 from jlm_cli.batching import Plan, make_plan
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines
-from jlm_cli.errors import EXIT_OK
+from jlm_cli.errors import EXIT_OK, UsageError
 from jlm_cli.journal import Journal, begun, first_difference, folder_of, write_stdout
+from jlm_cli.kept import kept_of
 from jlm_cli.modes import Mode, identity, mode_of, writes_first
+from jlm_cli.output import check_output
 from jlm_cli.reading.rows import Rows, open_rows
 from jlm_cli.reading.source import spool_stdin
 from jlm_cli.records import Json, dump_indented
@@ -115,6 +117,10 @@ def preflight(config: Config) -> int:
 def _preflight(config: Config, report: Report) -> int:
     now = open_run(config, report)
     survey = take_survey(now.rows, now.encoder, lambda errors: None)
+    try:
+        check_output(config)
+    except UsageError as refusal:  # of the run; a plan writes nothing
+        report.note(f"this run would be refused: {refusal}")
     facts = {**facts_of(now, survey), "rows_done": _n_done(now)}
     if now.config.print_json:
         write_stdout(iter([dump_indented({**facts, **now.compute.sizes()})]))
@@ -124,9 +130,12 @@ def _preflight(config: Config, report: Report) -> int:
 
 
 def _n_done(now: Run) -> int:
-    """Rows that the same command, given before, has left to go on from."""
-    if now.config.output is None or not begun(folder := folder_of(now.config.output)):
+    """Rows that the same command, given before, has left to go on from, or --retry-errors keeps."""
+    if (output := now.config.output) is None:
         return 0
+    if not begun(folder := folder_of(output)):
+        retries = now.config.retry_errors and output.exists()
+        return int(kept_of(output, now.rows, now.config.overwrite).rows.sum()) if retries else 0
     journal = Journal(folder)
     facts = journal.facts()
     ours = first_difference(facts, fingerprint(as_begun(now, facts))) is None

@@ -367,6 +367,16 @@ def test_plan_tells_what_is_done(tmp_path: Path, jlm: Jlm) -> None:
         assert facts["rows_done"] == done
 
 
+def test_plan_tells_what_a_run_would_do_with_an_output(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1), {"id": 2}, pair(3)])
+    assert jlm("judge", "in.jsonl", "-q").code == 3
+    done = jlm("judge", "in.jsonl", "--plan", "--json")
+    assert done.code == 0 and json.loads(done.out)["rows_done"] == 0
+    assert "this run would be refused: in.judge.jsonl: exists; take --overwrite" in done.err
+    again = jlm("judge", "in.jsonl", "--plan", "--json", "--retry-errors")
+    assert json.loads(again.out)["rows_done"] == 2 and "refused" not in again.err
+
+
 def test_plan_writes_nothing(tmp_path: Path, jlm: Jlm) -> None:
     given = [pair(1), pair(1), {"question": "Q", "answers": ["a", "b"]}, {"question": "Q"}]
     write_rows(tmp_path / "in.jsonl", given)
