@@ -1,4 +1,4 @@
-"""The figures of judging, from counts of outcomes: pure functions with bootstrap intervals.
+"""The figures of judging, from counts of outcomes: pure functions with intervals.
 
 All figures depend on how often each combination of outcomes occurred, so that a million
 judgments are a handful of cells, and a bootstrap resample is one multinomial draw.
@@ -163,8 +163,11 @@ class Cells:
     def map(self, change: Metric) -> Cells:
         """The same rows in cells that are put together in another way, or a part of them."""
         before = self.change
-        whole = lambda counts: change(before(counts))  # noqa: E731
-        return Cells(change(self.counts), change(self.resampled), self.questions, whole)
+
+        def both(counts: Counts) -> Counts:
+            return change(before(counts))
+
+        return Cells(change(self.counts), change(self.resampled), self.questions, both)
 
 
 def cells_of_counts(counts: Counts) -> Cells:
@@ -240,17 +243,17 @@ def figure(metric: Metric, cells: Cells) -> Json:
 
 
 def _ends_of_share(metric: Metric, cells: Cells) -> tuple[float, float] | None:
-    """None where a row can be more than one that counts or one that does not, as half a win is."""
+    """None where a row is neither a hit nor a miss, as a tie is in a win rate."""
     asked = cells.questions
     size = int(np.prod(asked.shape))
-    of_cell = metric(cells.change(np.eye(size).reshape(size, *asked.shape)))  # of one row there
-    counts = of_cell[asked.cell]
-    met = np.isfinite(counts) & (asked.times[asked.kind] > 0)
-    kind, counts = asked.kind[met], counts[met]
-    if not np.isin(counts, (0, 1)).all():
+    of_one_row = metric(cells.change(np.eye(size).reshape(size, *asked.shape)))  # in each cell
+    hit = of_one_row[asked.cell]
+    met = np.isfinite(hit) & (asked.times[asked.kind] > 0)
+    kind, hit = asked.kind[met], hit[met]
+    if not np.isin(hit, (0, 1)).all():
         return None
     kinds = len(asked.times)
-    hits, rows = (np.bincount(kind, weights, kinds) for weights in (counts, None))
+    hits, rows = (np.bincount(kind, weights, kinds) for weights in (hit, None))
     return share_interval(hits, rows, asked.times * (rows > 0))
 
 
