@@ -187,7 +187,7 @@ def other_settings(judged: str, model: str, template: str) -> list[str]:
     return [
         f"judged with {name} {old}, this conversation is with {new}"
         for name, (old, new) in was.items()
-        if old != new
+        if not set(new.split(" | ")) <= set(old.split(" | "))
     ]
 
 

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from jlm_cli import __version__
 from jlm_cli.batching import PADDED, RESERVE
 from jlm_cli.config import Config, Quantize
 from jlm_cli.errors import ModelError
@@ -210,7 +211,8 @@ def versions() -> dict[str, str]:
     """Of jlm, torch and transformers."""
     from importlib.metadata import version
 
-    return {f"version of {name}": version(name) for name in ("jlm", "torch", "transformers")}
+    others = {f"version of {name}": version(name) for name in ("torch", "transformers")}
+    return {"version of jlm": __version__, **others}
 
 
 def version_of_kernels() -> str | None:

@@ -103,7 +103,7 @@ class Journal:
         about = self.folder / _ABOUT
         before = self._about(about)
         if before is not None and before != facts and not discard:
-            raise self._other_run(before, facts)
+            raise self.other_run(before, facts)
         if before != facts:
             for path in self.folder.glob("part-*"):
                 path.unlink()
@@ -145,7 +145,8 @@ class Journal:
         """When what is kept of them has been appended."""
         self._saved.unlink(missing_ok=True)
 
-    def _other_run(self, before: Json, now: Json) -> UsageError:
+    def other_run(self, before: Json, now: Json) -> UsageError:
+        """The refusal to go on with a run that was begun otherwise."""
         name = first_difference(before, now)
         assert name is not None
         other_rows = first_difference(before, now, ROW_BY_ROW) is None
@@ -245,8 +246,11 @@ def _change(before: Any, now: Any) -> str:
         if before["name"] == now["name"]:
             return f"{now['name']}, whose {first_difference(before, now)} has changed"
         before, now = before["name"], now["name"]
-    if all(isinstance(one, str) and _CHECKSUM.fullmatch(one) for one in (before, now)):
-        return "with another content"
+    sums = [isinstance(one, str) and bool(_CHECKSUM.fullmatch(one)) for one in (before, now)]
+    if all(sums):
+        return "other contents"
+    if any(sums):
+        return "one before, now none" if sums[0] else "none before, now one"
     return f"{_brief(before)}, now {_brief(now)}"
 
 

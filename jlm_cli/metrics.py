@@ -263,6 +263,7 @@ def share_interval(hits: Codes, rows: Codes, times: Codes) -> tuple[float, float
 
     Wilson's, at the size that rows which are independent would need to vary as much (Kish 1965);
     a few questions tell little of how much that is (Student's factor: Korn and Graubard 1998).
+    Questions with the same share all count as one row each.
     """
     n, questions = float((rows * times).sum()), int(times.sum())
     if questions < 2:
@@ -313,7 +314,7 @@ def size_of(figure: Json) -> Json:
 
 def number(value: Any) -> float | None:
     """Rounded, and None where there is no such number (JSON has no NaN)."""
-    return round(float(value), 6) if np.isfinite(value) else None
+    return round(float(value), 6) + 0.0 if np.isfinite(value) else None  # no -0.0
 
 
 def first_share(cells: Counts) -> Counts:

@@ -14,9 +14,9 @@ from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines
 from jlm_cli.errors import EXIT_OK, UsageError
 from jlm_cli.journal import Journal, begun, first_difference, folder_of, write_stdout
-from jlm_cli.kept import kept_of
+from jlm_cli.kept import check_made_with, kept_of
 from jlm_cli.modes import Mode, identity, mode_of, writes_first
-from jlm_cli.output import check_output
+from jlm_cli.output import check_output, made_with, summary_path
 from jlm_cli.reading.rows import Rows, open_rows
 from jlm_cli.reading.source import spool_stdin
 from jlm_cli.records import Json, dump_indented
@@ -118,10 +118,11 @@ def _preflight(config: Config, report: Report) -> int:
     now = open_run(config, report)
     survey = take_survey(now.rows, now.encoder, lambda errors: None)
     try:
-        check_output(config)
+        n_done = _n_done(now)
     except UsageError as refusal:  # of the run; a plan writes nothing
+        n_done = 0
         report.note(f"this run would be refused: {refusal}")
-    facts = {**facts_of(now, survey), "rows_done": _n_done(now)}
+    facts = {**facts_of(now, survey), "rows_done": n_done}
     if now.config.print_json:
         write_stdout(iter([dump_indented({**facts, **now.compute.sizes()})]))
     else:
@@ -130,13 +131,22 @@ def _preflight(config: Config, report: Report) -> int:
 
 
 def _n_done(now: Run) -> int:
-    """Rows that the same command, given before, has left to go on from, or --retry-errors keeps."""
-    if (output := now.config.output) is None:
+    """Rows that a run would go on from: of a killed one, or of the output that --retry-errors keeps
+    (of a killed one whose input has changed since, the run tells). Raises UsageError where the run
+    would be refused."""
+    check_output(now.config)
+    output, retries, anew = now.config.output, now.config.retry_errors, now.config.overwrite
+    if output is None:
         return 0
-    if not begun(folder := folder_of(output)):
-        retries = now.config.retry_errors and output.exists()
-        return int(kept_of(output, now.rows, now.config.overwrite).rows.sum()) if retries else 0
-    journal = Journal(folder)
-    facts = journal.facts()
-    ours = first_difference(facts, fingerprint(as_begun(now, facts))) is None
-    return journal.n_records() if ours else 0
+    if begun(folder := folder_of(output)):
+        journal = Journal(folder)
+        facts = journal.facts()
+        ours = fingerprint(as_begun(now, facts))
+        if first_difference(facts, ours) is None:
+            return 0 if anew and not retries else journal.n_records()
+        if not (retries or anew):
+            raise journal.other_run(facts, ours)
+    elif retries:
+        check_made_with(output, fingerprint(as_begun(now, made_with(summary_path(output)) or {})))
+        return int(kept_of(output, now.rows, give_up=anew).rows.sum())
+    return 0

@@ -154,6 +154,8 @@ def _told_of_disks(config: Config) -> Iterator[None]:
 def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
     """Survey all rows, and leave for every worker the plan of what is still to be judged; how many
     rows that are, and the survey."""
+    if now.config.overwrite:
+        _check_overwrite(now)
     left = np.ones(len(now.rows), bool)
     facts = fingerprint(now)
     aside = now.config.retry_errors and journal.save(facts)
@@ -178,8 +180,6 @@ def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
         if not len(done):
             journal.remove()
         raise
-    if not survey.rows and len(now.rows) and now.config.overwrite and not kept:
-        _keep_output(now, journal)
     report.preflight(facts_of(now, survey))
     gold, n_known = now.rows.gold, survey.n_with_gold + survey.n_unreadable_gold
     if gold is not None and survey.rows and not n_known:
@@ -194,11 +194,19 @@ def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
     return int(left.sum()), survey
 
 
-def _keep_output(now: Run, journal: Journal) -> None:
-    """Raises InputError where errors alone would replace an output: a wrong --map, another file."""
-    if (output := now.config.output) is not None and output.exists():
-        first = orjson.loads(next(iter(journal.records())))["error"]["message"]
-        journal.remove()
+def _check_overwrite(now: Run) -> None:
+    """Raises InputError where errors alone would replace what was judged before: a wrong --map,
+    another file. The first row that can be judged ends the search."""
+    output = now.config.output
+    if output is None or not (output.exists() or begun(folder_of(output))):
+        return
+    first: RowError | None = None
+    for row in range(len(now.rows)):
+        ((_, _, found),) = encoded(now.rows, now.encoder, [row])
+        if not isinstance(found, RowError):
+            return
+        first = first or found
+    if first is not None:
         raise InputError(f"no row can be judged, and {output} is left as it is: {first}")
 
 

@@ -59,7 +59,7 @@ def test_metrics_of_a_run_equal_its_summary(tmp_path: Path, jlm: Jlm) -> None:
     assert jlm("judge", "in.jsonl", "--swap").code == 3
     wanted = json.loads((tmp_path / "in.judge.metrics.json").read_text())
     done = jlm("metrics", "in.judge.jsonl", "--json")
-    assert done.code == 0 and done.err.startswith("jlm: 1 failed rows hold no gold")
+    assert done.code == 0 and ": 1 failed rows hold no gold" in done.err
     found = json.loads(done.out)
     for name in ("n_input", "n_judged", "n_error", "verdicts", "objective", "reliability"):
         assert found[name] == wanted[name], name
@@ -266,3 +266,15 @@ def test_a_narrow_terminal_cuts_no_number(tmp_path: Path, jlm: Jlm) -> None:
         narrow = tables.printed(grids)
     assert max(len(line) for line in narrow.splitlines() if "[" in line) <= 60
     assert Counter(re.findall(r"-?\d\.\d+|\[[^\]]*\]", narrow)) == Counter(figures)
+
+
+def test_gold_of_some_rows_measures_those_alone(tmp_path: Path, jlm: Jlm) -> None:
+    """Of a file that was asked for it, a failed row without gold is as little measured as any."""
+    rows: list[dict[str, Any]] = [{"id": n, "verdict": "1"} for n in range(8)]
+    failed = {"line": 9, "mode": "judge", "error": {"code": "nan", "message": "no"}}
+    write_rows(tmp_path / "p.jsonl", [*rows, {"id": 8, **failed}, {"id": 9, **failed}])
+    write_rows(tmp_path / "g.jsonl", [{"id": n, "gold": "1"} for n in (0, 1, 2, 8)])
+    done = jlm("metrics", "p.jsonl", "--gold", "g.jsonl", "--json")
+    found = json.loads(done.out)["failures"]
+    assert (found["n"], found["coverage"]["value"]) == (1, 0.75)
+    assert found["wrong"]["accuracy"]["value"] == 0.75 and "hold no gold" not in done.err

@@ -203,6 +203,19 @@ def test_errors_alone_replace_no_output(tmp_path: Path, jlm: Jlm) -> None:
     assert told in done.err and (tmp_path / "in.judge.jsonl").read_bytes() == good
     assert not list(tmp_path.glob("*.partial"))
     assert jlm(*words, "-o", "new.jsonl").code == 3  # where there is nothing to lose
+    write_rows(tmp_path / "in.jsonl", [{**pair(n), "answers": ["one"]} for n in range(4)])
+    done = jlm("judge", "in.jsonl", "--retry-errors", "--overwrite")
+    assert done.code == 2 and "in.judge.jsonl is left as it is" in done.err
+    assert (tmp_path / "in.judge.jsonl").read_bytes() == good
+
+
+def test_errors_alone_cost_a_killed_run_nothing(begun: Path, jlm: Jlm) -> None:
+    there = sorted((path.name, path.stat().st_size) for path in begun.iterdir())
+    done = jlm("judge", "in.jsonl", "--map", "question=typo", "--overwrite")
+    assert done.code == 2 and "no row can be judged" in done.err
+    assert [one for one in there if one[0].startswith("part")] == sorted(
+        (path.name, path.stat().st_size) for path in begun.glob("part*")
+    )
 
 
 def test_what_overwrite_gives_up_is_said(begun: Path, jlm: Jlm) -> None:
@@ -373,8 +386,14 @@ def test_plan_tells_what_a_run_would_do_with_an_output(tmp_path: Path, jlm: Jlm)
     done = jlm("judge", "in.jsonl", "--plan", "--json")
     assert done.code == 0 and json.loads(done.out)["rows_done"] == 0
     assert "this run would be refused: in.judge.jsonl: exists; take --overwrite" in done.err
-    again = jlm("judge", "in.jsonl", "--plan", "--json", "--retry-errors")
-    assert json.loads(again.out)["rows_done"] == 2 and "refused" not in again.err
+    again = ("judge", "in.jsonl", "--plan", "--json", "--retry-errors")
+    done = jlm(*again)
+    assert json.loads(done.out)["rows_done"] == 2 and "refused" not in done.err
+    other = jlm(*again, "--swap")
+    assert other.code == 0 and "would be refused: in.judge.jsonl: was made with an" in other.err
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    fewer = jlm(*again)
+    assert fewer.code == 0 and "the input no longer has the rows of 1" in fewer.err
 
 
 def test_plan_writes_nothing(tmp_path: Path, jlm: Jlm) -> None:

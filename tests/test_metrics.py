@@ -521,6 +521,11 @@ def test_a_mean_has_students_interval_over_questions() -> None:
     assert alone.json()["ci95"] == pytest.approx(wanted, rel=1e-3)
     assert twice.json()["ci95"] == alone.json()["ci95"] and twice.json()["n"] == 12
     assert alike.json() == {"value": 8.0, "ci95": [None, None], "n": 6}
+    between = Mean()
+    for n in range(20):
+        between.add(3.0, n + 1)
+        between.add(7.0, n + 1)
+    assert between.json() == {"value": 5.0, "ci95": [None, None], "n": 40}
     large = Mean()
     for n, value in enumerate((1e8, 1e8 + 1, 1e8 + 2, 1e8)):
         large.add(value, n + 1)

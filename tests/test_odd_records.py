@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import Jlm, read_rows, write_rows
 
-ODD: list[Any] = [None, -1.5, "x", [], [["a"]], {"x": [1]}]
+ODD: list[Any] = [None, True, -1.5, 10**9, "x", [], [["a"]], {"x": [1]}]
 WAYS = {
     "judgelm": ("judge", "--swap"),
     "pandalm": ("judge", "--swap"),

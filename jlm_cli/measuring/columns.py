@@ -89,7 +89,8 @@ class Names:
 @dataclass(frozen=True)
 class Columns:
     """N judged rows. `p` [N, 3], `scores`, `lengths` (characters, -1 unknown) and `models` [N, 2],
-    `votes` [N, 3], the others [N]; `flags` counts them, `question` is a checksum (0: unknown)."""
+    `votes` [N, 3], the others [N]; `flags` counts them, `question` is a checksum (0: unknown).
+    `has_all_gold` where failed rows would have theirs as well, if there is any."""
 
     verdict: Codes
     swapped: Codes
@@ -105,6 +106,7 @@ class Columns:
     flags: Codes
     model_names: Names
     category_names: Names
+    has_all_gold: bool = False
 
     def __len__(self) -> int:
         return len(self.verdict)
@@ -172,6 +174,7 @@ class PairTally:
         self._category, self._question = array("i"), array("q")
         self._model_names, self._category_names = Names(), Names()
         self.aspects: dict[str, PairTally] = {}
+        self.has_all_gold = False  # records of failed rows hold none, another file may
 
     def __len__(self) -> int:
         return len(self._category)
@@ -270,6 +273,7 @@ class PairTally:
             flags=numbers(self._small["flags"]),
             model_names=self._model_names,
             category_names=self._category_names,
+            has_all_gold=self.has_all_gold,
         )
 
     def _codes(self, models: Sequence[str] | None) -> tuple[int, int]:

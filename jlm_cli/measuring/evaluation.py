@@ -136,7 +136,7 @@ def _tell(result: Json, report: Report) -> None:
         if "gold" in summary and not any(map(summary["gold"].get, ("n", "without_verdict"))):
             report.note(f"{name}: no gold, so no agreement; give --gold")
         if n := summary.get("failures", {}).get("n_without_gold"):
-            report.note(f"{n} failed rows hold no gold; --input or --gold can bring it")
+            report.note(f"{name}: {n} failed rows hold no gold; --input or --gold can bring it")
         if ids := summary.get("gold", {}).get("without_verdict"):
             report.note(f"{len(ids)} rows have gold without a verdict: {_some(ids)}")
 

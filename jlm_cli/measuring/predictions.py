@@ -144,6 +144,7 @@ def read_predictions(
             index = _index(path, ids, tally)
             ids_repeat = index.with_models
             join = partial(_join, index, files)
+            tally.has_all_gold = gold is not None or more is not None
             if more is not None:
                 sides["input"] = join(more, partial(_learn, tally))
             if gold is not None:
@@ -265,10 +266,10 @@ def native_fields(row: Json) -> Json:
     """Question, answers, models, category, reference, gold and votes of any line, as far as it
     has them."""
     if isinstance(row.get("sample"), dict):
-        return {**row["sample"], "gold": row.get("gold")}
+        return {**row["sample"], "gold": row.get("gold"), "votes": read_votes(row["sample"])}
     schema = next((schema for schema in SCHEMAS if schema.fields <= row.keys()), None)
     if schema is None:
-        return row if "pred_text" not in row else {}
+        return {} if "pred_text" in row else {**row, "votes": read_votes(row)}
     return {**schema.native(row), "votes": read_votes(row)}
 
 

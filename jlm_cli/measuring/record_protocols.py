@@ -98,7 +98,7 @@ def _checked(judged: Any, where: str) -> Judged:
         return judged_in(judged)
     except RowError as error:
         raise InputError(f"{where}: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where}: no judgment of a pair, as jlm judge writes") from error
 
 
@@ -153,6 +153,8 @@ def grade(path: str, config: MetricsConfig) -> Json:
                 row["gold"] = _scores_in(given)
                 if given is not None and row["gold"] is None:
                     unreadable.append(row.get("id"))
+            if "error" not in row:
+                _check_grade(row, where)
             sample = {"models": None, **sample_in(row, where)}
             tally.add({"flags": [], "gold": None, **row, "sample": sample})
         except RowError as error:
@@ -172,6 +174,14 @@ def grade(path: str, config: MetricsConfig) -> Json:
         **gold.joined(path),
         **tally.summary(),
     }
+
+
+def _check_grade(row: Json, where: str) -> None:
+    """Raises InputError where a figure of it is none."""
+    if not is_numbers([row["score"], row.get("expected", row["score"])]):
+        raise InputError(f"{where}: fields score and expected: numbers are needed")
+    if type(row.get("pass", True)) is not bool:
+        raise InputError(f"{where}: field pass: true or false is needed")
 
 
 def _scores_in(gold: Any) -> Any:

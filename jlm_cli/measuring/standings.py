@@ -36,6 +36,7 @@ from jlm_cli.ranking import n_moved, places
 from jlm_cli.records import Json
 
 _ROUNDS, _SETTLED, _MOST_STEP = 100, 1e-9, 2.0  # of Newton's method for Bradley-Terry
+_ALIKE = 1e-18  # of sums that differ by rounding alone
 _PRIOR = 0.5  # a win and a loss that nobody saw, so that no strength is infinite
 
 
@@ -83,8 +84,9 @@ class Mean:
         clusters = clusters_of(np.array(self.questions, np.int64))
         off = values - mean if clusters is None else np.bincount(clusters, values - mean)
         half, asked = np.nan, len(off)
-        if asked > 1 and np.ptp(values) > 0:  # values that are all alike say not how they vary
-            half = student(asked - 1) * np.sqrt(asked / (asked - 1) * (off**2).sum()) / n
+        spread = (off**2).sum()
+        if asked > 1 and spread > _ALIKE * (values**2).sum():  # else nothing is seen to vary
+            half = student(asked - 1) * np.sqrt(asked / (asked - 1) * spread) / n
         ends = [number(mean - half), number(mean + half)]
         return {"value": number(mean), "ci95": ends, "n": n}
 

@@ -152,7 +152,7 @@ def failures(columns: Columns, verdict: Codes) -> Json:
     official code counts them). An error record holds no gold: where no other file has it, those
     rows are left out alone."""
     failed = verdict == NONE
-    unknown = failed & (columns.gold == NONE)
+    unknown = failed & (columns.gold == NONE) & (not columns.has_all_gold)
     covered = _cells(columns, (columns.gold < NONE) | unknown, (np.where(failed, 0, 1), 2))
     cells = _cells(columns, columns.gold < NONE, (columns.gold, 3), (verdict, 4))
 
@@ -234,13 +234,16 @@ def sweep(columns: Columns, rows: Codes) -> list[Json]:
     step = _step_of(sure, STEPS)
     cells = cells_of((STEPS, 2), [step, right], columns.clusters_of(np.flatnonzero(rows)))
 
-    def kept(n: int) -> Metric:
-        return lambda counts: ratio(counts[..., n:, :].sum((-2, -1)), counts.sum((-2, -1)))
+    def reaching(n: int) -> Metric:
+        """[..., step, outcome] → [..., (below the n-th step, from there on)]"""
+        return lambda counts: np.stack(
+            [counts[..., :n, :].sum((-2, -1)), counts[..., n:, :].sum((-2, -1))], axis=-1
+        )
 
     return [
         {
             "threshold": number(n / STEPS),
-            "coverage": figure(kept(n), cells),
+            "coverage": figure(hit_rate, cells.map(reaching(n))),
             "accuracy": figure(hit_rate, cells.map(rows_from(n))),
         }
         for n in range(STEPS)

@@ -159,7 +159,7 @@ def _comparison(comparison: Json) -> Grid:
         test = one.get("mcnemar", {})
         facts = {
             **gain,
-            "only it right": test.get("only_other_right"),
+            "only the other right": test.get("only_other_right"),
             f"only {comparison['first']} right": test.get("only_first_right"),
             f"McNemar p{', by question' if test.get('by_question') else ''}": test.get("p"),
             "rows of both": one["same_verdict"]["n"],
@@ -307,7 +307,7 @@ def printed(grids: Iterable[Grid]) -> str:
 
 def _within(grid: Grid, width: int) -> Iterator[Grid]:
     """The grid in parts, of as many columns as fit side by side with no number cut."""
-    left = width - max(_longest_word(shown(name, 50).plain) for name, _ in grid.rows)
+    left = width - max(1, *(_longest_word(shown(name, 50).plain) for name, _ in grid.rows))
     start = 0
     while start < len(grid.columns):
         end, room = start, left
