@@ -346,11 +346,12 @@ def about_of(fields: Json) -> About:
     )
 
 
+def are_texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
 def _is_pair(value: Any) -> TypeGuard[list[str]]:
-    """Two texts."""
-    return (
-        isinstance(value, list) and len(value) == 2 and all(isinstance(one, str) for one in value)
-    )
+    return are_texts(value) and len(value) == 2
 
 
 def gold_place(gold: Any) -> int:

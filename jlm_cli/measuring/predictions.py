@@ -26,6 +26,7 @@ from jlm_cli.measuring.columns import (
     Judged,
     PairTally,
     about_of,
+    are_texts,
     are_turned,
     judged_of,
 )
@@ -180,13 +181,9 @@ def sample_in(row: Json, where: str) -> Json:
     sample = {} if row.get("sample") is None else row["sample"]
     sound = isinstance(sample, dict) and isinstance(sample.get("question"), str | None)
     texts = [sample.get(name) or [] for name in ("answers", "models")] if sound else []
-    if not sound or not all(_are_texts(some) for some in texts):
+    if not sound or not all(map(are_texts, texts)):
         raise InputError(f"{where}: field sample: not as jlm writes it")
     return dict(sample)
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def read_judged(row: Json, where: str) -> Judged:
@@ -286,7 +283,7 @@ def _about(row: Json, where: str) -> About:
 
 def _with_gold(fields: Json, gold: Any) -> About:
     about = about_of({**fields, "gold": None})
-    votes = fields["votes"] if "votes" in fields else read_votes(fields)
+    votes = fields.get("votes", ())
     if votes is None:
         return about._replace(gold=UNREADABLE)
     if votes:

@@ -65,15 +65,12 @@ def aspects(path: str, config: MetricsConfig) -> Json:
     if not len(together):
         raise InputError(f"{path}: holds no judged aspects")
     joined = gold.joined(path)
-    found, total = (
-        {name: _aspect(tally, config) for name, tally in sorted(tallies.items())},
-        _aspect(together, config),
-    )
-    n_gold = total.get("objective", {}).get("n", 0)
+    found = {name: _aspect(tally, config) for name, tally in sorted(tallies.items())}
+    total = _aspect(together, config)
     return {
         "n_judged": n_judged,
         "n_error": n_error,
-        "gold": {"n": n_gold},
+        "gold": {"n": total.get("objective", {}).get("n", 0)},
         **joined,
         "aspects": found,
         **total,
