@@ -22,7 +22,6 @@ from jlm_cli.cli_options import (
 )
 from jlm_cli.config import Config
 from jlm_cli.errors import UsageError
-from jlm_cli.reading.source import stem_of
 
 EXAMPLES = {
     "judge": """[bold]Examples[/bold]
@@ -293,4 +292,6 @@ def _output(inputs: list[str], output: str | None, command: str) -> Path | None:
         return None
     if output is not None:
         return Path(output)
+    from jlm_cli.reading.source import stem_of  # not for --help
+
     return Path(f"{stem_of(inputs[0])}.{command}.jsonl")
