@@ -1,9 +1,7 @@
-"""What an engine must do, the loop that judges a batch with it, and an engine for tests."""
+"""What an engine must do, and the loop that judges a batch with it."""
 
 from __future__ import annotations
 
-import hashlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -319,77 +317,3 @@ class ReadAtOnce:
         fed.extend(token.token for token in draft)
         paths = [[*(fed[slot] for slot in token.path), token.token] for token in draft]
         return self._behind(row, paths) if paths else np.empty((0, self._n_columns))
-
-
-FAKE_ECHO = 60  # bytes of a prompt that a fake reply repeats
-
-
-class FakeEngine:
-    """Scores that depend on nothing but the prompt's bytes: for tests of everything around it.
-
-    Its tokens are bytes; each one of a score line has probability 0.95. It can
-    take its time over each batch (`delay`, seconds), so that a test can reach into a run.
-    """
-
-    at_once = 1
-
-    def __init__(self, delay: float = 0.0) -> None:
-        self._delay = delay
-
-    def begin(
-        self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
-    ) -> Batch:
-        time.sleep(self._delay)
-        seeds = [_digest(bytes(prompt)) for prompt in prompts]
-
-        def behind(row: int, paths: Sequence[Ids]) -> Floats:
-            return np.vstack([_fake_behind(bytes(path), seeds[row], columns) for path in paths])
-
-        return ReadAtOnce(drafts, len(columns), behind)
-
-    def forget(self) -> None:
-        pass
-
-    def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
-        texts = [f"\nFake reason {_digest(bytes(prompt)).hex()}." for prompt in prompts]
-        wrote(sum(map(min, map(len, texts), limits)))
-        return [
-            Written(text[:limit], len(text) > limit)
-            for text, limit in zip(texts, limits, strict=True)
-        ]
-
-    def stream(self, prompt: Ids, limit: int, draw: int = 0) -> Iterator[int]:
-        """A reply that repeats the end of its prompt."""
-        seed = _digest(str((list(prompt), draw)).encode())
-        end = bytes(token for token in prompt if token < 256)[-FAKE_ECHO:]
-        reply = f" Fake reply {seed.hex()} behind: ".encode() + end
-        for token in reply[:limit]:
-            time.sleep(self._delay)
-            yield token
-
-
-def _fake_behind(path: bytes, seed: bytes, columns: Sequence[int]) -> Floats:
-    """Log-probabilities of the columns behind the prompt and a path of a score line."""
-    wanted = _fake_next(path.decode("latin-1").lstrip(), seed)
-    likely = np.array([chr(column) in wanted for column in columns])
-    weights = np.where(likely, 0.95, 0.05 / 300)
-    if not likely.any():  # a line of words instead of scores
-        weights = np.full(len(likely), 0.95 / len(likely))
-    log_p: Floats = np.log(weights)
-    return log_p
-
-
-def _fake_next(path: str, seed: bytes) -> str:
-    """The characters that may come next in the endless line of scores that a seed stands for.
-
-    Behind a score both a space and the line's end may: only one of them can, by the grammar.
-    """
-    scores = [str(1 + seed[n % len(seed)] % 10) for n in range(path.count(" ") + 1)]
-    line = " ".join(scores)
-    if not line.startswith(path) or line == path:
-        return " \n"
-    return line[len(path)] + (" " if not path else "")  # a space may lead the line
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=8).digest()

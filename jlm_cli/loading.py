@@ -5,7 +5,6 @@ torch and transformers are imported inside the functions, so that the command li
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,10 +35,10 @@ def load_engine(
     files: ModelFiles, vocabulary: Vocabulary, compute: Compute, say: Say = unsaid
 ) -> Engine:
     """The model on its device, ready to judge. Raises ModelError."""
-    from jlm_cli.engine import FakeEngine
-
     if files.name == FAKE:
-        return FakeEngine(float(os.environ.get("JLM_FAKE_DELAY", "0")))
+        from jlm_cli.fake import FakeEngine
+
+        return FakeEngine()
     import torch
 
     from jlm_cli.hf_engine import PackedEngine, make_engine

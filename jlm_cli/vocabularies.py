@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 def load_vocabulary(files: ModelFiles) -> Vocabulary:
     """The tokenizer of a model, without its weights. Raises ModelError."""
     if files.name == FAKE:
-        return _fake_vocabulary()
+        from jlm_cli.fake import fake_vocabulary
+
+        return fake_vocabulary()
     tokenizer = _tokenizer(files)
     config = text_config(files)
     if not getattr(tokenizer, "is_fast", False):
@@ -128,26 +130,6 @@ def _vocabulary(name: str, tokenizer: Any, config: Any, ends: tuple[int, ...]) -
         context=getattr(config, "max_position_embeddings", None),
         wrap=_chat_wrap(name, tokenizer, plain) if tokenizer.chat_template else None,
     )
-
-
-def _fake_vocabulary() -> Vocabulary:
-    """Bytes as tokens, spelled as byte-level tokenizers spell them; id 256 ends a text."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    ids = {chr(byte): byte for byte in printable}
-    ids |= {chr(256 + place): byte for place, byte in enumerate(others)}
-    tokenizer = Tokenizer(models.BPE(vocab={**ids, "<end>": 256}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    behind = "\nJudge:"
-
-    def wrap(system: str) -> ChatWrap:
-        return ChatWrap((), f"{system}\nUser: ", behind, (), behind)
-
-    ends = _line_ends(tokenizer.get_vocab(), (256,))
-    return Vocabulary(tokenizer, (), (256,), ends, frozenset({256}), None, wrap)
 
 
 def _line_ends(tokens: dict[str, int], ends: Sequence[int]) -> tuple[int, ...]:

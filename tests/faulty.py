@@ -192,7 +192,7 @@ def run_case(case: Any, boundary: Boundary, out: int, err: int) -> None:
 
 
 def _little_memory(most: int) -> None:
-    from jlm_cli.engine import FakeEngine
+    from jlm_cli.fake import FakeEngine
 
     begin = FakeEngine.begin
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jlm_cli.engine import FakeEngine, reading_lines
+from jlm_cli.engine import reading_lines
 from jlm_cli.errors import ModelError, RowError
+from jlm_cli.fake import FakeEngine
 from jlm_cli.records import read_score_line
 from jlm_cli.scoreline import Floats, Grammar, LineDistribution, LineTokens
 from jlm_cli.tasks import finish
