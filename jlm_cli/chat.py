@@ -15,7 +15,7 @@ from jlm_cli.conversation import Layout, Opening, Turn
 from jlm_cli.encoding import Encoder, Lines
 from jlm_cli.engine import Judge
 from jlm_cli.errors import EXIT_OK, JlmError, RowError, UsageError
-from jlm_cli.journal import write_whole
+from jlm_cli.files import write_whole
 from jlm_cli.modes import Mode, arranged, flags_of, mode_of
 from jlm_cli.records import TURNED, Sample, dump_indented, judged_record
 from jlm_cli.report import Report, escaped

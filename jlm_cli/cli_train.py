@@ -128,7 +128,8 @@ def train(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No notes and no bar.")] = False,
 ) -> None:
     """Fine-tune a language model into a judge; a killed run goes on with the same command."""
-    from jlm_cli import train as training
+    from jlm_cli import train
+    from jlm_cli.training.course import TrainConfig
     from jlm_cli.training.examples import Form
     from jlm_cli.training.lessons import Shares
 
@@ -147,7 +148,7 @@ def train(
         "line_weight": line_weight,
         "gradient_checkpointing": gradient_checkpointing and gradient_checkpointing == "on",
     }
-    config = training.TrainConfig(
+    config = TrainConfig(
         inputs=tuple(inputs),
         output=output,
         base=base,
@@ -170,7 +171,7 @@ def train(
         overwrite=overwrite,
         quiet=quiet,
     )
-    raise typer.Exit(training.run(config))
+    raise typer.Exit(train.run(config))
 
 
 DATA_EXAMPLES = """[bold]Examples[/bold]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import zlib
 from array import array
 from collections.abc import Collection, Iterator, Sequence
@@ -25,7 +24,8 @@ import orjson
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from jlm_cli.errors import ReaderLeft, UsageError
+from jlm_cli.errors import UsageError
+from jlm_cli.files import naming, sync_folder, write_whole
 from jlm_cli.records import Json
 
 Rows = NDArray[np.int64]
@@ -177,7 +177,7 @@ class Journal:
         with naming(self._part):
             if self._file is None:
                 self._file = self._part.open("ab", buffering=0)
-                _sync_folder(self.folder)
+                sync_folder(self.folder)
             self._write(b"".join([*lines, b"#\t%d\n" % len(lines)]))
 
     def _write(self, data: bytes) -> None:
@@ -262,43 +262,6 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def write_whole(path: Path, lines: Iterator[bytes]) -> None:
-    """Write a file that appears under its name only when it is complete."""
-    draft = path.with_name(f".{path.name}.tmp")  # one that a killed run left is written over
-    try:
-        with naming(path):
-            with draft.open("wb") as file:
-                file.writelines(lines)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-            _sync_folder(path.parent)
-    except BaseException:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Errors of the operating system name the file; those of writing know none."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """A name is only safe from a power cut once its folder is."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def begun(folder: Path) -> bool:
     """Whether a run is under way in the folder, or was ended before it was done."""
     return (folder / _ABOUT).exists()
@@ -325,13 +288,3 @@ def locked(folder: Path) -> Iterator[None]:
                     lock.unlink()
                     folder.rmdir()
             raise
-
-
-def write_stdout(lines: Iterator[bytes]) -> None:
-    if sys.stdout is None:
-        raise UsageError("standard output is closed")
-    try:
-        sys.stdout.buffer.writelines(lines)
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise ReaderLeft from None

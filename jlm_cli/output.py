@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import orjson
 
 from jlm_cli.config import Config
 from jlm_cli.errors import UsageError
+from jlm_cli.files import check_folder, check_ordinary
 from jlm_cli.journal import begun, folder_of
 from jlm_cli.records import Json
 
@@ -51,21 +51,7 @@ def _check_name(path: Path, config: Config) -> None:
         if path.resolve() == given.resolve() or (path.exists() and _same_file(path, given)):
             what = "a side file" if given in sides else "the input"
             raise UsageError(f"{path}: is {what}; name another file with --output")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path}: the folder {path.parent} is not writable")
-
-
-def check_ordinary(path: Path, instead: str) -> None:
-    """A file replaces what has its name: raises UsageError where that is a folder, a link, a pipe
-    or a device."""
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; name a file")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path}: is no ordinary file; {instead}")
-    if path.is_symlink():
-        raise UsageError(f"{path}: is a link; name the file itself")
+    check_folder(path)
 
 
 def _same_file(path: Path, other: Path) -> bool:

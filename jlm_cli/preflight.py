@@ -13,7 +13,8 @@ from jlm_cli.batching import Plan, make_plan
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines
 from jlm_cli.errors import EXIT_OK, UsageError
-from jlm_cli.journal import Journal, begun, first_difference, folder_of, write_stdout
+from jlm_cli.files import write_stdout
+from jlm_cli.journal import Journal, begun, first_difference, folder_of
 from jlm_cli.kept import check_made_with, kept_of
 from jlm_cli.modes import Mode, identity, mode_of, writes_first
 from jlm_cli.output import check_output, made_with, summary_path

@@ -21,7 +21,7 @@ import orjson
 from jlm_cli import runner
 from jlm_cli.config import Config
 from jlm_cli.errors import EXIT_ABOVE_LIMIT, EXIT_OK, InputError
-from jlm_cli.journal import write_stdout
+from jlm_cli.files import write_stdout
 from jlm_cli.metrics import number, share_interval
 from jlm_cli.records import Json, dump, dump_indented
 from jlm_cli.report import Report

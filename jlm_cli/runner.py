@@ -31,16 +31,8 @@ from jlm_cli.errors import (
     SystemFailure,
     UsageError,
 )
-from jlm_cli.journal import (
-    Journal,
-    begun,
-    first_difference,
-    folder_of,
-    locked,
-    naming,
-    write_stdout,
-    write_whole,
-)
+from jlm_cli.files import naming, write_stdout, write_whole
+from jlm_cli.journal import Journal, begun, first_difference, folder_of, locked
 from jlm_cli.kept import Kept, check_made_with, kept_of
 from jlm_cli.measuring.columns import PairTally
 from jlm_cli.measuring.standings import TALLIES, Tally

@@ -21,8 +21,8 @@ from conftest import Done, Jlm, Loaded, load, pair, read_rows, write_rows
 
 from jlm_cli import models
 from jlm_cli.errors import ModelError, UsageError
-from jlm_cli.train import last_checkpoint
 from jlm_cli.training.hf_trainer import _frozen, collate, micro_batch
+from jlm_cli.training.model_folder import last_checkpoint
 from jlm_cli.training.recipes import PAPER, fitting
 
 QUICK = ["--epochs", "1", "--batch", "8", "--max-length", "400", "--checkpoints", "5"]

@@ -11,13 +11,12 @@ from typing import Any
 
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import EXIT_OK, UsageError
-from jlm_cli.journal import write_stdout, write_whole
+from jlm_cli.files import check_folder, check_ordinary, write_stdout, write_whole
 from jlm_cli.measuring.comparing import Aligned, align, comparison_of, disagreements
 from jlm_cli.measuring.predictions import Predictions, read_predictions
 from jlm_cli.measuring.protocols import PAIRS, VERDICTS_OF
 from jlm_cli.measuring.record_protocols import RECORDS
 from jlm_cli.measuring.tables import Grid, csv_of, grids_of, latex_of, markdown_of, printed
-from jlm_cli.output import check_ordinary
 from jlm_cli.reading.source import ENDINGS, names_of, spool_stdin
 from jlm_cli.records import Json, dump_indented
 from jlm_cli.report import Report
@@ -69,8 +68,7 @@ def check(config: MetricsConfig) -> None:
         if named.count(output) > 1:
             raise UsageError(f"{output}: is named for two outputs")
         check_ordinary(output, "name a file; standard output has the tables, or --json")
-        if not output.parent.is_dir():
-            raise UsageError(f"{output}: there is no folder {output.parent}")
+        check_folder(output)
         if any(output.resolve() == path.resolve() for path in inputs):
             raise UsageError(f"{output}: is an input; name another file")
         if output.exists() and output != config.disagreements and output.suffix in ENDINGS:

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any
 
 from jlm_cli.errors import EXIT_OK, InputError, UsageError
-from jlm_cli.journal import write_whole
+from jlm_cli.files import check_new_folder, write_whole
 from jlm_cli.reading.source import open_source
 from jlm_cli.records import Json, dump, dump_indented
 from jlm_cli.report import Report
@@ -64,14 +64,7 @@ def run(config: DataConfig) -> int:
 
 
 def _check_output(config: DataConfig) -> None:
-    output = config.output
-    if output.exists() and not (config.overwrite and (output / "data.json").is_file()):
-        raise UsageError(
-            f"{output}: exists; name another folder with --output, or take --overwrite where "
-            "jlm data made it"
-        )
-    if not output.parent.is_dir():
-        raise UsageError(f"{output}: there is no folder {output.parent}")
+    check_new_folder(config.output, "data.json", config.overwrite)
     for kind in config.bad_kinds:
         if kind not in KINDS:
             raise UsageError(f"--bad-kind {kind}: there are {', '.join(KINDS)}")

@@ -33,9 +33,10 @@ from jlm_cli.errors import GO_ON, Ended, JlmError, UsageError
 from jlm_cli.hf.attention import PRODUCTS
 from jlm_cli.records import Json
 from jlm_cli.report import Report
-from jlm_cli.train import Course, Trained, draft_of, last_checkpoint, mark_whole
+from jlm_cli.training.course import Course, Trained
 from jlm_cli.training.examples import LINE, READ, Example
 from jlm_cli.training.low_rank import save_adapter
+from jlm_cli.training.model_folder import draft_of, last_checkpoint, mark_whole
 from jlm_cli.training.recipes import Recipe
 from jlm_cli.training.watch import Watch, heard_signals, without_adapter_shell
 

@@ -15,10 +15,11 @@ import orjson
 
 from jlm_cli import loading, models
 from jlm_cli.errors import EXIT_OK, UsageError
+from jlm_cli.files import check_new_folder
 from jlm_cli.records import Json, dump_indented
 from jlm_cli.report import Report
-from jlm_cli.train import check_output, draft_of, put_in_place, told_when_full
 from jlm_cli.training.model_card import model_card
+from jlm_cli.training.model_folder import SUMMARY, draft_of, put_in_place, told_when_full
 
 _OVERSAMPLED = 16  # singular values looked at beyond those kept
 _ROUNDS = 6  # power iterations, so that close singular values are told apart
@@ -40,7 +41,7 @@ class AdapterConfig:
 def run(config: AdapterConfig) -> int:
     """Write the adapter's folder; the exit status. Raises JlmError."""
     report = Report(config.quiet)
-    check_output(config.output, config.overwrite)
+    check_new_folder(config.output, SUMMARY, config.overwrite)
     whole, base = models.find(config.model, report.note), models.find(config.base, report.note)
     if base.adapter is not None:
         raise UsageError(f"-m {config.base}: is itself an adapter; take what lies below it")
@@ -53,7 +54,7 @@ def run(config: AdapterConfig) -> int:
         save_adapter(adapted, draft, config.base, config.save_dtype)
         summary = _summary(config, whole, kept)
         packed = dump_indented(summary)
-        (draft / "train.json").write_bytes(packed)
+        (draft / SUMMARY).write_bytes(packed)
         models.keep_template(whole.template, draft)
         if "recipe" in summary:
             (draft / "README.md").write_text(model_card(config.output.name, summary), "utf-8")
@@ -164,7 +165,7 @@ def save_adapter(
 
 def _summary(config: AdapterConfig, whole: models.ModelFiles, kept: float) -> Json:
     """What the trained model's folder says of itself, and what was done to it since."""
-    told = whole.folder / "train.json"
+    told = whole.folder / SUMMARY
     summary: Json = orjson.loads(told.read_bytes()) if told.is_file() else {}
     summary |= {"base": config.base, "adapter": {"rank": config.rank, "kept": round(kept, 4)}}
     if "watched" in summary:

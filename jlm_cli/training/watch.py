@@ -27,7 +27,7 @@ from jlm_cli.modes import Mode, PairMode, Reading, flags_of
 from jlm_cli.records import Json, Sample, judged_record
 from jlm_cli.report import Report
 from jlm_cli.signals import not_ignored
-from jlm_cli.train import Course
+from jlm_cli.training.course import Course
 
 _JUDGED_AT_ONCE = 16
 _WATCHED = ("agreement", "consistency", "ordering")

@@ -31,7 +31,7 @@ from jlm_cli.loading import load_model
 from jlm_cli.prompts import load
 from jlm_cli.records import Sample
 from jlm_cli.report import Report
-from jlm_cli.train import Course, TrainConfig, prepare
+from jlm_cli.training.course import Course, TrainConfig, prepare
 from jlm_cli.training.examples import Example
 from jlm_cli.training.hf_trainer import collate, prepare_model
 from jlm_cli.training.lessons import Shares

@@ -1,0 +1,88 @@
+"""Writing files whole, and standard output; what must not be written over."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from jlm_cli.errors import ReaderLeft, UsageError
+
+
+def write_whole(path: Path, lines: Iterator[bytes]) -> None:
+    """Write a file that appears under its name only when it is complete."""
+    draft = path.with_name(f".{path.name}.tmp")  # one that a killed run left is written over
+    try:
+        with naming(path):
+            with draft.open("wb") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+            sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the operating system name the file; those of writing know none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """A name is only safe from a power cut once its folder is."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_stdout(lines: Iterator[bytes]) -> None:
+    if sys.stdout is None:
+        raise UsageError("standard output is closed")
+    try:
+        sys.stdout.buffer.writelines(lines)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise ReaderLeft from None
+
+
+def check_ordinary(path: Path, instead: str) -> None:
+    """A file replaces what has its name: raises UsageError where that is a folder, a link, a pipe
+    or a device."""
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is no ordinary file; {instead}")
+    if path.is_symlink():
+        raise UsageError(f"{path}: is a link; name the file itself")
+
+
+def check_new_folder(folder: Path, mark: str, overwrite: bool) -> None:
+    """Raises UsageError where a folder cannot be made, or is there and must not be replaced: with
+    `overwrite` it may be if jlm made it, which the file named `mark` in it tells."""
+    if folder.exists() and not (overwrite and (folder / mark).is_file()):
+        raise UsageError(
+            f"{folder}: exists; name another folder with --output, or take --overwrite where jlm "
+            "made it"
+        )
+    check_folder(folder)
+
+
+def check_folder(path: Path) -> None:
+    """Raises UsageError where a file of that name has no folder that it can be written to."""
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: the folder {path.parent} is not writable")
