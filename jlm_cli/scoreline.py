@@ -5,7 +5,7 @@ A line has few shapes, so it is not decoded but read off (walk.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -149,7 +149,8 @@ class LineDistribution:
 
     `texts` [L] are the lines, each a tuple of values, with probabilities `p` [L], normalised
     over valid lines. `mass` is the probability of writing a valid line at all; `greedy` the line
-    that decoding step by step among valid tokens gives.
+    that decoding step by step among valid tokens gives. Of long lines, `prefixes` are the first
+    scores of those that were left out, with their probabilities beside those of the lines.
     """
 
     grammar: Grammar
@@ -157,6 +158,7 @@ class LineDistribution:
     p: Floats
     mass: float
     greedy: tuple[str, ...]
+    prefixes: Mapping[tuple[str, ...], float] = field(default_factory=dict)
 
     @property
     def lines(self) -> Floats:
@@ -178,7 +180,10 @@ class LineDistribution:
         """The mean score of each answer; None where the judge writes verdicts."""
         if self.grammar.verdicts is not None:
             return None
-        return tuple(float(mean) for mean in self.p @ self.lines)
+        if not self.prefixes:
+            return tuple(float(mean) for mean in self.p @ self.lines)
+        known = [*zip(self.texts, self.p, strict=True), *self.prefixes.items()]
+        return tuple(_mean_at(place, known) for place in range(self.grammar.count))
 
     def verdict(self) -> Verdict:
         """Of the greedy line, over two answers."""
@@ -194,3 +199,9 @@ class LineDistribution:
         if self.grammar.verdicts is not None:
             return self.grammar.verdicts[self.grammar.values.index(line[0])]
         return verdict_of(tuple(float(value) for value in line))
+
+
+def _mean_at(place: int, known: Sequence[tuple[tuple[str, ...], float]]) -> float:
+    """The mean score at a place of lines and of prefixes that reach it."""
+    there = [(float(line[place]), p) for line, p in known if len(line) > place]
+    return float(sum(score * p for score, p in there) / sum(p for _, p in there))

@@ -19,9 +19,7 @@ from jlm_cli.scoreline import LOW_MASS, Branch, Floats, LineDistribution, LineTo
 PRUNE = 1e-4  # prefixes with a smaller share of the valid mass are left out
 READ_END = 1e-2  # lines with a smaller share are taken to end as surely as the others do
 LOW_MASS_WIDTH = 6  # such a row is flagged, and its flat tree followed along so many prefixes
-LONG_LINE_WIDTH = (
-    16  # of a line of three scores or more, only so many prefixes are followed at once
-)
+LONG_LINE_WIDTH = 16  # prefixes followed at once, of a line of three scores or more
 END = -1
 _ROOT = 0
 
@@ -31,7 +29,8 @@ class Node:
     """A prefix of a score line.
 
     `known` are the log-probabilities of the columns behind it, once read; `slot` its place among
-    the tokens that were fed for this row (-1: not fed).
+    the tokens that were fed for this row (-1: not fed). `weight` is the log of how much more than
+    itself it stands for: for prefixes of a long line that were left out beside it.
     """
 
     token: int
@@ -40,9 +39,14 @@ class Node:
     branch: Branch
     line: tuple[str, ...]
     log_p: float = math.nan
+    weight: float = 0.0
     slot: int = -1
     known: Floats | None = None
     children: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        return self.log_p + self.weight
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,9 @@ class Walk:
         self._waiting = [_ROOT]
         self.drafted = 0  # tokens so far
         self._lines: dict[tuple[str, ...], float] = {}  # log-probability, whatever ends them
+        self._weights: dict[tuple[str, ...], float] = {}  # of their nodes
         self._unread: list[int] = []
+        self._left_out: list[int] = []  # of a long line
         self._failed: RowError | None = None
         self._fresh: list[int] = []
 
@@ -104,9 +110,10 @@ class Walk:
         if not np.isfinite(total):
             raise RowError("no-score", "the model gives every score line probability 0")
         greedy = self._nodes[self._greedy_end()].line
-        mass = float(np.exp(total))
+        mass = float(np.exp(np.logaddexp.reduce(self._shares_of_lines())))
         p = np.exp(log_p - total)
-        return LineDistribution(self.tokens.grammar, tuple(lines), p, mass, greedy)
+        prefixes = {line: math.exp(log_p - total) for line, log_p in self._prefixes().items()}
+        return LineDistribution(self.tokens.grammar, tuple(lines), p, mass, greedy, prefixes)
 
     def _all_lines(self) -> dict[tuple[str, ...], float]:
         """The lines as far as they are known; unread ones end as surely as the mean of those read,
@@ -119,6 +126,41 @@ class Walk:
             share = ended - np.logaddexp.reduce([node.log_p for node in read])
         return {**self._lines, **{node.line: node.log_p + share for node in unread}}
 
+    def _shares_of_lines(self) -> list[float]:
+        lines = self._all_lines()
+        if not self._left_out:
+            return list(lines.values())
+        return [log_p + self._weights[line] for line, log_p in lines.items()]
+
+    def _prefixes(self) -> dict[tuple[str, ...], float]:
+        """The log-probabilities of the scores that were left out, with those before them."""
+        found: dict[tuple[str, ...], float] = {}
+        for node in (self._nodes[place] for place in self._left_out):
+            for line, share in self._meant(node).items():
+                log_p = node.log_p + math.log(max(share, 1e-9))
+                found[line] = float(np.logaddexp(found.get(line, -math.inf), log_p))
+        return found
+
+    def _meant(self, node: Node) -> dict[tuple[str, ...], float]:
+        """What scores up to a node turn out to be: a 1 becomes a 10 as often as it did where it was
+        read; nothing is known of it where it never was."""
+        longer = {
+            token: branch.value
+            for token, branch in node.branch.children.items()
+            if node.branch.value is not None and branch.whole and branch.value is not None
+        }
+        if not longer:
+            return {node.line: 1.0}
+        read = [one for one in self._nodes if one.branch is node.branch and one.known is not None]
+        total = sum(math.exp(one.log_p) for one in read)
+        shares = {
+            (*node.line[:-1], value): sum(
+                math.exp(self._nodes[one.children[token]].log_p) / total for one in read
+            )
+            for token, value in longer.items()
+        }
+        return {**shares, node.line: 1 - sum(shares.values())} if read else {}
+
     def _worth_following(self) -> list[int]:
         """Of the prefixes whose probability was learnt last, those that are followed.
 
@@ -127,19 +169,36 @@ class Walk:
         fresh = [place for place in self._fresh if self._nodes[place].slot < 0]
         if self._exact or not fresh:
             return fresh
-        log_p = {place: self._nodes[place].log_p for place in fresh}
-        most = float(np.logaddexp.reduce([*self._all_lines().values(), *log_p.values()]))
-        if most >= math.log(LOW_MASS):
-            kept = [place for place in fresh if log_p[place] >= most + self._least(place)]
-            if self.tokens.grammar.count > 2:
-                kept = sorted(kept, key=log_p.__getitem__, reverse=True)[:LONG_LINE_WIDTH]
-            left = set(fresh) - {*kept, self._greedy_end()}
-            self._unread += [p for p in fresh if p in left and self._only_ends(self._nodes[p])]
-        else:
+        share = {place: self._nodes[place].share for place in fresh}
+        most = float(np.logaddexp.reduce([*self._shares_of_lines(), *share.values()]))
+        if most < math.log(LOW_MASS):
             whole = [place for place in fresh if self._is_whole(self._nodes[place])]
-            kept = sorted(whole, key=log_p.__getitem__, reverse=True)[:LOW_MASS_WIDTH]
-        kept.append(self._greedy_end())
-        return [place for place in fresh if place in kept]
+            kept = sorted(whole, key=share.__getitem__, reverse=True)[:LOW_MASS_WIDTH]
+            return self._in_order(fresh, kept)
+        kept = [place for place in fresh if share[place] >= most + self._least(place)]
+        is_long = self.tokens.grammar.count > 2
+        if is_long:
+            kept = sorted(kept, key=share.__getitem__, reverse=True)[:LONG_LINE_WIDTH]
+        followed = self._in_order(fresh, kept)
+        left = set(fresh).difference(followed)
+        unread = [p for p in fresh if p in left and self._only_ends(self._nodes[p])]
+        self._unread += unread
+        self._weights |= {self._nodes[p].line: self._nodes[p].weight for p in unread}
+        if is_long:
+            self._leave_out(followed, sorted(left.difference(unread)))
+        return followed
+
+    def _in_order(self, fresh: Sequence[int], kept: Sequence[int]) -> list[int]:
+        chosen = {*kept, self._greedy_end()}
+        return [place for place in fresh if place in chosen]
+
+    def _leave_out(self, followed: Sequence[int], left: Sequence[int]) -> None:
+        """Those that are followed stand for the others, which end in a line as often as they do."""
+        self._left_out += left
+        mine, others = ([self._nodes[p].share for p in some] for some in (followed, left))
+        more = np.logaddexp.reduce([*mine, *others]) - np.logaddexp.reduce(mine)
+        for place in followed:
+            self._nodes[place].weight += float(more)
 
     def _least(self, place: int) -> float:
         return math.log(READ_END if self._only_ends(self._nodes[place]) else PRUNE)
@@ -163,10 +222,12 @@ class Walk:
                 self._add(place, token)
             child = node.children[token]
             self._nodes[child].log_p = node.log_p + float(known[self.tokens.column[token]])
+            self._nodes[child].weight = node.weight
             self._fresh.append(child)
         if self._ends_here(node):
             ended = float(np.logaddexp.reduce(known[self.tokens.end_columns]))
             self._lines[node.line] = node.log_p + ended
+            self._weights[node.line] = node.weight
 
     def _follow(self, node: Node) -> dict[int, Branch]:
         """The tokens that may go on from a node, the line's end aside."""
@@ -196,7 +257,9 @@ class Walk:
         self._waiting.append(place)
         begun = node.branch.value is None  # a score that is not complete yet, as 5. is
         likely = self._whole(node) or (list(self._follow(node)) if begun else [])
-        if len(likely) <= 2:  # the space before the next score, the 0 of a 10, the 5 of a half
+        within = [token in node.branch.children for token in likely]
+        # the space before the next score, the 0 of a 10, the 5 of a half; no choice of scores
+        if within in ([True], [False], [True, False], [False, True]):
             self._feed_children(place, likely)
 
     def _feed_children(self, place: int, tokens: Sequence[int]) -> None:

@@ -37,8 +37,10 @@ def random_model(seed: int, peaked: float) -> Model:
     return behind
 
 
-def walk_with(model: Model, exact: bool = False) -> tuple[LineDistribution, int]:
-    walk, fed = Walk(BYTES, exact), bytearray()
+def walk_with(
+    model: Model, exact: bool = False, tokens: LineTokens = BYTES
+) -> tuple[LineDistribution, int]:
+    walk, fed = Walk(tokens, exact), bytearray()
     draft, behind_prompt = walk.first_draft(), [model(b"")]
     while draft or behind_prompt:
         fed += bytes(token.token for token in draft)
@@ -153,6 +155,53 @@ def test_lines_left_unread_hardly_change_an_undecided_judges_distribution(seed: 
     assert result.outcome() == pytest.approx(exact.outcome(), abs=1e-3)
     assert result.expected() == pytest.approx(exact.expected(), abs=1e-2)
     assert result.mass == pytest.approx(exact.mass, abs=1e-2)
+
+
+def bytes_of(grammar: Grammar) -> LineTokens:
+    return LineTokens.build(grammar, "Response:", lambda text: list(text.encode()), [10, 256])
+
+
+def independent(tokens: LineTokens, scores: dict[str, float]) -> Model:
+    """Draws each score by itself, whatever stands before it."""
+
+    def behind(path: bytes) -> Floats:
+        before, _, begun = path.decode().rpartition(" ")
+        ends = "\n" if len(before.split()) == tokens.grammar.count - 1 else " "
+        p = dict.fromkeys(tokens.columns, 1e-9)
+        for score, share in scores.items():
+            if score.startswith(begun):
+                p[ord((score + ends)[len(begun)])] += share
+        known: Floats = np.log([p[column] / sum(p.values()) for column in tokens.columns])
+        return known
+
+    return behind
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 8])
+@pytest.mark.parametrize(
+    "scores",
+    [
+        {"8": 0.4, "7": 0.3, "6": 0.2, "5": 0.1},
+        {"10": 0.4, "9": 0.3, "8": 0.2, "1": 0.1},
+        {"8": 0.7, "7": 0.3},
+    ],
+    ids=str,
+)
+def test_an_unsure_judges_lists_keep_their_mass_and_their_means(
+    n: int, scores: dict[str, float]
+) -> None:
+    tokens = bytes_of(Grammar(n))
+    result, _ = walk_with(independent(tokens, scores), tokens=tokens)
+    mean = sum(float(score) * share for score, share in scores.items())
+    assert result.mass == pytest.approx(1, abs=0.03)
+    assert result.expected() == pytest.approx([mean] * n, abs=0.1)
+
+
+def test_scores_of_two_values_are_not_drafted_to_the_end_of_the_line() -> None:
+    tokens = bytes_of(Grammar(12, values=("0", "1")))
+    assert len(Walk(tokens).first_draft()) <= 8
+    _, fed = walk_with(independent(tokens, {"0": 0.5, "1": 0.5}), tokens=tokens)
+    assert fed < 2000
 
 
 def test_nan_fails_one_row_and_leaves_its_neighbours() -> None:
