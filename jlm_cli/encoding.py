@@ -172,10 +172,13 @@ class Encoder:
         try:
             views = self._mode.views(sample)
             bounded, flags = self._bounded(sample)
-            safe, forged = guard(bounded, self._config.on_injection)
+            safe, forged = self._guarded(bounded, views)
             return Draft(safe, views, (*flags, *forged))
         except RowError as error:
             return error
+
+    def _guarded(self, sample: Sample, views: Sequence[View]) -> tuple[Sample, tuple[str, ...]]:
+        return guard(sample, self._config.on_injection, {len(view.shown) for view in views})
 
     def _bounded(self, sample: Sample) -> tuple[Sample, tuple[str, ...]]:
         """Without what no tokenizer could make fit, so that no text costs more than the limit."""
@@ -221,7 +224,9 @@ class Encoder:
         if self._any_special(ids):
             sample, ids = self._neutralise(sample, views, flags)
         if self._excess(views, ids)[0] > 0 and (fewer := self._mode.smaller_views(sample)):
+            sample, forged = self._guarded(sample, fewer)
             views, ids = fewer, self._ids(sample, fewer)
+            flags += forged
         if self._excess(views, ids)[0] > 0:
             sample, ids = self._shorten(sample, views, ids, flags)
         fitted = Draft(sample, views, tuple(flags))
@@ -229,7 +234,7 @@ class Encoder:
 
     def _checked_again(self, draft: Draft, ids: list[list[int]]) -> tuple[Draft, list[list[int]]]:
         """What was broken up or cut may end in a score line, or join to a token, only now."""
-        safe, forged = guard(draft.sample, self._config.on_injection)
+        safe, forged = self._guarded(draft.sample, draft.views)
         again = Draft(safe, draft.views, (*draft.flags, *forged))
         if safe is not draft.sample:
             return self._fit(again, self._ids(safe, again.views))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection
 from functools import cache
 
 from jlm_cli.config import OnInjection
@@ -148,12 +149,17 @@ def _score_line(text: str, n_scores: int) -> tuple[int, int] | None:
     return (start, end) if forged else None
 
 
-def guard(sample: Sample, mode: OnInjection) -> tuple[Sample, tuple[str, ...]]:
-    """The sample as it may be judged, and a flag for each field that forges structure.
+def guard(
+    sample: Sample, mode: OnInjection, n_shown: Collection[int]
+) -> tuple[Sample, tuple[str, ...]]:
+    """The sample as it may be judged, and a flag for each field that forges structure, where so
+    many answers are shown at once.
 
     Raises RowError where `mode` is error and there is such a field.
     """
-    found = {name: spans for name in field_names(sample) if (spans := _in_field(sample, name))}
+    found = {
+        name: spans for name in field_names(sample) if (spans := _in_field(sample, name, n_shown))
+    }
     for name, spans in found.items():
         text = field_of(sample, name)
         if mode == "error":
@@ -162,14 +168,16 @@ def guard(sample: Sample, mode: OnInjection) -> tuple[Sample, tuple[str, ...]]:
         if mode == "neutralize":
             sample = with_field(sample, name, _without(text, spans))
     if mode == "neutralize" and found:  # what was taken out may have stood in the way of more
-        sample, _ = guard(sample, mode)
+        sample, _ = guard(sample, mode, n_shown)
     return sample, tuple(f"injection:{name}" for name in found)
 
 
-def _in_field(sample: Sample, name: str) -> list[tuple[int, int]]:
-    # a single score is what many an honest answer is
-    n_scores = max(2, len(sample.answers)) if name.startswith("answer_") else 0
-    return find(field_of(sample, name), n_scores)
+def _in_field(sample: Sample, name: str, n_shown: Collection[int]) -> list[tuple[int, int]]:
+    text = field_of(sample, name)
+    if not name.startswith("answer_"):
+        return find(text, 0)
+    lengths = sorted({max(2, n) for n in n_shown})  # a single score is what many an honest one is
+    return sorted({span for n_scores in lengths for span in find(text, n_scores)})
 
 
 def _without(text: str, spans: list[tuple[int, int]]) -> str:

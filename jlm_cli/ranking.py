@@ -55,15 +55,15 @@ class RankMode:
 
     def record(self, sample: Sample, readings: Sequence[Reading]) -> Json:
         n = len(sample.answers)
+        if self.method == "pairwise" or len(readings[0].view.shown) < n:
+            return _said(sample, readings, "pairwise")
         lists = [reading for reading in readings if len(reading.view.shown) == n]
-        pairs = [reading for reading in readings if len(reading.view.shown) < n]
-        if not lists:
-            return _said(sample, pairs)
-        record = _said(sample, lists)
+        pairs = readings[len(lists) :]
+        record = _said(sample, lists, "listwise")
         if len(lists) > 1:
             record |= _stability(lists)
         if pairs:
-            said = _said(sample, pairs)
+            said = _said(sample, pairs, "pairwise")
             record["pairwise"] = {key: said[key] for key in ("scores", "expected", "ranking")}
         return record
 
@@ -92,12 +92,12 @@ def _pairs(template: Template, sample: Sample) -> list[View]:
     return [View(template, shown) for a, b in pairs for shown in ((a, b), (b, a))]
 
 
-def _said(sample: Sample, readings: Sequence[Reading]) -> Json:
+def _said(sample: Sample, readings: Sequence[Reading], method: str) -> Json:
     """The means over readings; a single list is ranked by its score line itself."""
     scores, expected = _means(sample, readings, greedy=True), _means(sample, readings, greedy=False)
     single = len(readings) == 1
     return {
-        "method": "listwise" if len(readings[0].view.shown) == len(sample.answers) else "pairwise",
+        "method": method,
         "scores": rounded(scores),
         "expected": rounded(expected),
         "ranking": ranking_of(rounded(scores if single else expected)),

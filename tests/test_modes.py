@@ -98,6 +98,7 @@ def test_rank_record(tmp_path: Path, jlm: Jlm, method: str) -> None:
         ]
         assert sorted(flat) == list(range(1, n + 1))
         assert len(record["scores"]) == len(record["expected"]) == n
+        assert record["method"] == method and "stability" not in record
         key = record["scores"] if method == "listwise" else record["expected"]
         assert record["ranking"] == ranking_of(key)
     summary = json.loads((tmp_path / "in.rank.metrics.json").read_text())
@@ -131,6 +132,7 @@ def test_auto_takes_pairs_where_a_list_does_not_fit(tmp_path: Path, jlm: Jlm) ->
     assert jlm("rank", "in.jsonl", "--max-length", "3600").code == 0
     records = read_rows(tmp_path / "in.rank.jsonl")
     assert [record["method"] for record in records] == ["pairwise", "listwise"]
+    assert records[0].keys() == records[1].keys()
     assert not any(record["flags"] for record in records)
     words = ("--method", "listwise", "--on-overflow", "error", "--overwrite")
     assert jlm("rank", "in.jsonl", "--max-length", "3600", *words).code == 3
