@@ -168,8 +168,8 @@ def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
             now.encoder,
             lambda errors: journal.append([one for one in errors if left[one[0]]]),
         )
-    except InputError:  # of --strict: nothing is judged yet that a mended input could go on from
-        if not len(done):
+    except InputError:  # of --strict
+        if left.all():  # nothing that a mended input could go on from
             journal.remove()
         raise
     report.preflight(facts_of(now, survey))

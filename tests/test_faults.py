@@ -135,6 +135,22 @@ def test_killed_twice_at_random_operations(tmp_path: Path, runs: Runs, work: Wor
         check_resumes(folder, work, runs)
 
 
+def test_strict_gives_up_nothing_of_a_killed_run(tmp_path: Path, runs: Runs, work: Work) -> None:
+    folder = begin(tmp_path / "run", work)
+    names = runs(folder, *COMMAND, "-q").names
+    begin(folder, work)
+    at = [n for n, name in enumerate(names, start=1) if name.endswith("part-0")][-1]
+    assert runs(folder, *COMMAND, "-q", at=at, how="kill").code == -signal.SIGKILL
+    with (folder / "in.jsonl").open("a") as file:
+        file.write('{"id": "bad"}\n')
+    strict = runs(folder, *COMMAND, "--retry-errors", "--strict")
+    assert strict.code == 2 and "going on: " in strict.err
+    (folder / "in.jsonl").write_bytes(work.given)
+    done = runs(folder, *COMMAND, "--retry-errors")
+    assert done.code == 3 and re.search(r"going on: [1-9]\d of 60", done.err), done.err
+    assert_whole(folder, work)
+
+
 def kill_at_random(folder: Path, runs: Runs, work: Work, draw: random.Random) -> None:
     begin(folder, work)
     times = 2 if draw.random() < 0.25 else 1
