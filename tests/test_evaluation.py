@@ -278,3 +278,74 @@ def test_gold_of_some_rows_measures_those_alone(tmp_path: Path, jlm: Jlm) -> Non
     found = json.loads(done.out)["failures"]
     assert (found["n"], found["coverage"]["value"]) == (1, 0.75)
     assert found["wrong"]["accuracy"]["value"] == 0.75 and "hold no gold" not in done.err
+
+
+FAILED = {"mode": "judge", "error": {"code": "nan", "message": "no"}}
+
+
+def test_an_input_without_gold_says_nothing_of_failed_rows(tmp_path: Path, jlm: Jlm) -> None:
+    """One with gold, also as a teacher's texts, does."""
+    rows = [
+        {"id": n, "line": n + 1, "verdict": "1", "gold": "1", "mode": "judge"} for n in range(5)
+    ]
+    write_rows(tmp_path / "o.jsonl", [*rows, {"id": 5, "line": 6, **FAILED}])
+    words = ("metrics", "o.jsonl", "--input", "in.jsonl", "--json")
+    samples = [{"id": n, "question": f"Q{n}", "answers": ["a", "b"]} for n in range(6)]
+    bodies = {"question_body": "Q", "answer1_body": "a", "answer2_body": "b"}
+    for given, n_without, covered in (
+        (samples, 1, 5 / 6),
+        ([{**one, "gold": "2"} for one in samples], 0, 5 / 6),
+        ([{**one, "gold": "2"} for one in samples[:5]] + samples[5:], 0, 1),
+        ([{"question_id": n, "text": "2 8\nSo.", **bodies} for n in range(6)], 0, 5 / 6),
+    ):
+        write_rows(tmp_path / "in.jsonl", given)
+        found = json.loads(jlm(*words).out)["failures"]
+        assert found["n_without_gold"] == n_without
+        assert found["coverage"]["value"] == pytest.approx(covered, abs=1e-6)
+
+
+def test_failed_rows_of_one_question_are_told_apart_by_their_lines(
+    tmp_path: Path, jlm: Jlm
+) -> None:
+    """Error records hold no models; without the input they hinder no other row."""
+    models = [["a", "b"], ["a", "c"], ["b", "c"]]
+    rows = [
+        {"id": n, "question": f"Q{n}", "answers": ["x", "y"], "models": pair}
+        for n in range(4)
+        for pair in models
+    ]
+    write_rows(tmp_path / "in.jsonl", rows)
+    write_rows(tmp_path / "g.jsonl", [{**row, "gold": "1"} for row in rows])
+    records = [
+        {"id": row["id"], "line": line, "mode": "judge", "verdict": "1", "sample": row}
+        for line, row in enumerate(rows, start=1)
+    ]
+    for at in (3, 5):  # both of question 1
+        records[at] = {"id": 1, "line": at + 1, **FAILED}
+    write_rows(tmp_path / "o.jsonl", records)
+    alone = json.loads(jlm("metrics", "o.jsonl", "--gold", "g.jsonl", "--json").out)
+    assert alone["failures"]["n_without_gold"] == 2 and alone["objective"]["n"] == 10
+    words = ("metrics", "o.jsonl", "--gold", "g.jsonl", "--input", "in.jsonl", "--json")
+    found = json.loads(jlm(*words).out)["failures"]
+    assert found["n_without_gold"] == 0
+    assert found["coverage"]["value"] == pytest.approx(10 / 12, abs=1e-6)
+    assert found["wrong"]["accuracy"]["value"] == pytest.approx(10 / 12, abs=1e-6)
+
+
+def test_gold_of_swapped_models_is_not_known_for_a_row_that_names_none(
+    tmp_path: Path, jlm: Jlm
+) -> None:
+    sample = {"question": None, "answers": None, "models": ["a", "b"]}
+    rows = [
+        {"id": n, "line": n + 1, "mode": "judge", "verdict": "1", "sample": sample}
+        for n in range(3)
+    ]
+    write_rows(tmp_path / "o.jsonl", [{"id": 3, "line": 4, **FAILED}, *rows])
+    for order, n_without in ((["b", "a"], 1), (["a", "b"], 0)):
+        gold = "1" if order == ["a", "b"] else "2"
+        write_rows(
+            tmp_path / "g.jsonl", [{"id": n, "models": order, "gold": gold} for n in range(4)]
+        )
+        found = json.loads(jlm("metrics", "o.jsonl", "--gold", "g.jsonl", "--json").out)
+        assert found["objective"]["agreement"]["value"] == 1
+        assert found["failures"]["n_without_gold"] == n_without

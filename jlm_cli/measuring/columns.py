@@ -90,7 +90,7 @@ class Names:
 class Columns:
     """N judged rows. `p` [N, 3], `scores`, `lengths` (characters, -1 unknown) and `models` [N, 2],
     `votes` [N, 3], the others [N]; `flags` counts them, `question` is a checksum (0: unknown).
-    `has_all_gold` where failed rows would have theirs as well, if there is any."""
+    `gold_known` [N] is 0 for failed rows whose gold, if there is any, is in no file at hand."""
 
     verdict: Codes
     swapped: Codes
@@ -106,7 +106,7 @@ class Columns:
     flags: Codes
     model_names: Names
     category_names: Names
-    has_all_gold: bool = False
+    gold_known: Codes
 
     def __len__(self) -> int:
         return len(self.verdict)
@@ -174,7 +174,8 @@ class PairTally:
         self._category, self._question = array("i"), array("q")
         self._model_names, self._category_names = Names(), Names()
         self.aspects: dict[str, PairTally] = {}
-        self.has_all_gold = False  # records of failed rows hold none, another file may
+        self._gold_known = array("b")  # records of failed rows hold none, another file may
+        self.n_gold_learnt = self.n_turned = 0  # rows, of the files that were joined
 
     def __len__(self) -> int:
         return len(self._category)
@@ -203,6 +204,7 @@ class PairTally:
         self._floats["scores"].extend(judged.scores)
         self._small["flags"].append(min(len(judged.flags), 127))
         self._small["gold"].append(about.gold)
+        self._gold_known.append(judged.verdict != NONE or about.gold != NONE)
         self._votes.extend(about.votes)
         self._lengths.extend(about.lengths)
         self._models.extend(self._codes(about.models))
@@ -214,10 +216,13 @@ class PairTally:
         it does not know stays as it was."""
         if are_turned(self.models_of(row), about.models):
             about = about.turned()
+            self.n_turned += 1
         elif are_others(self.models_of(row), about.models):
             about = About(gold=NONE if about.gold == NONE else UNREADABLE)
         if about.gold != NONE:
             self._small["gold"][row] = about.gold
+            self._gold_known[row] = 1
+            self.n_gold_learnt += 1
             self._votes[3 * row : 3 * row + 3] = array("i", about.votes)
         if about.lengths[0] >= 0:
             self._lengths[2 * row : 2 * row + 2] = array("i", about.lengths)
@@ -227,6 +232,11 @@ class PairTally:
             self._category[row] = self._category_names.code(about.category)
         if about.question is not None:
             self._question[row] = checksum(about.question)
+
+    def settle_gold(self, rows: Iterable[int]) -> None:
+        """Rows that have no gold if they have none by now."""
+        for row in rows:
+            self._gold_known[row] = 1
 
     @property
     def both_orders(self) -> bool:
@@ -243,6 +253,7 @@ class PairTally:
         """Before a gold file is read that replaces what the records hold."""
         self._small["gold"] = array("b", bytes([NONE])) * len(self)
         self._votes = array("i", [0, 0, 0]) * len(self)
+        self.n_gold_learnt = self.n_turned = 0
 
     def swap_in(self, row: int, other: Judged) -> None:
         """Take the judgment of the swapped order, in that order's numbering."""
@@ -273,7 +284,7 @@ class PairTally:
             flags=numbers(self._small["flags"]),
             model_names=self._model_names,
             category_names=self._category_names,
-            has_all_gold=self.has_all_gold,
+            gold_known=numbers(self._gold_known),
         )
 
     def _codes(self, models: Sequence[str] | None) -> tuple[int, int]:

@@ -8,10 +8,9 @@ again where a report shows it.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +41,25 @@ _OTHER_RECORDS = {"score": "grade or mmvet", "ranking": "rank", "aspects": "aspe
 
 @dataclass(frozen=True)
 class Index:
-    """Rows by id; by id and pair of models where ids repeat (one question, many pairs)."""
+    """Rows by id; by id and pair of models where ids repeat (one question, many pairs). An error
+    record has no models: in the input that it was made of, it is found by its `line`."""
 
     name: str
     rows: dict[Any, int]
     with_models: bool
-    n: int  # of all rows; failed ones may have no id
+    failed: dict[Any, int] = field(default_factory=dict)  # by id and line
 
-    def find(self, row_id: Any, models: Any) -> int | None:
-        return self.rows.get(self.key(row_id, models))
+    def find(self, row_id: Any, models: Any, line: int = -1) -> int | None:
+        at = self.rows.get(self.key(row_id, models))
+        return self.failed.get((key_of(row_id), line)) if at is None else at
 
     def key(self, row_id: Any, models: Any) -> Any:
         return _pair_key(row_id, models) if self.with_models else key_of(row_id)
+
+    def could_find(self, tally: PairTally, row: int) -> bool:
+        """Whether what another file has of a row would have come to it."""
+        told = bool(tally.models_of(row)) or not tally.has_failed(row)
+        return told or not (self.with_models or tally.n_turned)
 
     def hint(self, row_id: Any) -> str:
         """Why an id may not have been found."""
@@ -130,9 +136,10 @@ def read_predictions(
     """Raises InputError where a line is no prediction, or files are not of the same rows."""
     with ExitStack() as files:
         source = files.enter_context(open_source(path, stdin=stdin))
-        tally, ids = PairTally(), []
+        tally, ids, lines = PairTally(), [], array("q")
         for _, row, where in rows_of(source):
             ids.append(_id_of(row))
+            lines.append(_line_of(row))
             judged, about = read_judged(row, where), _about(row, where)
             if about.question is None and ids[-1] is not None:  # one id, one question
                 about = about._replace(question=repr(ids[-1]))
@@ -144,17 +151,20 @@ def read_predictions(
         if gold or reversed_ or more:
             index = _index(path, ids, tally)
             ids_repeat = index.with_models
-            join = partial(_join, index, files)
-            tally.has_all_gold = gold is not None or more is not None
             if more is not None:
-                sides["input"] = join(more, partial(_learn, tally))
+                by_line = replace(index, failed=_failed(ids, lines, tally)) if ids_repeat else index
+                sides["input"] = _join(by_line, tally, files, more, _learn)
+                if tally.n_gold_learnt:
+                    tally.settle_gold(n for n, at in enumerate(sides["input"].rows) if at >= 0)
+                index = _index(path, ids, tally)  # with the models that failed rows have got
             if gold is not None:
                 tally.forget_gold()
-                sides["gold"] = join(gold, partial(_learn_gold, tally))
+                sides["gold"] = _join(index, tally, files, gold, _learn_gold)
+                tally.settle_gold(n for n in range(len(ids)) if index.could_find(tally, n))
             if reversed_ is not None:
                 if tally.both_orders:
                     raise InputError(f"{path}: holds both orders already; leave out --reversed")
-                sides["reversed"] = join(reversed_, partial(_swap_in, tally))
+                sides["reversed"] = _join(index, tally, files, reversed_, _swap_in)
         columns = tally.columns()
         return Predictions(path, source, tally, ids, columns, sides, ids_repeat, files.pop_all())
 
@@ -297,7 +307,12 @@ def _with_gold(fields: Json, gold: Any) -> About:
 
 
 def _learn(tally: PairTally, at: int, row: Json, where: str) -> None:
-    tally.learn(at, _about(row, where))
+    """Texts, models and gold of a line of the input."""
+    try:
+        fields = native_fields(row)
+        tally.learn(at, _with_gold(fields, fields.get("gold")))
+    except RowError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _swap_in(tally: PairTally, at: int, row: Json, where: str) -> None:
@@ -305,9 +320,13 @@ def _swap_in(tally: PairTally, at: int, row: Json, where: str) -> None:
 
 
 def _learn_gold(tally: PairTally, at: int, row: Json, where: str) -> None:
-    """Gold of a line, in any of its forms; its texts too, where it has them."""
+    """Gold of a line, in any of its forms; its texts too, where it has them. Where models turn out
+    to stand the other way round, that of an error record, which names none, stays unknown."""
     try:
         fields = native_fields(row)
+        nameless = tally.has_failed(at) and not tally.models_of(at)
+        if nameless and tally.n_turned and fields.get("models"):
+            return
         about = _with_gold(fields, fields.get("gold"))
         if about.gold == NONE:
             about = _with_gold(fields, gold_in(row))
@@ -333,21 +352,39 @@ def _index(path: str, ids: list[Any], tally: PairTally, with_models: bool = Fals
     known = [n for n, row_id in enumerate(ids) if row_id is not None]
     rows = {key_of(ids[n]): n for n in known}
     if len(rows) == len(known) and not with_models:
-        return Index(path, rows, False, len(ids))
-    pairs = {_pair_key(ids[n], tally.models_of(n)): n for n in known}
-    if len(pairs) == len(known):
-        return Index(path, pairs, True, len(ids))
-    twice = next(ids[n] for n in known if rows[key_of(ids[n])] != n)
-    raise InputError(f"{path}: id {twice!r} stands there twice; to be joined, ids must be unique")
+        return Index(path, rows, False)
+    pairs: dict[Any, int] = {}
+    for n in known:
+        models = tally.models_of(n)
+        if not models and tally.has_failed(n):
+            continue
+        if pairs.setdefault(_pair_key(ids[n], models), n) != n:
+            twice = f"id {ids[n]!r} stands there twice"
+            raise InputError(f"{path}: {twice}; to be joined, ids must be unique")
+    return Index(path, pairs, True)
 
 
-def _join(
-    index: Index, files: ExitStack, path: Path, take: Callable[[int, Json, str], None]
-) -> Side:
-    """Give every row of a file to the prediction with its id."""
+def _failed(ids: Sequence[Any], lines: Sequence[int], tally: PairTally) -> dict[Any, int]:
+    """Error records by id and line of the input."""
+    failed = (n for n in range(len(ids)) if tally.has_failed(n) and ids[n] is not None)
+    return {(key_of(ids[n]), lines[n]): n for n in failed}
+
+
+def _line_of(row: Json) -> int:
+    """The line of the input that a record is of; -1 where it is none of jlm's."""
+    line = row.get("line")
+    return line if isinstance(line, int) and 0 < line < 2**63 else -1
+
+
+Take = Callable[[PairTally, int, Json, str], None]
+
+
+def _join(index: Index, tally: PairTally, files: ExitStack, path: Path, take: Take) -> Side:
+    """Give every row of a file to the prediction with its id; those that failed come last."""
     source = files.enter_context(open_source(str(path)))
-    side = Side(source, array("q", [-1]) * index.n)
+    side = Side(source, array("q", [-1]) * len(tally))
     unknown: set[Any] = set()
+    late: list[int] = []
     for number, row, where in rows_of(source):
         row_id = _id_of(row)
         if row_id is None and "error" in row:
@@ -355,7 +392,7 @@ def _join(
         if row_id is None:
             raise InputError(f"{where}: has no id; files are joined by id")
         models = native_fields(row).get("models") if index.with_models else None
-        at = index.find(row_id, models)
+        at = index.find(row_id, models, source.line(number))
         key = index.key(row_id, models)
         if key in unknown or (at is not None and side.rows[at] >= 0):
             raise InputError(f"{where}: id {row_id!r} stands there twice; ids must be unique")
@@ -364,7 +401,13 @@ def _join(
             side.unknown.append(_label(row_id, _names(models)))
             continue
         side.rows[at] = number
-        take(at, row, where)
+        if tally.has_failed(at):
+            late.append(at)
+        else:
+            take(tally, at, row, where)
+    for at in late:
+        number = side.rows[at]
+        take(tally, at, parse_row(source.read(number)), source.where(number))
     if len(side.unknown) == len(source):
         hint = index.hint(side.unknown[0]) if side.unknown else ""
         raise InputError(f"{path}: shares no id with {index.name}{hint}")

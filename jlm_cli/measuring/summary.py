@@ -152,7 +152,7 @@ def failures(columns: Columns, verdict: Codes) -> Json:
     official code counts them). An error record holds no gold: where no other file has it, those
     rows are left out alone."""
     failed = verdict == NONE
-    unknown = failed & (columns.gold == NONE) & (not columns.has_all_gold)
+    unknown = failed & (columns.gold == NONE) & (columns.gold_known == 0)
     covered = _cells(columns, (columns.gold < NONE) | unknown, (np.where(failed, 0, 1), 2))
     cells = _cells(columns, columns.gold < NONE, (columns.gold, 3), (verdict, 4))
 
