@@ -41,7 +41,7 @@ _NAMES = {
     "consistency": "swap consistency",
     "bias_first": "bias toward 1st",
     "bias_second": "bias toward 2nd",
-    "mean": "mean score",
+    "mean": "mean expected score",
 }
 _COMPARED = {"consistency": "consistency with pairs"}
 
@@ -245,9 +245,9 @@ class Report:
             table.add_row(
                 Text(f"baseline {name.replace('_', ' ')}", style="dim"), _figure(value["agreement"])
             )
-        for kind in ("win_rate", "mean_score"):
+        for kind, what in (("win_rate", "win rate"), ("mean_score", "mean expected score")):
             for name, value in list(summary.get(kind, {}).items())[:_ROWS_SHOWN]:
-                label = Text(kind.replace("_", " ") + " ").append_text(shown(name, 30))
+                label = Text(f"{what} ").append_text(shown(name, 30))
                 table.add_row(label, _figure(value))
         for place, above in enumerate(summary.get("position_bias", ()), start=1):
             table.add_row(f"above its mean at place {place}", _figure(above))
@@ -285,18 +285,20 @@ def _probed(summary: Json) -> Table:
         table.add_column(name, justify="left" if name == "" else "right")
     rows = {name: summary[name] for name in ("control", "position")} | summary["attacks"]
     for name, found in (rows | {"all attacks": summary["attack_success"]}).items():
-        low, high = found["ci95"]
         style = (
             "bold" if name == "all attacks" else "dim" if name in ("control", "position") else ""
         )
-        share, between = f"{found['value']:.0%}", f"{low:.0%} – {high:.0%}"
-        table.add_row(name.replace("-", " "), share, between, str(found["n"]), style=style)
+        share, low, high = (
+            "–" if one is None else f"{one:.0%}" for one in (found["value"], *found["ci95"])
+        )
+        cells = (name.replace("-", " "), share, f"{low} – {high}", str(found["n"]))
+        table.add_row(*cells, style=style)
     return table
 
 
 def _leaderboard(board: Json) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("model", "mean score", "win rate", "Bradley-Terry strength"):
+    for name in ("model", "mean expected score", "win rate", "Bradley-Terry strength"):
         table.add_column(name, no_wrap=True)
     for name, row in list(board.items())[:_ROWS_SHOWN]:
         figures = [_figure(row[key]) for key in ("mean_score", "win_rate", "bradley_terry")]

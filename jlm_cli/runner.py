@@ -77,9 +77,9 @@ def run_inline(config: Config, inline: tuple[str, ...]) -> int:
         given.write_bytes(dump({"question": question, "answers": answers}) + b"\n")
         output = Path(scratch) / "said.jsonl"
         there = replace(config, inputs=(str(given),), inline=None, output=output)
-        status = start(replace(there, quiet=True, print_json=False))
         if config.plan:
-            return status
+            return preflight(there)
+        status = run(replace(there, quiet=True, print_json=False))
         record = orjson.loads(output.read_bytes())
     if "error" in record:
         raise InputError(record["error"]["message"].removeprefix(f"{given}:1: "))

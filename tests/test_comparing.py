@@ -106,3 +106,20 @@ def test_a_failed_judgment_differs_from_none(tmp_path: Path, jlm: Jlm) -> None:
     assert jlm("metrics", "a.jsonl", "b.jsonl", "--html", "r.html", "--disagreements", "d.jsonl")
     assert 'value="judges differ"> judges differ <small>1<' in (tmp_path / "r.html").read_text()
     assert len((tmp_path / "d.jsonl").read_text().splitlines()) == 1
+
+
+def test_disagreements_are_about_the_verdicts_that_are_compared(tmp_path: Path, jlm: Jlm) -> None:
+    """The same judge in one order and in both differs from itself in no verdict of the first."""
+    swapped = [{"verdict": "2" if n % 2 else "1"} for n in range(10)]
+    one = [pair(n, verdict="1", scores=[9, 1]) for n in range(10)]
+    write_rows(tmp_path / "one.jsonl", one)
+    both = [{**row, "swapped": other} for row, other in zip(one, swapped, strict=True)]
+    write_rows(tmp_path / "both.jsonl", both)
+    done = jlm("metrics", "one.jsonl", "both.jsonl", "--disagreements", "d.jsonl")
+    assert done.code == 0 and (tmp_path / "d.jsonl").read_text() == ""
+    other = [{**row, "verdict": "2", "scores": [1, 9]} for row in both[:1]] + both[1:]
+    write_rows(tmp_path / "both.jsonl", other)
+    assert jlm("metrics", "one.jsonl", "both.jsonl", "--disagreements", "d.jsonl").code == 0
+    (row,) = read_rows(tmp_path / "d.jsonl")
+    said = {name: (judge["verdict"], judge["scores"]) for name, judge in row["judges"].items()}
+    assert said == {"one": ("1", [9, 1]), "both": ("2", [1, 9])}

@@ -349,3 +349,21 @@ def test_gold_of_swapped_models_is_not_known_for_a_row_that_names_none(
         found = json.loads(jlm("metrics", "o.jsonl", "--gold", "g.jsonl", "--json").out)
         assert found["objective"]["agreement"]["value"] == 1
         assert found["failures"]["n_without_gold"] == n_without
+
+
+def test_abstaining_needs_probabilities(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [{"id": n, "verdict": "1", "gold": "1"} for n in range(4)]
+    write_rows(tmp_path / "p.jsonl", rows)
+    done = jlm("metrics", "p.jsonl", "--abstain", "0.9")
+    assert done.code == 0 and "p: --abstain has nothing to go by" in done.err
+    rows[0]["p"] = {"1": 0.8, "2": 0.1, "tie": 0.1}
+    write_rows(tmp_path / "p.jsonl", rows)
+    done = jlm("metrics", "p.jsonl", "--abstain", "0.9")
+    assert "below 0.9, 100.0% of the 1 verdicts with p, become" in done.out
+
+
+@pytest.mark.parametrize("said", [1, "model_a", "MODEL_A", " 1 "])
+def test_verdicts_as_people_write_them(tmp_path: Path, jlm: Jlm, said: object) -> None:
+    write_rows(tmp_path / "p.jsonl", [{"id": 1, "verdict": said}, {"id": 2, "verdict": "Tie"}])
+    found = json.loads(jlm("metrics", "p.jsonl", "--json").out)
+    assert found["verdicts"] == {"1": 1, "2": 0, "tie": 1}

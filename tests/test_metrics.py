@@ -551,3 +551,20 @@ def test_a_leaderboard_does_not_depend_on_the_order_of_rows() -> None:
             tally.add(record)
         boards.append(tally.summary()["leaderboard"])
     assert boards[0] == boards[1]
+
+
+def test_a_leaderboard_of_many_models_needs_no_table_of_them_for_each_ranking() -> None:
+    """3,000 rankings of two out of 300 models each: 2 GB would be needed."""
+    tally = RankTally()
+    for n in range(3000):
+        models = [f"m{n % 300}", f"m{(7 * n + 1 + n // 300) % 300}"]
+        sample = {"models": models, "question": str(n)}
+        row = {"method": "listwise", "ranking": [1, 2], "expected": [5, 4], "flags": []}
+        tally.add({**row, "sample": sample})
+    tracemalloc.start()
+    try:
+        wins = tally._wins(sorted(tally.scores))
+        wins.of(wins.times)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()

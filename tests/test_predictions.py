@@ -79,8 +79,8 @@ def test_other_lines(row: dict[str, Any], place: int) -> None:
     [
         ({"id": 1}, "no prediction"),
         ({"id": 1, "verdict": "A"}, 'verdict: \'A\'; there are "1", "2", "tie"'),
-        ({"id": 1, "verdict": 1}, "verdict: 1; there are"),
-        ({"id": 1, "verdict": []}, "damaged"),
+        ({"id": 1, "verdict": 3}, "verdict: 3; there are"),
+        ({"id": 1, "verdict": []}, "verdict: []; there are"),
         ({"id": 1, "scores": [1, 2, 3]}, "scores: one number for each of two"),
         ({"id": 1, "scores": ["1", "2"]}, "scores: one number for each of two"),
         ({"id": 1, "verdict": "1", "p": {"1": 0.5}}, "field p: probabilities"),
@@ -88,7 +88,7 @@ def test_other_lines(row: dict[str, Any], place: int) -> None:
         ({"id": 1, "verdict": "1", "p": {"1": 5, "2": -4, "tie": 0}}, "field p: probabilities"),
         ({"id": 1, "verdict": "1", "p": 0.9}, "field p: probabilities"),
         ({"id": 1, "verdict": "1", "p": [0.9, 0.1, 0]}, "field p: probabilities"),
-        ({"id": 1, "verdict": "1", "swapped": {"verdict": 1}}, "swapped.verdict: 1; there are"),
+        ({"id": 1, "verdict": "1", "swapped": {"verdict": 3}}, "swapped.verdict: 3; there are"),
         ({"id": 1, "verdict": "1", "swapped": {"verdict": "2", "p": {"1": 5}}}, "field swapped.p"),
         ({"id": 1, "mode": "grade", "score": 5}, "take --protocol grade or mmvet"),
         ({"id": 1, "ranking": [1, 2]}, "take --protocol rank"),
@@ -202,7 +202,7 @@ def test_models_may_stand_the_other_way_round(tmp_path: Path, read: Read) -> Non
     assert found.columns.gold.tolist() == [0, TIE, 0]
     assert found.columns.votes.tolist() == [[0, 0, 0], [0, 0, 0], [2, 1, 0]]
     assert found.tally.models_of(0) == ("a", "b")
-    aligned = align({"ours": found, "theirs": read(str(other))})
+    aligned = align({"ours": found, "theirs": read(str(other))}, "verdict")
     assert aligned.column("theirs", "verdict").tolist() == [0, 0, 0]
     assert aligned.column("theirs", "final_p")[:2, 0].tolist() == pytest.approx([0.7, 0.2])
 
@@ -246,7 +246,7 @@ def test_a_torn_line_of_the_input_keeps_no_file_from_being_joined(
     gold = write_rows(tmp_path / "g.jsonl", [{"id": 3, "gold": "2"}, {"id": 1, "gold": "1"}])
     found = read(str(pred), gold, reversed_=pred)
     assert found.columns.gold.tolist() == [0, NONE, 1] and found.missing("gold") == []
-    aligned = align({"one": found, "other": read(str(pred))})
+    aligned = align({"one": found, "other": read(str(pred))}, "verdict")
     assert aligned.rows["other"].tolist() == [0, 2]
 
 

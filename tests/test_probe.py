@@ -12,6 +12,7 @@ from jlm_cli.errors import InputError
 from jlm_cli.injection import find
 from jlm_cli.metrics import wilson
 from jlm_cli.probe import Tally, rate, rows
+from jlm_cli.report import Report
 
 ATTACKS = {"null-model", "master-key", "forged-score", "forged-structure", "plea", "verbosity"}
 ATTACKS |= {"flattery", "authority", "formatting"}
@@ -96,3 +97,12 @@ def test_from_the_command_line(tmp_path: Path, jlm: Jlm) -> None:
     refused = json.loads(jlm("probe", "--json", "-q", "--on-injection", "error").out)
     assert refused["attacks"]["forged-score"]["value"] == 0 and refused["n_error"] == 96
     assert not list(tmp_path.iterdir())
+
+
+def test_a_share_without_an_interval_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where one question's pairs alone could be judged."""
+    tally = Tally()
+    for kind in ("control", "forged-score"):
+        tally.add(kind, "Q", {"verdict": "1", "swapped": {"verdict": "1"}})
+    Report().probe(tally.summary())
+    assert "– – –" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Done, Jlm, pair, write_rows
+from conftest import Done, Jlm, pair, read_rows, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_fscore_support
@@ -213,7 +213,38 @@ def test_rank_with_pairs_in_its_records(tmp_path: Path, jlm: Jlm) -> None:
     assert jlm("rank", "in.jsonl", "--compare", "-q").code == 0
     wanted = json.loads((tmp_path / "in.rank.metrics.json").read_text())["compare"]
     found = summary(jlm("metrics", "in.rank.jsonl", "--protocol", "rank", "--json"))
-    assert found["ranking"] == wanted
+    assert found["ranking"] == wanted and found["against"] == "pairs"
+    records = read_rows(tmp_path / "in.rank.jsonl")
+    gold: dict[str, Any] = {"gold": [1.0, 2.0, 3.0]}
+    rows = [{**one, **gold} for one in records]
+    del rows[0]["pairwise"]  # gold and pairs are not mixed
+    write_rows(tmp_path / "some.jsonl", rows)
+    found = summary(jlm("metrics", "some.jsonl", "--protocol", "rank", "--json"))
+    assert found["ranking"]["n"] == 7 and found["against"] == "pairs"
+    alone: list[dict[str, Any]] = [{**one, **gold, "pairwise": None} for one in records]
+    write_rows(tmp_path / "gold.jsonl", alone)
+    done = jlm("metrics", "gold.jsonl", "--protocol", "rank")
+    assert "ranking at once against gold" in done.out
+
+
+@pytest.mark.parametrize("name", ["answers", "models"])
+def test_a_ranking_of_other_answers_than_its_sample(tmp_path: Path, jlm: Jlm, name: str) -> None:
+    row = ranked(1, [5.0, 7.0], gold=[1.0, 2.0])
+    row["sample"][name] = ["a", "b", "c"]
+    write_rows(tmp_path / "rank.jsonl", [row])
+    done = jlm("metrics", "rank.jsonl", "--protocol", "rank")
+    assert done.code == 2 and f"rank.jsonl:1: field sample.{name}: one for each" in done.err
+
+
+def test_verdicts_of_pairs_named_by_their_models(tmp_path: Path, jlm: Jlm) -> None:
+    row = ranked(1, [5.0, 7.0, 9.0])
+    write_rows(tmp_path / "rank.jsonl", [row])
+    pairs = [("m0", "m1"), ("m0", "m2"), ("m1", "m2")]
+    said = [{"id": 1, "verdict": "2", "models": list(models)} for models in pairs]
+    write_rows(tmp_path / "pairs.jsonl", said)
+    words = ["--gold", "pairs.jsonl", "--protocol", "rank", "--json"]
+    found = summary(jlm("metrics", "rank.jsonl", *words))
+    assert found["ranking"]["consistency"]["value"] == 1
 
 
 def graded(row_id: Any, score: float, **more: Any) -> dict[str, Any]:
@@ -265,6 +296,9 @@ def test_mmvet_reads_the_gold_of_records(tmp_path: Path, jlm: Jlm) -> None:
     write_rows(tmp_path / "grade.jsonl", rows)
     found = summary(jlm("metrics", "grade.jsonl", "--protocol", "mmvet", "--json"))
     assert found["objective"]["agreement"]["value"] == 1.0
+    write_rows(tmp_path / "grade.jsonl", [*rows, graded(9, 9.0, gold=[9.0])])
+    done = jlm("metrics", "grade.jsonl", "--protocol", "mmvet")
+    assert "grade: gold is taken for scores of 0 to 10" in done.err
 
 
 def test_a_question_graded_many_times_counts_once(tmp_path: Path, jlm: Jlm) -> None:
@@ -427,8 +461,16 @@ def test_rewardbench(tmp_path: Path, jlm: Jlm) -> None:
     assert found["subset_mean"]["value"] == pytest.approx(2 / 3, abs=1e-6)
     more = [{"id": 9 + n, "verdict": "1", "gold": "tie", "category": "chat"} for n in range(9)]
     write_rows(tmp_path / "pred.jsonl", rows + more)  # which it leaves out, as its baselines do
-    first = summary(jlm(*words, "--json"))["baselines"]["first_answer"]
+    done = jlm(*words, "--json")
+    first = json.loads(done.out)["baselines"]["first_answer"]
     assert (first["n"], first["agreement"]["value"]) == (4, 0.75)
+    assert "pred: 9 rows whose gold is a tie are not measured" in done.err
+    bare = [{"id": 20 + n, "verdict": "2", "gold": "1"} for n in range(4)]
+    bare += [{"id": 30, "verdict": "1", "gold": "1", "category": 7}]
+    write_rows(tmp_path / "pred.jsonl", rows + bare)  # no row is left out for want of a subset
+    found = summary(jlm(*words, "--json"))["rewardbench"]
+    assert found["n"] == 9 and found["accuracy"]["value"] == pytest.approx(3 / 9, abs=1e-6)
+    assert found["subsets"]["(no subset)"]["n"] == 4 and found["subsets"]["7"]["n"] == 1
     assert "mean of subsets" in jlm(*words, "--html", "report.html").out
 
 

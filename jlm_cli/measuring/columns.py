@@ -352,7 +352,7 @@ def about_of(fields: Json) -> About:
         gold=gold_place(fields.get("gold")),
         lengths=(len(answers[0]), len(answers[1])) if _is_pair(answers) else (-1, -1),
         models=models if _is_pair(models) else None,
-        category=category if isinstance(category, str) else None,
+        category=str(category) if type(category) in (str, int) else None,
         question=question if isinstance(question, str) else None,
     )
 

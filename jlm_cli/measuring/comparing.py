@@ -30,11 +30,20 @@ from jlm_cli.records import VERDICTS, Json, dump
 @dataclass(frozen=True)
 class Aligned:
     """Some judges' predictions with, for each, its rows of the shared ids in one order, and
-    whether it had a row's models the other way round than the first."""
+    whether it had a row's models the other way round than the first. `measured` names the column
+    of the verdicts that are compared: those of the first order, or of both."""
 
     judges: dict[str, Predictions]
     rows: dict[str, Codes]
     turned: dict[str, NDArray[np.bool_]]
+    measured: str
+
+    def verdicts(self, judge: str) -> Codes:
+        return self.column(judge, self.measured)
+
+    def p(self, judge: str) -> Codes:
+        """Of the verdicts [N, 3]."""
+        return self.column(judge, {"verdict": "p", "final": "final_p"}[self.measured])
 
     def column(self, judge: str, name: str) -> Codes:
         """In the first judge's numbering: verdicts [N], or probabilities [N, 3]."""
@@ -45,7 +54,7 @@ class Aligned:
         return np.where(turned[:, None], values[:, [1, 0, TIE]], values)
 
 
-def align(judges: dict[str, Predictions]) -> Aligned:
+def align(judges: dict[str, Predictions], measured: str) -> Aligned:
     """Join by id. Raises InputError where two files share none."""
     first, *others = judges.values()
     indexes = [one.index() for one in judges.values()]  # ids must be unique in all of them
@@ -67,25 +76,24 @@ def align(judges: dict[str, Predictions]) -> Aligned:
     if not shared.any():
         raise InputError(f"{', '.join(one.name for one in judges.values())}: share no id")
     rows = dict(zip(judges, places[:, shared], strict=True))
-    return Aligned(judges, rows, dict(zip(judges, turned[:, shared], strict=True)))
+    return Aligned(judges, rows, dict(zip(judges, turned[:, shared], strict=True)), measured)
 
 
-def comparison_of(aligned: Aligned, verdict: str) -> Json:
-    """Each further judge against the first: paired differences and McNemar's test, of the column
-    of verdicts that the protocol measures."""
+def comparison_of(aligned: Aligned) -> Json:
+    """Each further judge against the first: paired differences and McNemar's test."""
     first, *others = aligned.judges
     n = len(aligned.rows[first])
     return {
         "n": n,
         "first": first,
-        "against": {name: _against(aligned, first, name, verdict) for name in others},
+        "against": {name: _against(aligned, first, name) for name in others},
         "left_out": {name: len(one.ids) - n for name, one in aligned.judges.items()},
     }
 
 
-def _against(aligned: Aligned, first: str, other: str, verdict: str) -> Json:
+def _against(aligned: Aligned, first: str, other: str) -> Json:
     clusters = _clusters(aligned, first)
-    ours, theirs = aligned.column(first, verdict), aligned.column(other, verdict)
+    ours, theirs = aligned.verdicts(first), aligned.verdicts(other)
     both = (ours != NONE) & (theirs != NONE)
     if not both.any():
         raise InputError(f"{other}: judged no row that {first} judged")
@@ -206,25 +214,26 @@ def _disagreement(aligned: Aligned, place: int, distance: float, gold: int) -> J
 
 
 def _said(aligned: Aligned, judge: str, place: int) -> Json:
-    verdict = int(aligned.column(judge, "final")[place])
-    p = aligned.column(judge, "final_p")[place]
-    scores = aligned.judges[judge].columns.scores[aligned.rows[judge][place]]
-    return {
-        "verdict": VERDICTS[verdict],
-        "scores": [number(score) for score in scores[:: -1 if aligned.turned[judge][place] else 1]],
-        "p": dict(zip(VERDICTS, map(number, p), strict=True)) if np.isfinite(p).all() else None,
-    }
+    verdict, p = int(aligned.verdicts(judge)[place]), aligned.p(judge)[place]
+    said: Json = {"verdict": VERDICTS[verdict]}
+    if aligned.measured == "verdict":  # both orders have scores of their own
+        scores = aligned.judges[judge].columns.scores[aligned.rows[judge][place]]
+        said["scores"] = [
+            number(score) for score in scores[:: -1 if aligned.turned[judge][place] else 1]
+        ]
+    known = np.isfinite(p).all()
+    return {**said, "p": dict(zip(VERDICTS, map(number, p), strict=True)) if known else None}
 
 
 def _distance(aligned: Aligned) -> Codes:
     """How far the judges' verdicts are apart: the largest total variation between the p of the
     first and another; 1 where there is no p; 0 where all say the same or one says nothing."""
     first, *others = aligned.judges
-    ours, our_p = aligned.column(first, "final"), aligned.column(first, "final_p")
+    ours, our_p = aligned.verdicts(first), aligned.p(first)
     most, said = np.zeros(len(ours)), ours != NONE
     for name in others:
-        theirs = aligned.column(name, "final")
-        apart = np.abs(our_p - aligned.column(name, "final_p")).sum(1) / 2
+        theirs = aligned.verdicts(name)
+        apart = np.abs(our_p - aligned.p(name)).sum(1) / 2
         apart = np.where(np.isfinite(apart), np.maximum(apart, 1e-6), 1.0)
         most = np.maximum(most, np.where(ours != theirs, apart, 0.0))
         said &= theirs != NONE

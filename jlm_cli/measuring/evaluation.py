@@ -84,9 +84,10 @@ def _run(config: MetricsConfig) -> int:
             "protocol": config.protocol,
             "judges": _measured(config, names, judges),
         }
-        aligned = align(judges) if len(judges) > 1 else None
+        measured = VERDICTS_OF.get(config.protocol, "verdict")
+        aligned = align(judges, measured) if len(judges) > 1 else None
         if aligned is not None:
-            result["comparison"] = comparison_of(aligned, VERDICTS_OF[config.protocol])
+            result["comparison"] = comparison_of(aligned)
         _tell(result, Report(config.quiet))
         grids = grids_of(result)
         _write(config, result, grids, judges, aligned)
@@ -135,6 +136,8 @@ def _tell(result: Json, report: Report) -> None:
             report.note(f"{name}: no gold, so no agreement; give --gold")
         if n := summary.get("failures", {}).get("n_without_gold"):
             report.note(f"{name}: {n} failed rows hold no gold; --input or --gold can bring it")
+        for remark in summary.get("remarks", ()):
+            report.note(f"{name}: {remark}")
         if ids := summary.get("gold", {}).get("without_verdict"):
             report.note(f"{len(ids)} rows have gold without a verdict: {_some(ids)}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.resources
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -305,9 +306,8 @@ def _differ(judge: Predictions, aligned: Aligned | None) -> Codes | None:
         return None
     first, *others = aligned.judges
     differ = np.zeros(len(judge.columns), bool)
-    ours = aligned.column(first, "final")
-    for name in others:
-        theirs = aligned.column(name, "final")
+    for name, which in itertools.product(others, ("verdict", "final")):
+        ours, theirs = aligned.column(first, which), aligned.column(name, which)
         differ[aligned.rows[first]] |= (ours != theirs) & (ours != NONE) & (theirs != NONE)
     return differ
 

@@ -32,7 +32,7 @@ from jlm_cli.measuring.columns import (
 from jlm_cli.reading.schemas import SCHEMAS, majority, parse_row, read_votes
 from jlm_cli.reading.side_files import Key, gold_in, id_in, key_of, twin_hint
 from jlm_cli.reading.source import Source, open_source
-from jlm_cli.records import VERDICTS, Json, read_gold, read_score_line, verdict_of
+from jlm_cli.records import PLAIN, VERDICTS, Json, read_gold, read_score_line, verdict_of
 
 _ID_SHOWN = 80  # characters, of a question that stands for one
 _P_OFF = 0.01  # of a sum of rounded probabilities
@@ -249,9 +249,12 @@ def judged_in(row: Json) -> Judged:
 def _said(given: Json, field: str) -> Json:
     """A verdict, and its probabilities where there are any."""
     verdict, p = given["verdict"], given.get("p")
-    if verdict not in PLACE:
+    verdict = PLAIN.get(str(verdict).strip().lower()) if type(verdict) in (str, int) else verdict
+    if not isinstance(verdict, str):
         known = ", ".join(f'"{name}"' for name in VERDICTS)
-        raise RowError("bad-value", f"field {field}verdict: {verdict!r}; there are {known}")
+        raise RowError(
+            "bad-value", f"field {field}verdict: {given['verdict']!r}; there are {known}"
+        )
     return {"verdict": verdict, "p": None if p is None else _read_p(p, f"{field}p")}
 
 

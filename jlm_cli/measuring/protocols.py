@@ -39,7 +39,12 @@ def judgelm(found: Predictions, config: MetricsConfig) -> Json:
     gold = {**gold_of(columns), "without_verdict": [found.label(int(row)) for row in unreadable]}
     summary = summary_of(columns, columns.both_orders, config.tie_within)
     details = details_of(columns, config.abstain)
-    return {**counts, "gold": gold, "joined": joined, **summary, **details}
+    remarks = [_NO_P] if config.abstain is not None and "abstain" not in details else []
+    said = {"remarks": remarks} if remarks else {}
+    return {**counts, **said, "gold": gold, "joined": joined, **summary, **details}
+
+
+_NO_P = "--abstain has nothing to go by: no verdict has both p and gold"
 
 
 def pandalm(found: Predictions, config: MetricsConfig) -> Json:
@@ -62,12 +67,12 @@ def rewardbench(found: Predictions, config: MetricsConfig) -> Json:
     `subset_mean` weighs all subsets alike; `ties_half` gives ties half a point.
     """
     columns = found.columns
-    rows = (columns.final != NONE) & (columns.gold < TIE) & (columns.category >= 0)
-    if not rows.any():
+    rows = (columns.final != NONE) & (columns.gold < TIE)
+    if not (rows & (columns.category >= 0)).any():
         raise InputError(
             f"{found.name}: protocol rewardbench needs gold 1 or 2, and subsets (category)"
         )
-    name_of = np.array(columns.category_names.names)
+    name_of = np.array([*columns.category_names.names, _NO_SUBSET])  # of code -1
     names, subset = np.unique(name_of[columns.category[rows]], return_inverse=True)
     outcome = np.where(columns.final == columns.gold, 1, np.where(columns.final == TIE, 2, 0))
     places = np.flatnonzero(rows)
@@ -84,8 +89,15 @@ def rewardbench(found: Predictions, config: MetricsConfig) -> Json:
         "n": whole.n,
         "subsets": each,
     }
+    summary = judgelm(found, config)
+    if n_ties := int((columns.gold == TIE).sum()):
+        remark = f"{n_ties} rows whose gold is a tie are not measured: one answer must be chosen"
+        summary.setdefault("remarks", []).append(remark)
     same = {"baselines": baselines(columns, rows, config.tie_within)}
-    return {**judgelm(found, config), **same, "rewardbench": overall}
+    return {**summary, **same, "rewardbench": overall}
+
+
+_NO_SUBSET = "(no subset)"
 
 
 def _ties_half(counts: Counts) -> Counts:

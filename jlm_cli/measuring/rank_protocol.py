@@ -48,8 +48,8 @@ class Ranked:
 def rank(path: str, config: MetricsConfig) -> Json:
     """Table 10: the ranking of N answers at once against that of all pairs, or against gold.
 
-    Pairs are in the record (`jlm rank --compare`), or `--gold` holds pair judgments or N scores
-    for each id.
+    Pairs are in the records (`jlm rank --compare`), or `--gold` holds pair judgments or N scores
+    for each id. Records without pairs are measured against their own gold where none has pairs.
     """
     found: dict[Any, Ranked] = {}
     n_error = 0
@@ -61,6 +61,10 @@ def rank(path: str, config: MetricsConfig) -> Json:
         key = number if config.gold is None else key_in(row, where)
         if found.setdefault(key, one) is not one:
             raise InputError(f"{where}: id {row.get('id')!r} stands there twice")
+    against_pairs = any(one.pairwise is not None for one in found.values())
+    for one in found.values():
+        if against_pairs and one.pairwise is None:
+            one.pairs.clear()
     joined = {} if config.gold is None else {"joined": {"gold": _read_pairs(found, config.gold)}}
     against = {key: wanted for key, one in found.items() if (wanted := _pairwise(one)) is not None}
     if not against:
@@ -76,6 +80,7 @@ def rank(path: str, config: MetricsConfig) -> Json:
         "n_judged": len(found),
         "n_error": n_error,
         "n_incomplete": len(found) - len(whole),
+        "against": "gold" if config.gold is None and not against_pairs else "pairs",
         **joined,
         "ranking": _compared({key: one.ranking for key, one in whole.items()}, against),
         "baselines": {name: _compared(each, against) for name, each in baselines.items()},
@@ -91,6 +96,9 @@ def _ranked(row: Json, where: str, use_gold: bool) -> Ranked:
     ranking = row["ranking"] if isinstance(row.get("ranking"), list) else ranking_of(scores)
     _check_ranking(ranking, len(scores), f"{where}: field ranking")
     one = Ranked(ranking, sample_in(row, where), len(scores))
+    for name in ("answers", "models"):
+        if len(one.sample.get(name) or scores) != len(scores):
+            raise InputError(f"{where}: field sample.{name}: one for each of the scores is needed")
     if use_gold and isinstance(row.get("pairwise"), dict):
         one.pairwise = row["pairwise"].get("ranking")
         if one.pairwise is not None:
@@ -170,7 +178,7 @@ def _add_pair(one: Ranked, row: Json, where: str) -> None:
 
 def _pair_in(one: Ranked, row: Json, where: str) -> tuple[int, int]:
     """Which two of the ranked answers a judgment is about: by number, by model, or by text."""
-    sample = sample_in(row, where)
+    sample = {"models": models_in(row), **sample_in(row, where)}
     if isinstance(row.get("pair"), list):
         known, wanted = list(range(1, one.count + 1)), row["pair"]
     elif sample.get("models") and one.sample.get("models"):

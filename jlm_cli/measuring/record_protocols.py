@@ -122,6 +122,7 @@ def mmvet(path: str, config: MetricsConfig) -> Json:
     if not said:
         raise InputError(f"{path}: protocol mmvet needs gold (right, half, wrong); give --gold")
     truth = _gold_grades(golds)
+    as_scores = _are_scores(golds)
     people, verdict = np.array(truth), np.array(said)
     clusters = clusters_of(np.array(questions))
     most = np.full(len(said), np.bincount(people).argmax())
@@ -133,6 +134,7 @@ def mmvet(path: str, config: MetricsConfig) -> Json:
         "n_judged": n_judged,
         "n_error": n_error,
         "gold": {"n": len(said)},
+        **({"remarks": [_AS_SCORES]} if as_scores else {}),
         **joined,
         "objective": against_gold(verdict),
         "baselines": {"majority": against_gold(most)},
@@ -200,11 +202,19 @@ def _grade(score: Any, name: str, where: str) -> int:
 
 
 def _gold_grades(golds: Sequence[tuple[Any, str]]) -> list[int]:
-    """Of each gold with its place: a word, 1, 0.5 or 0, or a list with one score of 0-10. Lists
-    of 1, 0.5 and 0 alone are what records make of such numbers."""
+    """Of each gold with its place: a word, 1, 0.5 or 0, or a list with one score of 0-10."""
+    as_scores = _are_scores(golds)
+    return [_gold_grade(gold, where, not as_scores) for gold, where in golds]
+
+
+def _are_scores(golds: Sequence[tuple[Any, str]]) -> bool:
+    """Whether gold in lists is scores of 0-10: lists of 1, 0.5 and 0 alone are what records make
+    of such numbers."""
     lists = [gold for gold, _ in golds if isinstance(gold, list)]
-    as_numbers = all(is_numbers(gold) and set(gold) <= _GRADE_OF_NUMBER.keys() for gold in lists)
-    return [_gold_grade(gold, where, as_numbers) for gold, where in golds]
+    return not all(is_numbers(gold) and set(gold) <= _GRADE_OF_NUMBER.keys() for gold in lists)
+
+
+_AS_SCORES = "gold is taken for scores of 0 to 10, as not all of it is 1, 0.5 or 0"
 
 
 def _gold_grade(gold: Any, where: str, as_number: bool) -> int:

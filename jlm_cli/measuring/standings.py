@@ -248,6 +248,24 @@ def _concordant(counts: Counts, row: Codes, column: Codes) -> Counts:
     return net
 
 
+@dataclass(frozen=True)
+class Wins:
+    """Wins of M models over each other, by kind of ranking: `times` [K] each occurred, and in the
+    one of `row` [E] a `pair` [E] of models (the winner times M, plus the loser) `won` so much."""
+
+    n_models: int
+    times: Counts
+    row: Codes
+    pair: Codes
+    won: Counts
+
+    def of(self, times: Counts) -> Counts:
+        """Wins of model over model [M, M] where the kinds occur so many times [K]."""
+        size = self.n_models**2
+        wins = np.bincount(self.pair, self.won * times[self.row], size).astype(float)
+        return wins.reshape(self.n_models, self.n_models)
+
+
 @dataclass
 class RankTally(Tally):
     """Rankings: who stands where, how much places matter, lists against pairs."""
@@ -278,10 +296,10 @@ class RankTally(Tally):
         parts: Json = {"methods": dict(sorted(self.methods.items()))}
         if self.outcomes:
             names = sorted(self.scores)
-            counts, wins = self._wins(names)
-            parts["leaderboard"] = self._leaderboard(names, counts, wins)
+            wins = self._wins(names)
+            parts["leaderboard"] = self._leaderboard(names, wins)
             groups: defaultdict[int, list[str]] = defaultdict(list)
-            for name, group in zip(names, _groups(_met(wins.sum(0))).tolist(), strict=True):
+            for name, group in zip(names, _groups(_met(wins.of(wins.times))).tolist(), strict=True):
                 groups[group].append(name)
             if len(groups) > 1:  # strengths compare only within a group
                 parts["leaderboard_groups"] = list(groups.values())
@@ -292,9 +310,9 @@ class RankTally(Tally):
             parts["compare"] = compared(self.moved)
         return parts
 
-    def _leaderboard(self, names: list[str], counts: Counts, wins: Counts) -> Json:
-        """By model, strongest first: mean score, win rate, Bradley-Terry strength."""
-        rate, strength = _intervals(counts, wins)
+    def _leaderboard(self, names: list[str], wins: Wins) -> Json:
+        """By model, strongest first: mean expected score, win rate, Bradley-Terry strength."""
+        rate, strength = _intervals(wins)
         board = {
             name: {
                 "mean_score": self.scores[name].json(),
@@ -306,17 +324,19 @@ class RankTally(Tally):
         order = sorted(names, key=lambda name: (-board[name]["bradley_terry"]["value"], name))
         return {name: board[name] for name in order}
 
-    def _wins(self, names: list[str]) -> tuple[Counts, Counts]:
-        """How often each outcome occurred [U], and its wins of model over model [U, M, M]."""
+    def _wins(self, names: list[str]) -> Wins:
         index = {name: place for place, name in enumerate(names)}
-        wins = np.zeros((len(self.outcomes), len(names), len(names)))
         outcomes = sorted(self.outcomes)
+        rows, pairs, won = [], [], []
         for row, (models, stands) in enumerate(outcomes):
-            for a, place in zip(models, stands, strict=True):
-                for b, other in zip(models, stands, strict=True):
-                    if a != b:
-                        wins[row, index[a], index[b]] += (place < other) + (place == other) / 2
-        return np.array([self.outcomes[outcome] for outcome in outcomes], float), wins
+            model = np.array([index[name] for name in models])
+            a, b = np.nonzero(model[:, None] != model)
+            place = np.array(stands)
+            rows.append(np.full(len(a), row))
+            pairs.append(model[a] * len(names) + model[b])
+            won.append((place[a] < place[b]) + (place[a] == place[b]) / 2)
+        times = np.array([self.outcomes[outcome] for outcome in outcomes], float)
+        return Wins(len(names), times, *map(np.concatenate, (rows, pairs, won)))
 
 
 def compared(moved: Counter[int]) -> Json:
@@ -372,17 +392,15 @@ def _groups(met: NDArray[np.bool_]) -> Codes:
     return first
 
 
-def _intervals(counts: Counts, wins: Counts) -> tuple[dict[str, Any], dict[str, Any]]:
+def _intervals(wins: Wins) -> tuple[dict[str, Any], dict[str, Any]]:
     """Win rates and strengths with their bootstrap intervals, a list with a value per model."""
-    n, times = int(counts.sum()), n_resamples(wins[0].size)
-    draws = np.random.default_rng(0).multinomial(n, counts / n, times).astype(float)
-    flat = wins.reshape(len(counts), -1)
-    drawn = (draws @ flat).reshape(times, *wins.shape[1:])
-    seen = (counts @ flat).reshape(wins.shape[1:])
+    n, times = int(wins.times.sum()), n_resamples(wins.n_models**2)
+    draws = np.random.default_rng(0).multinomial(n, wins.times / n, times).astype(float)
+    drawn, seen = np.stack([wins.of(draw) for draw in draws]), wins.of(wins.times)
     found = []
     with np.errstate(invalid="ignore", divide="ignore"):
         for metric in (_win_rates, bradley_terry(_met(seen))):
-            low, high = np.full((2, wins.shape[-1]), np.nan)
+            low, high = np.full((2, wins.n_models), np.nan)
             if n > 1:  # one ranking says nothing about how they vary
                 with warnings.catch_warnings():  # a model that only met itself has no number
                     warnings.simplefilter("ignore", RuntimeWarning)

@@ -75,7 +75,9 @@ def _headline(protocol: str, judges: dict[str, Json]) -> Grid:
         }
     rows = [(name, _flat(protocol, summary)) for name, summary in measured.items()]
     rows += _baselines({name: summary.get("baselines", {}) for name, summary in judges.items()})
-    return _grid(_TITLES[protocol], rows, _COLUMNS[protocol])
+    against = {summary["against"] for summary in judges.values() if "against" in summary}
+    title = _TITLES[protocol].format(against=" or ".join(sorted(against)))
+    return _grid(title, rows, _COLUMNS[protocol])
 
 
 def _baselines(by_judge: dict[str, Json]) -> list[tuple[str, Json]]:
@@ -103,7 +105,7 @@ _SECTION = {"pandalm": "combined", "rank": "ranking"}
 _TITLES = {
     "judgelm": "judge against gold (JudgeLM, tables 1 and 4)",
     "pandalm": "both orders, a conflict is a tie (JudgeLM, table 2)",
-    "rank": "ranking at once against pairs (JudgeLM, table 10)",
+    "rank": "ranking at once against {against} (JudgeLM, table 10)",
     "mmvet": "grades against people (JudgeLM, table 9)",
     "grade": "grades against gold",
     "aspects": "aspects against gold (JudgeLM, table 16)",
@@ -200,7 +202,7 @@ def _details(summary: Json) -> list[Grid]:
         names = {"coverage": "coverage", "accuracy": "accuracy"}
         grids.append(_grid(f"verdicts by confidence{both}", rows, names))
     if "effects" in summary:
-        title = "verdicts for either answer: share of the first, of the longer one; Cohen's h"
+        title = f"verdicts for either answer{first}: share of the first, the longer; Cohen's h"
         rows = [
             ({"position": "first", "length": "longer"}[name], one)
             for name, one in summary["effects"].items()
@@ -208,16 +210,19 @@ def _details(summary: Json) -> list[Grid]:
         grids.append(_grid(title, rows))
     if "rewardbench" in summary:
         rows = list(summary["rewardbench"]["subsets"].items())
-        grids.append(_grid("by subset", rows))
+        grids.append(_grid(f"by subset{both}", rows))
     for kind, groups in summary.get("by", {}).items():
-        grids.append(_grid(f"by {kind.replace('_', ' ')}", list(groups.items())))
+        grids.append(_grid(f"by {kind.replace('_', ' ')}{first}", list(groups.items())))
     if "aspects" in summary:
         rows = [(name, _of_aspect(one)) for name, one in summary["aspects"].items()]
         grids.append(_grid(f"each aspect{first}", rows))
     if "mean" in summary:
         grids.append(_grid("scores", [("", _spread(summary))]))
-        rows = [(name, {"mean score": one}) for name, one in summary.get("mean_score", {}).items()]
-        grids.append(_grid("mean score by model", rows))
+        rows = [
+            (name, {"mean expected score": one})
+            for name, one in summary.get("mean_score", {}).items()
+        ]
+        grids.append(_grid("mean expected score by model", rows))
     if "win_rate" in summary:
         best = sorted(summary["win_rate"].items(), key=lambda item: (-_value(item[1]), item[0]))
         rows = [(name, {"win rate": one, "n": one["n"]}) for name, one in best]
@@ -229,17 +234,18 @@ def _of_aspect(summary: Json) -> Json:
     """Its verdicts, or of grades their mean."""
     counts = {f"verdict {key}": count for key, count in summary.get("verdicts", {}).items()}
     steady = summary.get("reliability", {}).get("consistency")
-    return {**counts, "consistency": steady, "mean expected": summary.get("mean")}
+    return {**counts, "consistency": steady, "mean expected score": summary.get("mean")}
 
 
 def _spread(summary: Json) -> Json:
     """Of grades: their mean, how many pass, and how often each was given."""
-    figures = {"mean expected": summary["mean"], "pass rate": summary.get("pass_rate")}
+    figures = {"mean expected score": summary["mean"], "pass rate": summary.get("pass_rate")}
     return {**figures, **{f"score {score}": count for score, count in summary["scores"].items()}}
 
 
 def _abstain(abstain: Json) -> Grid:
-    title = f"below {abstain['threshold']}, {1 - abstain['coverage']:.1%} of verdicts, become"
+    share = f"{1 - abstain['coverage']:.1%} of the {abstain['tie']['n']} verdicts with p"
+    title = f"below {abstain['threshold']}, {share}, become"
     names = {"no_verdict": "no verdict", "tie": "a tie"}
     rows = [(names[name], abstain[name]) for name in names if name in abstain]
     return _grid(title, rows, {"agreement": "agreement", **_CLASSES, "n": "n"})
