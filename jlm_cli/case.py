@@ -216,7 +216,8 @@ def _verdict(record: Json) -> str:
         parts = [f"score {record['text'].strip()}", f"expected {record['expected']:.1f}"]
     else:
         p = ", ".join(f"{name}: {share:.2f}" for name, share in record["p"].items())
-        parts = [names[record["verdict"]], f"scores {record['text']}", f"p {p}"]
+        scores = [] if record["scores"] is None else [f"scores {record['text']}"]
+        parts = [names[record["verdict"]], *scores, f"p {p}"]
     if "swapped" in record:
         parts.append("in the other order " + names[record["swapped"]["verdict"]])
     if record["flags"]:

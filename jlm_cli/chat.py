@@ -149,6 +149,9 @@ class Chat:
             signals.unwind()
             self.screen.hint("stopped")
             return True
+        except MemoryError:
+            n = len(ids) + len(reply)
+            raise UsageError(f"memory ran out at {n} tokens; take a lower --max-length") from None
         return False
 
     def show(self) -> None:

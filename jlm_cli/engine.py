@@ -164,7 +164,10 @@ class Judge:
     def _reasons_before(self, prompts: Sequence[Prompt]) -> list[Reason | None]:
         """What the judge writes before its line, for templates that have the reason first."""
         rows = [n for n, p in enumerate(prompts) if p.view.template.reason_first is not None]
-        written = self._write([prompts[row].ids for row in rows])
+        limits = [
+            self._room(prompts[row].ids, behind=self._line_room(prompts[row])) for row in rows
+        ]
+        written = self._write([prompts[row].ids for row in rows], limits)
         reasons: list[Reason | None] = [None] * len(prompts)
         for row, words in zip(rows, written, strict=True):
             template = prompts[row].view.template
@@ -192,20 +195,26 @@ class Judge:
             and not prompts[row].view.aspects
             and prompts[row].view.template.reason_first is None
         ]
-        written = self._write([ids for _, ids in judged])
+        written = self._write([ids for _, ids in judged], [self._room(ids) for _, ids in judged])
         for (row, _), words in zip(judged, written, strict=True):
             reasons[row] = Reason(words.text.strip(), words.cut)
         return reasons
 
-    def _write(self, prompts: Sequence[Ids]) -> list[Written]:
-        limits = [self._room(ids) for ids in prompts]
+    def _write(self, prompts: Sequence[Ids], limits: Sequence[int]) -> list[Written]:
         return self.engine.write(prompts, limits, self.wrote) if prompts else []
 
-    def _room(self, ids: Sequence[int]) -> int:
-        """New tokens that fit: at most `new_tokens`, and no more than the context holds."""
+    def _room(self, ids: Sequence[int], behind: int = 0) -> int:
+        """New tokens that fit: at most `new_tokens`, and no more than the context holds with what
+        comes behind them."""
         context = self.lines.vocabulary.context
-        left = self.new_tokens if context is None else context - len(ids)
+        left = self.new_tokens if context is None else context - len(ids) - behind
         return max(1, min(self.new_tokens, left))
+
+    def _line_room(self, prompt: Prompt) -> int:
+        """Tokens of the longest line behind a reason, with the words that announce it."""
+        template = prompt.view.template
+        marker = self.lines.vocabulary.locate(template.reason_first or "").ids
+        return len(marker) + self.lines.of(template, len(prompt.view.shown)).longest
 
 
 @dataclass(frozen=True)

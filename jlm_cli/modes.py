@@ -348,7 +348,8 @@ def _templates(config: Config, taught: str | None) -> tuple[Templates, Templates
         main = Templates.pair(f"{plain}-explain-first", f"{with_reference}-explain-first")
     elif taught is not None and _misfit(load(taught), config) is None:
         main = Templates.named(taught)
-    if config.template is not None and (own := Templates.named(config.template)):
+    if config.template is not None:
+        own = Templates.named(config.template)
         if config.aspects and own.plain.uses("aspects"):
             aspects = own
         else:
@@ -360,14 +361,24 @@ def _templates(config: Config, taught: str | None) -> tuple[Templates, Templates
     for template in main.all:
         if misfit := _misfit(template, config):
             raise UsageError(f"--template {template.name}: {misfit}")
-    return main, aspects if config.aspects else None
+    if not config.aspects:
+        return main, None
+    for template in aspects.all:
+        if misfit := _misfit_of_line(template, config):
+            raise UsageError(f"--template {template.name}: {misfit}")
+    return main, aspects
 
 
 def _misfit(template: Template, config: Config) -> str | None:
     """Why a template is not one for the command, if it is not."""
-    shows = template.answers_shown
     if template.uses("aspects"):
         return "its {aspects} need --aspect"
+    return _misfit_of_line(template, config)
+
+
+def _misfit_of_line(template: Template, config: Config) -> str | None:
+    """Why its line is not about as many answers as the command shows, if it is not."""
+    shows = template.answers_shown
     if shows is not None and shows != {"judge": 2, "grade": 1}.get(config.command):
         return f"shows {shows} answers; it is not for {config.command}"
     if config.command == "grade" and shows is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from jlm_cli.hf import attention
 from jlm_cli.hf.attention import Look, by_products, fused, kernel_for
@@ -42,6 +43,28 @@ def test_windows(tokens: int, start: int, window: int) -> None:
         scores = scores if cap is None else cap * torch.tanh(scores / cap)
         wanted = (scores + sees).softmax(-1) @ value.repeat_interleave(3, 1)
         assert (found - wanted).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("window", [8, 64])
+def test_products_see_what_a_model_sees(window: int) -> None:
+    """In training on CPUs: caps and windows of Gemma 2 are part of the model."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=window,
+        attn_logit_softcapping=1.5, query_pre_attn_scalar=1,
+    )  # fmt: skip
+    model = Gemma2ForCausalLM(config).train(False)
+    model.set_attn_implementation("eager")
+    for part in model.parameters():
+        torch.nn.init.normal_(part, std=0.4)
+    ids, seen = torch.randint(0, 64, (2, 40)), torch.ones(2, 40, dtype=torch.int64)
+    seen[1, :9] = 0
+    with torch.no_grad():
+        wanted = model(ids, attention_mask=seen).logits
+        model.set_attn_implementation(attention.PRODUCTS)
+        found = model(ids, attention_mask=seen).logits
+    assert (found - wanted)[seen.bool()].abs().max() < 1e-4 * wanted.abs().max()
 
 
 def test_masked_products_equal_the_fused_kernel() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from jlm_cli.reading.schemas import SCHEMAS
 from jlm_cli.records import Json
 from jlm_cli.training.bad_answers import KINDS, spoil
-from jlm_cli.training.data import Scale
+from jlm_cli.training.data import Scale, _lifted
 from jlm_cli.training.gathering import Answer, Answered
 from jlm_cli.training.lessons import question_key, read_lesson
 
@@ -216,3 +217,16 @@ def test_the_scale_keeps_the_order(qualities: list[float]) -> None:
     scale = Scale.of([Answered("q", answers, None, "s")])
     scores = [scale.score("s", quality) for quality in sorted(qualities)]
     assert scores == sorted(scores) and scores[0] >= 3 and scores[-1] <= 10
+
+
+@given(
+    st.lists(st.integers(2, 20).map(lambda n: n / 2), min_size=1, max_size=5),
+    st.sampled_from([4.0, 6.0, 7.0]),
+)
+def test_real_answers_above_spoiled_ones_keep_their_order(
+    scores: list[float], floor: float
+) -> None:
+    found = _lifted(scores, floor)
+    assert min(found) >= floor and max(found) <= 10
+    for (a, x), (b, y) in itertools.combinations(zip(scores, found, strict=True), 2):
+        assert (a > b, a < b) == (x > y, x < y)

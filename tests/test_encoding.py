@@ -14,7 +14,9 @@ from conftest import Loaded
 from jlm_cli import prompts
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines, Prompt, Vocabulary
+from jlm_cli.engine import Batch, Judge, Written
 from jlm_cli.errors import ModelError, RowError
+from jlm_cli.fake import FakeEngine
 from jlm_cli.models import FAKE, ModelFiles
 from jlm_cli.modes import arranged, mode_of
 from jlm_cli.records import Sample
@@ -201,6 +203,28 @@ def test_no_prompt_is_longer_than_the_model_reads() -> None:
     for asked in (None, 20000):
         (prompt,) = encoded(encoder_of(vocabulary, max_length=asked), long)
         assert len(prompt.ids) + LINE == 1500 and prompt.flags == ("truncated:answer_1",)
+
+
+def test_a_line_fits_behind_the_longest_reason() -> None:
+    """A reason in front of it may fill up the context but for the line."""
+    context, longest = 3000, 0
+
+    class Talkative(FakeEngine):
+        def write(self, prompts: Any, limits: Any, wrote: Any) -> list[Written]:
+            return [Written("x" * limit, cut=True) for limit in limits]
+
+        def begin(self, prompts: Any, drafts: Any, columns: Any) -> Batch:
+            nonlocal longest
+            longest = max(len(prompt) for prompt in prompts)
+            return super().begin(prompts, drafts, columns)
+
+    vocabulary = replace(load_vocabulary(ModelFiles(FAKE, Path())), context=context)
+    long = replace(SAMPLE, answers=("x" * 3000, "No idea."))
+    words: dict[str, Any] = {"explain_first": True, "max_new_tokens": 2000}
+    prompts = encoded(encoder_of(vocabulary, **words), long)
+    (found,) = Judge(Talkative(), Lines(vocabulary), reason=True, new_tokens=2000).judge(prompts)
+    assert not isinstance(found, RowError) and found.flags[-1] == "reason-cut"
+    assert context - LINE - 2 <= longest <= context - LINE
 
 
 def test_both_orders_are_cut_alike() -> None:

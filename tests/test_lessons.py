@@ -152,6 +152,11 @@ def test_weights() -> None:
             "The first answer, the Second AI assistant.",
             "The second answer, the First AI assistant.",
         ),
+        ("Response 1 is better than Answer 2.", "Response 2 is better than Answer 1."),
+        (
+            "responses 1 and 2; the answer 2 is right",
+            "responses 2 and 1; the answer 2 is right",
+        ),
         ("In the first row there are 2 of 1.", "In the first row there are 2 of 1."),
         ("Assistant 3 and Assistant 12", "Assistant 3 and Assistant 12"),
     ],

@@ -214,6 +214,9 @@ def test_aspects_in_both_orders(tmp_path: Path, jlm: Jlm) -> None:
     assert set(record["aspects"]["novelty"]) >= {"swapped", "consistent", "combined", "text"}
 
 
+_FLUENT = ("in.jsonl", "--aspect", "fluency")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -226,6 +229,14 @@ def test_aspects_in_both_orders(tmp_path: Path, jlm: Jlm) -> None:
         (("rank", "in.jsonl", "--template", "pandalm"), "it is not for rank"),
         (("judge", "in.jsonl", "--template", "vqa"), "it is not for judge"),
         (("judge", "in.jsonl", "--template", "judgelm-aspects"), "need --aspect"),
+        (
+            ("judge", *_FLUENT, "--template", "grade-no-reference-aspects"),
+            "shows 1 answers; it is not for judge",
+        ),
+        (
+            ("grade", *_FLUENT, "--no-reference", "--template", "judgelm-aspects"),
+            "compares answers",
+        ),
         (("judge", "in.jsonl", "--reason", "--explain-first"), "exclude each other"),
         (("judge", "-Q", "Why?"), "go together"),
         (("judge", "in.jsonl", "-Q", "Why?", "-A", "a", "-A", "b"), "either input files or one"),

@@ -279,7 +279,9 @@ def _for_transformers(
     """[B, heads, T, size] → [B, T, heads, size], over a padded batch. Under autocast queries, keys
     and the mask are float32, whose lowest number would be -inf in bfloat16."""
     query, key = query.to(value.dtype), key.to(value.dtype)
-    look = Look(scaling)
+    if kwargs.get("s_aux") is not None:
+        raise NotImplementedError("attention with sinks is no product of two")
+    look = Look(scaling, kwargs.get("softcap"))
     if attention_mask is None:
         start = key.shape[2] - query.shape[2]
         return by_products.causal(query, key, value, start, look).transpose(1, 2), None

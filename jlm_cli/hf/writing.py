@@ -43,7 +43,8 @@ class Writer:
         self._read: tuple[list[int], Cache] | None = None
 
     def forget(self) -> None:
-        """Give back the memory kept from batch to batch."""
+        """Give back the memory kept from batch to batch, and between replies."""
+        self._read = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -84,6 +85,7 @@ class Writer:
             yield token
             ids.append(token)
 
+    @within_memory
     def _behind_last(self, ids: list[int]) -> torch.Tensor:
         """Logits behind the last id, [vocabulary]; what was read before is not read again."""
         start, cache = _known(self._read, ids)

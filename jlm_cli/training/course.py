@@ -172,8 +172,7 @@ def read_material(config: TrainConfig) -> Material:
     if config.validation is not None:
         watched, _ = _read_lessons(config.validation, config, Counter())
         label = config.validation
-    elif len(lessons) >= _HOLD_OUT_FROM:
-        held = [_is_held_out(lesson) for lesson in lessons]
+    elif len(lessons) >= _HOLD_OUT_FROM and not all(held := [*map(_is_held_out, lessons)]):
         watched = [lesson for lesson, out in zip(lessons, held, strict=True) if out]
         kept = [n for n, out in enumerate(held) if not out]
         lessons, weights = [lessons[n] for n in kept], [weights[n] for n in kept]

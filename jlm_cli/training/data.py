@@ -12,7 +12,7 @@ import zlib
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -216,8 +216,25 @@ def _with_spoiled(
         spoiled = spoil(draw, source, one.question, other, config.bad_kinds)
         made.append(Choice(spoiled.text, spoiled.score, spoiled.kind, spoiled.why))
     floor = max(choice.score for choice in made) + _AHEAD
-    ahead = [Choice(c.text, max(c.score, floor), c.model) for c in chosen]
-    return ahead + made
+    scores = _lifted([choice.score for choice in chosen], floor)
+    return [replace(c, score=score) for c, score in zip(chosen, scores, strict=True)] + made
+
+
+def _lifted(scores: Sequence[float], floor: float) -> list[float]:
+    """Scores, all of them higher by as much as the lowest lacks of a floor; where that would lead
+    beyond 10, drawn together, in halves and as they follow each other."""
+    if not scores:
+        return []
+    low, high = min(scores), max(scores)
+    by = max(0.0, floor - low)
+    if high + by <= 10:
+        return [score + by for score in scores]
+    step = (10 - floor) / (high - low)
+    found: dict[float, float] = {}
+    for score in sorted(set(scores), reverse=True):
+        drawn = round(2 * (floor + step * (score - low))) / 2
+        found[score] = min([drawn, *(above - 0.5 for above in found.values())])
+    return [found[score] for score in scores]
 
 
 def _reason(chosen: Sequence[Choice]) -> str:

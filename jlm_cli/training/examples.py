@@ -262,9 +262,13 @@ def make_schedule(
             places[showing] = len(examples)
             examples.append(found)
     order: list[int] = []
+    rest: list[int] = []
     for epoch, showings in enumerate(epochs):
-        there = [places[showing] for showing in showings if showing in places]
-        order += _in_batches(there, examples, batch, random.Random(f"{seed}/order/{epoch}"))
+        there = rest + [places[showing] for showing in showings if showing in places]
+        draw = random.Random(f"{seed}/order/{epoch}")
+        whole_batches, rest = _in_batches(there, examples, batch, draw)
+        order += whole_batches
+    order += rest
     steps = max(1, round(len(order) / batch)) if order else 0
     whole = [order[place % len(order)] for place in range(steps * batch)]
     shortened = sum(any(flag.startswith("truncated") for flag in e.flags) for e in examples)
@@ -273,8 +277,9 @@ def make_schedule(
 
 def _in_batches(
     places: list[int], examples: Sequence[Example], batch: int, draw: random.Random
-) -> list[int]:
-    """Shuffled, then sorted by length within some batches, whose order is shuffled again."""
+) -> tuple[list[int], list[int]]:
+    """Shuffled, then sorted by length within some batches, whose order is shuffled again; and what
+    fills no batch, which goes to the next epoch, so that its batches are of like length too."""
     draw.shuffle(places)
     stride = batch * _MEGABATCHES
     batches: list[list[int]] = []
@@ -282,6 +287,5 @@ def _in_batches(
         near = sorted(places[start : start + stride], key=lambda place: len(examples[place]))
         batches += [near[at : at + batch] for at in range(0, len(near), batch)]
     draw.shuffle(batches)
-    # a batch that is not full goes last, so that the others keep their cuts
-    batches.sort(key=lambda one: len(one) < batch)
-    return [place for one in batches for place in one]
+    full = [place for one in batches if len(one) == batch for place in one]
+    return full, [place for one in batches if len(one) < batch for place in one]

@@ -156,7 +156,8 @@ def prepare_model(course: Course, device: str) -> Any:
     files = course.files if course.adapter is None else replace(course.files, adapter=None)
     model = loading.load_model(files, "bfloat16" if half else "float32", {})
     model.config.use_cache = False
-    if device == "cpu" and course.dtype == "bfloat16":
+    has_sinks = any(hasattr(part, "sinks") for part in model.modules())
+    if device == "cpu" and course.dtype == "bfloat16" and not has_sinks:
         model.set_attn_implementation(PRODUCTS)
     if recipe.gradient_checkpointing:
         whole: Any = model

@@ -22,7 +22,9 @@ from jlm_cli.records import Gold, Json, Sample, read_gold, read_score_line, verd
 Order = tuple[int, ...]
 
 _NUMBERS = r"#?\d+(?:(?:, ?#?\d+)*,? (?:and|or|&) #?\d+)?"
-_ASSISTANT = re.compile(rf"\bAssistants?[ #]{{1,2}}{_NUMBERS}", re.IGNORECASE)
+# an "answer 2" without a capital may be the number that was asked for
+_NAMED = r"(?:(?i:assistants?|responses?)|Answers?)"
+_ASSISTANT = re.compile(rf"\b{_NAMED}[ #]{{1,2}}(?i:{_NUMBERS})")
 _ORDINAL = re.compile(
     r"\b(first|second)(?=(?: AI)? (?:assistant|answer|response)\b)", re.IGNORECASE
 )
@@ -138,7 +140,7 @@ def question_key(question: str) -> str:
 
 
 def renumbered(reason: str, order: Order) -> str:
-    """A reason in which every mention of an assistant follows it to its new place."""
+    """A reason in which every mention of an assistant or its answer follows it to its new place."""
     new_number = {old + 1: new + 1 for new, old in enumerate(order)}
 
     def by_number(match: re.Match[str]) -> str:
