@@ -142,10 +142,13 @@ class Report:
         self.note("; ".join([f"{head}, {facts['batches']} batches", *odd]))
         if facts["first_unreadable_gold"]:
             self.note(f"gold that cannot be read, first of {facts['first_unreadable_gold']}")
-        if facts["rows"] > 1 and facts["errors"].get("bad-json") == facts["rows"]:
+        if not facts["rows"]:
+            self.note("the input holds no rows")
+        torn = facts["errors"].get("bad-json", 0)
+        if torn > 1 and torn + facts["errors"].get("bad-type", 0) == facts["rows"]:
             self.note(
-                "no line is JSON: is this CSV, or JSON over several lines? JSONL has an object on "
-                "each line; jq -c . makes such lines"
+                "no line is a JSON object: is this CSV, or JSON over several lines? JSONL has an "
+                "object on each line; jq -c . makes such lines"
             )
 
     def plan(self, facts: Json, compute: Compute) -> None:

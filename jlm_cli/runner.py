@@ -176,7 +176,8 @@ def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
     gold, n_known = now.rows.gold, survey.n_with_gold + survey.n_unreadable_gold
     if gold is not None and survey.rows and not n_known:
         first = now.rows.sample(survey.rows[0]).id
-        report.note(f"no row has gold: {gold.missing(first, 'gold')}")
+        why = gold.missing(first, "gold") if gold.by_id else f"there is none in {gold.name}"
+        report.note(f"no row has gold: {why}")
     plan = plan_of(now, survey)
     todo = [number for number in range(len(plan)) if left[plan.batch(number)].any()]
     draft = journal.folder / "plan.tmp.npz"

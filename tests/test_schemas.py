@@ -352,6 +352,40 @@ def test_gold_files_are_read_alike(tmp_path: Path, jlm: Jlm) -> None:
     write_rows(tmp_path / "other.jsonl", [{"id": "0", "gold": "1"}])
     done = jlm("judge", "in.jsonl", "--gold", "other.jsonl", "--overwrite")
     assert "no row has gold: id 0 is not in other.jsonl (it has '0': a text" in done.err
+    write_rows(tmp_path / "none.jsonl", [{"id": n, "gold": None} for n in range(4)])
+    done = jlm("judge", "in.jsonl", "--gold", "none.jsonl", "--overwrite")
+    assert "no row has gold: there is none in none.jsonl" in done.err
+    done = jlm("metrics", "in.judge.jsonl", "--gold", "none.jsonl")
+    assert "no gold, so no agreement; that of --gold has none for its rows" in done.err
+
+
+def test_the_model_of_a_single_answer(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [{"id": n, "question": "Q", "answer": f"a{n}", "model": "ab"[n % 2]} for n in range(4)]
+    write_rows(tmp_path / "in.jsonl", rows)
+    words = ("grade", "in.jsonl", "--no-reference", "--json", "-q", "--overwrite")
+    for more in ((), ("--map", "models=model")):
+        assert set(json.loads(jlm(*words, *more).out)["mean_score"]) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("preference", "known", "unreadable"),
+    [("2", 1, 0), (1.2, 1, 0), ("tie", 0, 1), (3, 0, 1), (True, 0, 1), (None, 0, 0)],
+)
+def test_preferences(
+    tmp_path: Path, jlm: Jlm, preference: object, known: int, unreadable: int
+) -> None:
+    row = {"instruction": "Q", "output_1": "a", "output_2": "b", "preference": preference}
+    write_rows(tmp_path / "in.jsonl", [row])
+    facts = json.loads(jlm("judge", "in.jsonl", "--plan", "--json", "-q").out)
+    assert facts["rows_with_unreadable_gold"] == unreadable
+    assert jlm("judge", "in.jsonl", "-q").code == 0
+    assert (read_rows(tmp_path / "in.judge.jsonl")[0]["gold"] is not None) == bool(known)
+
+
+def test_an_empty_input_is_told(tmp_path: Path, jlm: Jlm) -> None:
+    (tmp_path / "in.jsonl").write_text("\n\n")
+    done = jlm("judge", "in.jsonl")
+    assert done.code == 0 and "the input holds no rows" in done.err
 
 
 @pytest.mark.parametrize(
@@ -430,9 +464,9 @@ def test_rows_without_ids_have_no_reference_in_a_file(tmp_path: Path, jlm: Jlm) 
 def test_what_is_no_json_at_all_is_named(tmp_path: Path, jlm: Jlm) -> None:
     (tmp_path / "in.csv").write_text("id,question\n1,Why?\n")
     done = jlm("judge", "in.csv")
-    assert done.code == 3 and "no line is JSON: is this CSV" in done.err
+    assert done.code == 3 and "no line is a JSON object: is this CSV" in done.err
     (tmp_path / "some.jsonl").write_text("x\n" + json.dumps(pair(1)))
-    assert "no line is JSON" not in jlm("judge", "some.jsonl").err
+    assert "no line is a JSON" not in jlm("judge", "some.jsonl").err
 
 
 def test_several_inputs_take_no_schema(tmp_path: Path, jlm: Jlm) -> None:

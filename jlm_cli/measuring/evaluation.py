@@ -133,7 +133,9 @@ def _tell(result: Json, report: Report) -> None:
                 if ids := missing[kind]:
                     report.note(text.format(n=len(ids), side=side, name=name, ids=_some(ids)))
         if "gold" in summary and not any(map(summary["gold"].get, ("n", "without_verdict"))):
-            report.note(f"{name}: no gold, so no agreement; give --gold")
+            given = "gold" in summary.get("joined", {})
+            what = "that of --gold has none for its rows" if given else "give --gold"
+            report.note(f"{name}: no gold, so no agreement; {what}")
         if n := summary.get("failures", {}).get("n_without_gold"):
             report.note(f"{name}: {n} failed rows hold no gold; --input or --gold can bring it")
         for remark in summary.get("remarks", ()):

@@ -6,6 +6,7 @@ taken for the whole input.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Callable
@@ -45,10 +46,11 @@ class Schema:
 
 
 def listed(row: Json) -> Json:
-    """A single answer as a list of one."""
-    if "answers" not in row and "answer" in row:
-        return {**row, "answers": [row["answer"]]}
-    return row
+    """A single answer as a list of one, and its model."""
+    if "answers" in row or "answer" not in row:
+        return row
+    models = row.get("models", row.get("model"))
+    return {**row, "answers": [row["answer"]], "models": models}
 
 
 _ANSWER_BODY = re.compile(r"answer([1-9]\d*)_body")
@@ -138,20 +140,30 @@ def majority(votes: list[Verdict]) -> Verdict | None:
 
 def _alpaca(row: Json) -> Json:
     """AlpacaEval annotations: `preference` runs from 1 (first) to 2 (second); 0 is a draw, too."""
-    preference, gold = row.get("preference"), None
-    if preference == 0 and not isinstance(preference, bool):
-        gold = "tie"
-    elif isinstance(preference, int | float) and 1 <= preference <= 2:
-        gold = "1" if preference < 1.5 else "2" if preference > 1.5 else "tie"
     models = [row.get(f"generator_{number}") for number in (1, 2)]
     return {
         "id": row.get("id"),
         "question": row["instruction"],
         "answers": [row["output_1"], row["output_2"]],
-        "gold": gold,
+        "gold": _preferred(row.get("preference")),
         "models": _if_texts(models),
         "category": row.get("dataset"),
     }
+
+
+def _preferred(preference: Any) -> str | None:
+    """As gold; a text that says so where it cannot be read."""
+    if preference is None:
+        return None
+    try:
+        number = math.nan if isinstance(preference, bool) else float(preference)
+    except (TypeError, ValueError):
+        number = math.nan
+    if number in (0, 1.5):
+        return "tie"
+    if not 1 <= number <= 2:
+        return f"unreadable preference {preference!r}"
+    return "1" if number < 1.5 else "2"
 
 
 def _rewardbench(row: Json) -> Json:
@@ -259,6 +271,7 @@ def _with_required(row: Json, schema: Schema) -> Json:
 
 
 def _read_models(models: Any, n_answers: int) -> tuple[str, ...]:
+    models = [models] if isinstance(models, str) and n_answers == 1 else models
     if not isinstance(models, list) or len(models) != n_answers:
         raise RowError("bad-value", "field models: a list with one name per answer is needed")
     return tuple(need_text(model, f"models[{n}]") for n, model in enumerate(models))
