@@ -278,8 +278,7 @@ def _judging(now: Run, batch: Sequence[int], judge: Judge) -> Task[list[Judged]]
     judged = iter((yield from judge.judging(asked)))
     records = []
     for row, sample, prompts in found:
-        if isinstance(prompts, RowError) or sample is None:
-            raise InputError(f"{now.rows.source.where(row)}: changed while it was judged")
+        assert sample is not None and not isinstance(prompts, RowError)  # the survey had them
         results = [next(judged) for _ in prompts]
         records.append((row, dump(_record(now, row, sample, results))))
     return records

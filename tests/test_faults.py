@@ -151,6 +151,22 @@ def test_strict_gives_up_nothing_of_a_killed_run(tmp_path: Path, runs: Runs, wor
     assert_whole(folder, work)
 
 
+def test_an_input_that_changes_under_a_run(tmp_path: Path, runs: Runs, work: Work) -> None:
+    """It ends, and goes on with the rows that it was begun with; none is judged by other words."""
+    folder = begin(tmp_path / "run", work)
+    process = start(folder, JLM_FAKE_DELAY="0.3")
+    wait_until(partial(there_or_ended, folder / "out.jsonl.partial", "part-0", process))
+    with (folder / "in.jsonl").open("r+b") as file:
+        file.write(work.given.replace(b"Question", b"Anything"))
+    _, err = process.communicate()
+    assert process.returncode == 2 and err.count(b"\n") == 1, err
+    assert re.match(rb"jlm: in.jsonl:\d+: the file has changed since it was opened", err), err
+    changed = runs(folder, *COMMAND)
+    assert changed.code == 2 and "was begun with another input" in changed.err
+    (folder / "in.jsonl").write_bytes(work.given)
+    check_resumes(folder, work, runs)
+
+
 def kill_at_random(folder: Path, runs: Runs, work: Work, draw: random.Random) -> None:
     begin(folder, work)
     times = 2 if draw.random() < 0.25 else 1

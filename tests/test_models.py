@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, Jlm, Loaded, load, pair, read_rows, write_rows
+from safetensors.torch import save_file
 
 from jlm_cli import builtin as builtin_model
 from jlm_cli import devices, hub, loading, models
@@ -404,3 +405,25 @@ def test_unknown_device_names_those_there_are(
         assert done.code == 0, done.err
     else:
         assert done.code == 2 and f"--device {device}: not on this machine; there is" in done.err
+
+
+def test_a_copy_of_a_model_is_the_same_and_a_trained_one_is_not(tmp_path: Path) -> None:
+    """By the contents of its weights, whenever and wherever they were written."""
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "config.json").write_text("{}")
+    weights = {"large": torch.zeros(700, 700), "norm": torch.ones(9), "b": torch.zeros(300, 300)}
+    save_file(weights, one / "model.safetensors")
+    (one / "other.bin").write_bytes(bytes(2 << 20))
+    shutil.copytree(one, tmp_path / "two", copy_function=shutil.copyfile)
+    files = models.ModelFiles("m", one)
+    assert files.identity() == models.ModelFiles("m", tmp_path / "two").identity()
+    whole = (one / "model.safetensors").read_bytes()
+    assert len(whole) > 1 << 20
+    for name in weights:
+        changed = {**weights, name: weights[name].clone().add_(0.5)}
+        save_file(changed, tmp_path / "two" / "model.safetensors")
+        assert files.identity() != models.ModelFiles("m", tmp_path / "two").identity()
+    for broken in (b"\xff" * 8 + whole[8:], (9).to_bytes(8, "little") + b'{"a": [9]}' + whole[18:]):
+        (tmp_path / "two" / "model.safetensors").write_bytes(broken)
+        assert files.identity() != models.ModelFiles("m", tmp_path / "two").identity()

@@ -46,6 +46,7 @@ class Source:
         self._file = file
         self._starts = array("Q")
         self._lines = array("Q")
+        self._sums = array("I")
         self._names: Sequence[str] | None = None
         self._digest = hashlib.sha256()
 
@@ -66,9 +67,14 @@ class Source:
         return f"{name}:{self.line(index)}"
 
     def read(self, index: int) -> bytes:
-        """Row `index`; of one that is too long, one byte more than the longest there may be."""
+        """Row `index`; of one that is too long, one byte more than the longest there may be.
+
+        Raises InputError where it is no longer what it was."""
         self._file.seek(self._starts[index])
-        return self._file.readline(LONGEST_LINE + 1).strip()
+        raw = self._file.readline(LONGEST_LINE + 1)
+        if len(raw) <= LONGEST_LINE and zlib.crc32(raw) != self._sums[index]:
+            raise InputError(f"{self.where(index)}: the file has changed since it was opened")
+        return raw.strip()
 
     def __iter__(self) -> Iterator[bytes]:
         return (self.read(index) for index in range(len(self)))
@@ -88,24 +94,29 @@ class Source:
         number = 0
         start = len(_BOM) if self._file.read(len(_BOM)) == _BOM else 0
         self._file.seek(start)
-        while (limit is None or len(self._starts) < limit) and (length := self._take_line()):
+        while limit is None or len(self._starts) < limit:
+            length, blank, checksum = self._take_line()
+            if not length:
+                break
             number += 1
-            if length > 0:
+            if blank:
+                self.n_blank += 1
+            else:
                 self._starts.append(start)
                 self._lines.append(number)
-            else:
-                self.n_blank += 1
-            start += abs(length)
+                self._sums.append(checksum)
+            start += length
         return self
 
-    def _take_line(self) -> int:
-        """Read one line, in pieces: its bytes, counted below 0 where it is blank; 0 at the end."""
-        length, blank, piece = 0, True, b""
+    def _take_line(self) -> tuple[int, bool, int]:
+        """Read one line, in pieces: its bytes (0 at the end), whether it is blank, its checksum."""
+        length, blank, checksum, piece = 0, True, 0, b""
         while not piece.endswith(b"\n") and (piece := self._file.readline(_PIECE)):
             self._digest.update(piece)
+            checksum = zlib.crc32(piece, checksum)
             length += len(piece)
             blank = blank and not piece.strip()
-        return -length if blank else length
+        return length, blank, checksum
 
 
 def open_source(name: str, limit: int | None = None, stdin: Path | None = None) -> Source:
