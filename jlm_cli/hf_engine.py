@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from jlm_cli.batching import DRAFT_ROOM
 from jlm_cli.encoding import Vocabulary
-from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote
+from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote, unheard
 from jlm_cli.hf.attention import computing, reads_rows_at_once
 from jlm_cli.hf.blocks import Blocks, Fans, Prompts
 from jlm_cli.hf.head import exact, only
@@ -54,6 +54,7 @@ class PackedEngine(Writer):
         self._spare: list[Blocks] = []  # of batches that have ended
         self._latest: PackedBatch | None = None
         self._up_to = _ordinary_up_to(model)
+        self.pads = math.isinf(self._up_to)
         self._row_by_row = CachedEngine(model, vocabulary)
         self._turning = Turning.of(model)
         self._records = can_record(model)
@@ -322,13 +323,29 @@ def make_engine(
         return packed
     say(f"this model's rows cannot be packed and are read one by one: {why}")
     cached = CachedEngine(model, vocabulary)
-    return cached if _why_not(cached, plain) is None else plain
+    engine = cached if _why_not(cached, plain) is None else plain
+    engine.pads = math.isinf(_ordinary_up_to(model)) and _pads(engine)
+    return engine
+
+
+def _pads(engine: CachedEngine | PlainEngine) -> bool:
+    """Whether a row is written alike beside a longer one, which it is filled up to."""
+    texts = ("one two three", "one two three four five six seven eight nine ten eleven")
+    rows = [encoding.ids for encoding in engine.vocabulary.encode(texts)]
+    limits = [_WRITTEN] * len(rows)
+    alone = [engine.write([row], [_WRITTEN], unheard)[0] for row in rows]
+    return engine.write(rows, limits, unheard) == alone
+
+
+_WRITTEN = 8  # tokens, of such a trial
 
 
 def _unpackable(model: PreTrainedModel) -> str | None:
-    """What a short trial would not show: Llama 4 also scales attention by the place in a pass."""
+    """What a short trial would not show: Llama 4 also scales attention by the place in a pass, and
+    others choose of a long text what they look at."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
-    return "it attends in chunks" if "chunked_attention" in kinds else None
+    other = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    return f"it has layers of the kind {other[0]}" if other else None
 
 
 def _ordinary_up_to(model: PreTrainedModel) -> float:

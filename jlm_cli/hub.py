@@ -104,10 +104,12 @@ def no_network(what: str, error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    """What a library complains of, with the second line where the first one announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and "Weights only load failed" in lines[0]:
         return "its .bin weights hold more than tensors; that could run code and is not loaded"
-    return lines[0][:200] if lines else type(error).__name__
+    said = lines[:2] if lines and lines[0].endswith(":") else lines[:1]
+    return " ".join(said)[:200] or type(error).__name__
 
 
 def quiet_transformers() -> None:

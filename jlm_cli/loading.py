@@ -6,6 +6,7 @@ torch and transformers are imported inside the functions, so that the command li
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,10 @@ def load_engine(
         engine = make_engine(model, vocabulary, say)
     except AssertionError as error:  # how bitsandbytes refuses sizes that it cannot pack
         raise ModelError(f"--model {files.name}: {first_line(error)}") from error
+    except IndexError as error:
+        raise ModelError(
+            f"--model {files.name}: its tokenizer has tokens that its weights do not know"
+        ) from error
     except MemoryError as error:
         raise ModelError(
             f"--model {files.name}: its weights leave no memory to judge with; take more GPUs "
@@ -131,12 +136,26 @@ def load_model(
     if quantize is not None:
         source["quantization_config"] = _quantization(quantize, wanted)
     try:
-        model: PreTrainedModel = _kind_of(files).from_pretrained(
-            files.folder, dtype=wanted, **LOCKED_DOWN, **source
+        model: PreTrainedModel
+        model, about = _kind_of(files).from_pretrained(
+            files.folder, dtype=wanted, output_loading_info=True, **LOCKED_DOWN, **source
         )
+        _check_whole(files, sorted(about["missing_keys"]))
         return model if files.adapter is None else _with_adapter(model, files.adapter, quantize)
+    except MemoryError as error:
+        raise ModelError(f"--model {files.name}: its weights find no memory") from error
     except LOADING_ERRORS as error:
         raise ModelError(f"--model {files.name}: {first_line(error)}") from error
+
+
+def _check_whole(files: ModelFiles, missing: Sequence[str]) -> None:
+    """Raises ModelError where weights are not there, which transformers draws at random."""
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"--model {files.name}: its files lack the weights {missing[0]}{more}; is this a whole "
+            "model that writes text?"
+        )
 
 
 def _kind_of(files: ModelFiles) -> Any:
@@ -167,10 +186,12 @@ def _with_adapter(
     """In the model's own format: what the adapter adds is computed in float32, and rounded once."""
     from peft import PeftModel
 
+    if not any(adapter.glob("adapter_model.*")):  # peft would look for them on the hub
+        raise ModelError(f"{adapter}: holds no weights (adapter_model.safetensors or .bin)")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of peft's own calls
         if quantize is not None:
-            beside = PeftModel.from_pretrained(model, str(adapter))
+            beside = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
             return beside.get_base_model()  # type: ignore[return-value]
-        peft = PeftModel.from_pretrained(model, str(adapter))
+        peft = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
     return peft.merge_and_unload()  # type: ignore[no-any-return]

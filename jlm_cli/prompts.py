@@ -14,7 +14,7 @@ from jlm_cli.errors import ModelError
 from jlm_cli.records import VERDICTS, Sample, Verdict
 from jlm_cli.scoreline import SCORES, Grammar
 
-_FIELD = re.compile(r"\{([a-z_]+(?:_\d+)?)\}")
+_FIELD = re.compile(r"\{([A-Za-z_]+(?:_\d+)?)\}")
 _ANSWER = re.compile(r"answer_[1-9]\d?")
 _SCORE = re.compile(r"\d+(\.\d+)?")
 _IN_ANSWER = {"answer", "number"}
@@ -26,6 +26,7 @@ _IN_TEXT = {"question", "instruction", "input", "reference", "accepted", "answer
 }
 _COUNTS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _VARIANTS = {"with_reference", "with_input"}
+_LINE_KEYS = {"values", "verdicts"}
 _KEYS = {
     "description",
     "source",
@@ -40,6 +41,7 @@ _KEYS = {
     "base",
     "replace",
 } | _VARIANTS
+_TEXTS = _KEYS - {"line", "labels", "replace"}
 
 
 @dataclass(frozen=True)
@@ -193,11 +195,14 @@ def load(name: str) -> Template:
     if unknown := sorted(table.keys() - _KEYS):
         there = ", ".join(sorted(_KEYS))
         raise ModelError(f"{path}: key '{unknown[0]}' is unknown; there are {there}")
+    for key in sorted(_TEXTS & table.keys()):
+        if not isinstance(table[key], str):
+            raise ModelError(f"{path}: key '{key}' needs a text")
     try:
-        description, source, text = (str(table[key]) for key in ("description", "source", "text"))
+        description, source, text = (table[key] for key in ("description", "source", "text"))
     except KeyError as error:
         raise ModelError(f"{path}: key {error} is missing") from error
-    plain = Template(path.stem, description, source, text, str(table.get("answer", "")))
+    plain = Template(path.stem, description, source, text, table.get("answer", ""))
     template = _with_line(path, plain, table)
     _check_fields(path, template)
     _check_answers(path, template)
@@ -209,7 +214,7 @@ def _table(path: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(f"--template {name}: not found; there are {', '.join(names())}")
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
+        table = tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: not a TOML template: {error}") from error
     if "base" not in table:
@@ -234,9 +239,9 @@ def _with_line(path: Path, template: Template, table: dict[str, Any]) -> Templat
     """The keys that say what the judge writes."""
     texts = ("lead", "before_reason", "reason_first", "chat_system", "with_reference", "with_input")
     line, labels = table.get("line", {}), table.get("labels", {})
-    lists = isinstance(line, dict) and [line.get(key, []) for key in ("values", "verdicts")]
-    if not (lists and all(isinstance(one, list) for one in lists)):
-        raise ModelError(f"{path}: [line] is a table with lists of values and verdicts")
+    is_table = isinstance(line, dict) and line.keys() <= _LINE_KEYS
+    if not (is_table and all(isinstance(one, list) for one in line.values())):
+        raise ModelError(f"{path}: [line] is a table with lists of values and verdicts alone")
     if not (isinstance(labels, dict) and all(type(one) in (int, float) for one in labels.values())):
         raise ModelError(f"{path}: [labels] need a least score each, a number")
     values = tuple(map(str, line.get("values", SCORES)))
@@ -245,11 +250,19 @@ def _with_line(path: Path, template: Template, table: dict[str, Any]) -> Templat
         len(verdicts) != len(values) or any(one not in VERDICTS for one in verdicts)
     ):
         raise ModelError(f"{path}: [line] needs a verdict 1, 2 or tie for each of its values")
-    fit = all(map(str.strip, values)) if verdicts else all(map(_SCORE.fullmatch, values))
+    if verdicts is None:
+        fit = all(map(_SCORE.fullmatch, values)) and len(set(map(float, values))) == len(values)
+    else:
+        fit = all(one and one == one.strip() and one.isprintable() for one in values)
     if not values or len(set(values)) < len(values) or not fit:
-        raise ModelError(f"{path}: [line] needs values that differ, numbers where no verdicts are")
+        raise ModelError(
+            f"{path}: [line] needs values that differ, with no space at their ends; numbers where "
+            "no verdicts are"
+        )
+    if table.get("reason_first") == "":
+        raise ModelError(f"{path}: key 'reason_first' is what ends the reason; it cannot be empty")
     labels = sorted(labels.items(), key=lambda item: -item[1])
-    told = {key: str(table[key]) for key in texts if key in table}
+    told = {key: table[key] for key in texts if key in table}
     return replace(
         template,
         **told | {key: _beside(path, told[key]) for key in _VARIANTS & told.keys()},

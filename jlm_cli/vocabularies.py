@@ -67,12 +67,13 @@ def text_config(files: ModelFiles) -> Any:
 
 def whole_config(files: ModelFiles) -> Any:
     """The configuration of all that a folder's model is. Raises ModelError."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     source: dict[str, Any] = {"gguf_file": files.gguf} if files.gguf else {}
     try:
         return AutoConfig.from_pretrained(files.folder, **LOCKED_DOWN, **source)
-    except LOADING_ERRORS as error:
+    except (*LOADING_ERRORS, StrictDataclassError) as error:
         raise ModelError(f"--model {files.name}: {first_line(error)}") from error
 
 
@@ -117,19 +118,41 @@ def _vocabulary(name: str, tokenizer: Any, config: Any, ends: tuple[int, ...]) -
     plain.no_truncation()
     plain.no_padding()
     plain.encode_special_tokens = True  # what users type is text, never a control token
-    added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+    added = {id for id, token in tokenizer.added_tokens_decoder.items() if _controls(token)}
     special = (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
-    opening = tokenizer("a").input_ids
-    has_bos = bool(opening) and opening[0] == tokenizer.bos_token_id
     return Vocabulary(
         tokenizer=plain,
-        bos=(opening[0],) if has_bos else (),
+        bos=_in_front(tokenizer),
         ends=ends,
         line_ends=_line_ends(plain.get_vocab(), ends),
         special=frozenset(special),
-        context=getattr(config, "max_position_embeddings", None),
+        context=_context(config),
         wrap=_chat_wrap(name, tokenizer, plain) if tokenizer.chat_template else None,
     )
+
+
+def _controls(token: Any) -> bool:
+    """Whether an added token is more than a word that was added to the vocabulary."""
+    content = token.content.strip()
+    return bool(content) and (token.special or not content.isalnum())
+
+
+def _in_front(tokenizer: Any) -> tuple[int, ...]:
+    """What a tokenizer puts before every text."""
+    whole, text = (
+        tokenizer("a", add_special_tokens=special).input_ids for special in (True, False)
+    )
+    ends = range(len(whole) - len(text) + 1)
+    start = next((at for at in ends if whole[at : at + len(text)] == text), 0)
+    return tuple(whole[:start])
+
+
+def _context(config: Any) -> int | None:
+    """How many tokens a model reads, by the name that its configuration has for it."""
+    for name in ("max_position_embeddings", "max_seq_len"):
+        if isinstance(most := getattr(config, name, None), int) and most > 0:
+            return most
+    return None
 
 
 def _line_ends(tokens: dict[str, int], ends: Sequence[int]) -> tuple[int, ...]:

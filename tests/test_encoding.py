@@ -6,10 +6,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import Loaded
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
 
 from jlm_cli import prompts
 from jlm_cli.config import Config
@@ -20,7 +23,7 @@ from jlm_cli.fake import FakeEngine
 from jlm_cli.models import FAKE, ModelFiles
 from jlm_cli.modes import arranged, mode_of
 from jlm_cli.records import Sample
-from jlm_cli.vocabularies import _tokenizer, load_vocabulary
+from jlm_cli.vocabularies import _tokenizer, _vocabulary, load_vocabulary
 
 SAMPLE = Sample("a", 1, "Why?", ("Because it is so.", "No idea."), "A reason.")
 LINE = 8
@@ -225,6 +228,36 @@ def test_a_line_fits_behind_the_longest_reason() -> None:
     (found,) = Judge(Talkative(), Lines(vocabulary), reason=True, new_tokens=2000).judge(prompts)
     assert not isinstance(found, RowError) and found.flags[-1] == "reason-cut"
     assert context - LINE - 2 <= longest <= context - LINE
+
+
+def made_of(tokenizer: Tokenizer, **more: Any) -> Vocabulary:
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **more)  # type: ignore[no-untyped-call]
+    return _vocabulary("mine", fast, SimpleNamespace(max_seq_len=4000), (256,))
+
+
+def test_letters_that_were_added_to_a_vocabulary_are_no_control_tokens() -> None:
+    tokenizer = load_vocabulary(ModelFiles(FAKE, Path())).tokenizer
+    tokenizer = Tokenizer.from_str(tokenizer.to_str())
+    tokenizer.add_tokens(["Ж", "10", "<think>"])
+    tokenizer.add_special_tokens(["turn"])
+    vocabulary = made_of(tokenizer)
+    names = {str(tokenizer.id_to_token(token)) for token in vocabulary.special}
+    assert names == {"<think>", "turn"} and vocabulary.context == 4000
+    sample = replace(SAMPLE, answers=("Жук 10", "No <think>"))
+    (prompt,) = encoded(encoder_of(vocabulary), sample)
+    assert prompt.flags == ("special:answer_2",)
+    assert {tokenizer.token_to_id(word) for word in ("Ж", "10")} <= {*prompt.ids}
+
+
+@pytest.mark.parametrize("front", [["<a>", "<b>"], ["<b>"], []])
+def test_all_that_a_tokenizer_puts_in_front_of_a_text_is_there(front: list[str]) -> None:
+    """Also where it is not what the tokenizer calls the beginning of a sequence."""
+    tokenizer = Tokenizer.from_str(load_vocabulary(ModelFiles(FAKE, Path())).tokenizer.to_str())
+    tokenizer.add_special_tokens(["<a>", "<b>"])
+    ids = [(name, tokenizer.token_to_id(name)) for name in ("<a>", "<b>")]
+    single = " ".join([*front, "$A", "<b>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single, special_tokens=ids)
+    assert made_of(tokenizer, bos_token="<a>").bos == tuple(map(tokenizer.token_to_id, front))
 
 
 def test_both_orders_are_cut_alike() -> None:

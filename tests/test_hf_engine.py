@@ -450,6 +450,17 @@ def test_models_that_cannot_be_packed_are_read_row_by_row(
         assert found.outcome() == pytest.approx(wanted.outcome(), abs=2e-5)
 
 
+def test_models_that_heed_padding_write_row_by_row(released: Loaded) -> None:
+    """Found out by a trial: a recurrent one reads what fills up the shorter rows."""
+    model = small("Rwkv", attention_hidden_size=32, context_length=4096)
+    engine = make_engine(model, released.vocabulary)
+    assert isinstance(engine, PlainEngine) and not engine.pads
+    prompts = prompts_of(released)[:3]
+    assert len({len(prompt) for prompt in prompts}) > 1
+    alone = [engine.write([prompt], [6], unheard)[0] for prompt in prompts]
+    assert engine.write(prompts, [6] * 3, unheard) == alone
+
+
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 LONG = {"rope_type": "longrope", "rope_theta": 1e4}
 LONG |= {"short_factor": [1.0] * 8, "long_factor": [3.0] * 8}

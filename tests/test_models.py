@@ -427,3 +427,31 @@ def test_a_copy_of_a_model_is_the_same_and_a_trained_one_is_not(tmp_path: Path) 
     for broken in (b"\xff" * 8 + whole[8:], (9).to_bytes(8, "little") + b'{"a": [9]}' + whole[18:]):
         (tmp_path / "two" / "model.safetensors").write_bytes(broken)
         assert files.identity() != models.ModelFiles("m", tmp_path / "two").identity()
+
+
+def test_weights_that_are_not_there_are_not_drawn_at_random(
+    tmp_path: Path, jlm: Jlm, replica: Path
+) -> None:
+    """As of a reward model, or of one that was not copied whole."""
+    config = transformers.LlamaConfig(
+        vocab_size=32000, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    kept = {name: one for name, one in model.state_dict().items() if name != "lm_head.weight"}
+    model.save_pretrained(tmp_path / "headless", state_dict=kept)
+    for path in replica.glob("*token*"):
+        shutil.copyfile(path, tmp_path / "headless" / path.name)
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    done = jlm("judge", "in.jsonl", "-m", "headless", "-q")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "headless: its files lack the weights lm_head.weight; is this" in done.err
+
+
+def test_an_adapter_without_weights_is_not_looked_for_elsewhere(
+    tmp_path: Path, released: Loaded
+) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    files = dataclasses.replace(released.files, adapter=tmp_path)
+    with pytest.raises(ModelError, match="holds no weights"):
+        loading.load_model(files, "float32", "cpu")

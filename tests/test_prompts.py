@@ -137,6 +137,16 @@ PAIR = 'text = "{answer_1} {answer_2}"\n'
         (f"{HEAD}{PAIR}[line]\nvalues = ['1', '']", r"\[line\] needs values that differ"),
         (f"{HEAD}{PAIR}[line]\nvalues = ['1', '1']", r"\[line\] needs values that differ"),
         (f"{HEAD}{PAIR}[line]\nvalues = ['a']\nverdicts = 1", r"\[line\] is a table"),
+        (f"{HEAD}{PAIR}[line]\nvalues = ['1', '1.0']", r"\[line\] needs values that differ"),
+        (f"{HEAD}{PAIR}[line]\nvalue = ['1', '2']", r"\[line\] is a table"),
+        (
+            f"{HEAD}{PAIR}[line]\nvalues = [' A', 'B']\nverdicts = ['1', '2']",
+            r"\[line\] needs values that differ, with no space",
+        ),
+        (f'{HEAD}{PAIR}reason_first = ""', "it cannot be empty"),
+        (f"{HEAD}{PAIR}reason_first = false", "key 'reason_first' needs a text"),
+        (f"{HEAD}{PAIR}with_reference = 3", "key 'with_reference' needs a text"),
+        (f'{HEAD}text = "{{Question}} {{answer_1}}"', "field {Question} is unknown"),
         ('base = "judgelm"\nreplace = 5', r"each \[\[replace\]\] needs the texts"),
         ('base = "judgelm"\n[[replace]]\nold = 1\nnew = ""', r"each \[\[replace\]\] needs"),
         ('base = "judgelm"\n[[replace]]\nnew = ""', r"each \[\[replace\]\] needs the texts"),
@@ -147,6 +157,12 @@ def test_bad_templates_say_what_is_wrong(tmp_path: Path, text: str, words: str) 
     path.write_text(text)
     with pytest.raises(ModelError, match=words):
         prompts.load(str(path))
+
+
+def test_a_template_with_a_mark_of_its_byte_order(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"\ufeff{HEAD}{PAIR}")
+    assert prompts.load(str(path)).text == "{answer_1} {answer_2}"
 
 
 def test_unknown_template_lists_those_there_are() -> None:

@@ -41,6 +41,7 @@ class Writer:
         self.vocabulary = vocabulary
         self.device = model.device
         self._read: tuple[list[int], Cache] | None = None
+        self.pads = True  # else it would heed what fills up shorter rows
 
     def forget(self) -> None:
         """Give back the memory kept from batch to batch, and between replies."""
@@ -48,16 +49,22 @@ class Writer:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    @within_memory
     def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
+        if self.pads or len({*map(len, prompts)}) == 1:
+            return self._write(prompts, limits, wrote)
+        each = zip(prompts, limits, strict=True)
+        return [self._write([prompt], [limit], wrote)[0] for prompt, limit in each]
+
+    @within_memory
+    def _write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
         longest = max(map(len, prompts))
-        pad = self.vocabulary.ends[0]
+        pad = self.vocabulary.ends[0] if self.vocabulary.ends else 0
         ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts])
         seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
         greedy = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
             max_new_tokens=max(limits),
-            eos_token_id=list(self.vocabulary.ends),
+            eos_token_id=list(self.vocabulary.ends) or None,
             pad_token_id=pad,
         )
         with computing(), _settings_aside(self.model):
