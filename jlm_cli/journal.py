@@ -15,7 +15,9 @@ from array import array
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from io import FileIO
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ from jlm_cli.records import Json
 Rows = NDArray[np.int64]
 
 _ABOUT = "run.json"
+_DONE = "done.json"  # what that is called once the output is there: the rest is to be cleared away
+_OUTPUT = "output.json"  # what stood under the output's name when the run began
+_OURS = ("part-*", "plan*.npz", "saved.jsonl", "lock", "checkpoint-*", ".*.tmp", _DONE, _OUTPUT)
 _EMPTY: Rows = np.empty(0, np.int64)
 _RECORD = re.compile(rb"(\d+)\t([0-9a-f]{8})\t(.*)\n", re.DOTALL)
 _COMMIT = re.compile(rb"#\t(\d+)\n")
@@ -63,6 +68,8 @@ class Part:
 
 def read_part(path: Path) -> Part:
     """Raises UsageError where a record is damaged that stands before a committed one."""
+    if not path.is_file():
+        raise UsageError(f"{path}: is no file; remove {path.parent} to begin anew")
     part = Part(path, array("q"), array("q"), 0)
     rows, starts, end, offset, broken = array("q"), array("q"), 0, 0, None
     with path.open("rb") as file:
@@ -105,8 +112,9 @@ class Journal:
         if before is not None and before != facts and not discard:
             raise self.other_run(before, facts)
         if before != facts:
-            for path in self.folder.glob("part-*"):
-                path.unlink()
+            for path in (*self.folder.glob("part-*"), self.folder / _OUTPUT):
+                path.unlink(missing_ok=True)
+            (self.folder / _DONE).unlink(missing_ok=True)
         if first_difference(before or {}, facts, ROW_BY_ROW) is not None:
             self._saved.unlink(missing_ok=True)
         write_whole(about, iter([orjson.dumps(facts, option=orjson.OPT_INDENT_2)]))
@@ -120,11 +128,35 @@ class Journal:
         return self._about(self.folder / _ABOUT) or {}
 
     def _about(self, path: Path) -> Json | None:
-        try:
-            about: Json | None = orjson.loads(path.read_bytes()) if path.exists() else None
-        except orjson.JSONDecodeError:
-            raise UsageError(f"{path}: damaged; remove {self.folder} to begin anew") from None
-        return about
+        if not path.exists():
+            return None
+        with suppress(orjson.JSONDecodeError):
+            if isinstance(about := orjson.loads(path.read_bytes()), dict):
+                return about
+        raise UsageError(f"{path}: damaged; remove {self.folder} to begin anew")
+
+    def replaces(self, output: Path) -> None:
+        """Have the run replace what stands under the output's name now, and nothing else."""
+        packed = orjson.dumps({"was": _state_of(output)})
+        write_whole(self.folder / _OUTPUT, iter([packed]))
+
+    def knows_output(self) -> bool:
+        return (self.folder / _OUTPUT).exists()
+
+    def check_output(self, output: Path) -> None:
+        """Raises UsageError where something else stands under the output's name by now; what this
+        run has put there may."""
+        before = self._about(self.folder / _OUTPUT)
+        if before is None or before.get("was") == _state_of(output):
+            return
+        if output.is_file():
+            with output.open("rb") as file:
+                if all(ours == theirs for ours, theirs in zip_longest(self.records(), file)):
+                    return
+        raise UsageError(
+            f"{output}: is not what it was when this run began; what is done is kept: move the "
+            "file away and give the same command again, or take --overwrite"
+        )
 
     def save(self, facts: Json) -> bool:
         """Put the records of a run with other rows aside, before `begin` gives them up, for the run
@@ -225,11 +257,9 @@ class Journal:
     def remove(self) -> None:
         """The folder and all in it; first what says whose it is, so that no run goes on there."""
         self.close()
-        (self.folder / _ABOUT).unlink()
+        (self.folder / _ABOUT).replace(self.folder / _DONE)
         with suppress(OSError):  # what is left then belongs to no run
-            for path in self.folder.iterdir():
-                path.unlink()
-            self.folder.rmdir()
+            _clear(self.folder)
 
 
 def _checksum(row: bytes, record: bytes) -> int:
@@ -262,6 +292,41 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
+def _state_of(output: Path) -> list[int] | None:
+    """What tells a file from one that has replaced it; None where there is none."""
+    try:
+        status = output.stat()
+    except FileNotFoundError:
+        return None
+    return [status.st_ino, status.st_size, status.st_mtime_ns]
+
+
+def _clear(folder: Path) -> None:
+    """All that runs left there, and the folder if nothing else is in it."""
+    for pattern in _OURS:
+        for path in folder.glob(pattern):
+            if path.name != _DONE:
+                path.unlink()
+    (folder / _DONE).unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def _check_ours(folder: Path) -> None:
+    """Raises UsageError for a folder that jlm did not make, or that a run has lost its name in."""
+    if begun(folder):
+        return
+    names = [path.name for path in folder.iterdir()]
+    if (folder / _DONE).exists():
+        return
+    if any(fnmatch(name, "part-*") or fnmatch(name, "checkpoint-*") for name in names):
+        raise UsageError(
+            f"{folder}: holds what was done of a run, but not {_ABOUT}, which says of which; bring "
+            "it back, or remove the folder to begin anew"
+        )
+    if foreign := [name for name in names if not any(fnmatch(name, ours) for ours in _OURS)]:
+        raise UsageError(f"{folder}: is no folder of jlm's ({foreign[0]} is in it); move it away")
+
+
 def begun(folder: Path) -> bool:
     """Whether a run is under way in the folder, or was ended before it was done."""
     return (folder / _ABOUT).exists()
@@ -281,6 +346,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from error
     with held:
         try:
+            _check_ours(folder)
             yield
         except BaseException:
             if not begun(folder):

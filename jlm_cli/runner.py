@@ -97,7 +97,7 @@ def run(config: Config) -> int:
     try:
         if "-" in config.inputs:
             config = replace(config, stdin=spool_stdin(scratch / "stdin"))
-        partial = scratch if config.output is None else folder_of(config.output)
+        partial = scratch / "parts" if config.output is None else folder_of(config.output)
         return sharding.run_workers(replace(config, partial=partial), work)
     except (KeyboardInterrupt, Ended):
         if config.output is not None and begun(folder_of(config.output)):
@@ -155,7 +155,15 @@ def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
     if not aside and (n := _n_given_up(now, journal, facts)) > 0:
         report.note(f"{n} rows that another run had judged in {journal.folder} are given up")
     done = journal.begin(facts, discard=now.config.overwrite or aside)
+    if len(done) and done.max() >= len(left):
+        raise UsageError(f"{journal.folder}: holds rows that there are none of; remove it")
     left[done] = False
+    output = now.config.output
+    may_replace = now.config.overwrite or now.config.retry_errors
+    if output is not None and (may_replace or not journal.knows_output()):
+        journal.replaces(output)
+    elif output is not None:
+        journal.check_output(output)
     for one in kept:
         _keep(now, journal, one.of(left))
         left[one.rows] = False
@@ -305,6 +313,7 @@ def _write_output(now: Run, journal: Journal) -> None:
     if now.config.output is None:
         write_stdout(journal.records())
     else:
+        journal.check_output(now.config.output)
         write_whole(now.config.output, journal.records())
 
 

@@ -219,9 +219,20 @@ def run_workers(config: Config, work: Work) -> int:
                 "takes one GPU (or --gpus-per-model of them), or with --device cpu none"
             )
         _share_cores()
+        _check_files(config)
         return _in_group(config, work)
     n = n_workers(config)
-    return work(config, Alone()) if n == 1 else _launch(config, work, n)
+    if n == 1:
+        return work(config, Alone())
+    _check_files(config)
+    return _launch(config, work, n)
+
+
+def _check_files(config: Config) -> None:
+    """Raises UsageError for a pipe, which only one worker could read."""
+    for name in (*config.inputs, config.reference, config.gold):
+        if name not in ("-", None) and (path := Path(name)).exists() and not path.is_file():
+            raise UsageError(f"{name}: is no file that several workers can read; write it to one")
 
 
 def _in_group(config: Config, work: Work) -> int:
@@ -238,7 +249,7 @@ def _launch(config: Config, work: Work, n: int) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SHUTDOWN)
-    for name in [name for name in logging.root.manager.loggerDict if "torch.distributed" in name]:
+    for name in [name for name in logging.root.manager.loggerDict if "torch" in name]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # each has a level of its own
     how = LaunchConfig(
         min_nodes=1,

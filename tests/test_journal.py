@@ -547,3 +547,85 @@ def test_retrying_what_is_no_output_of_this_input(tmp_path: Path, jlm: Jlm, text
     done = jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q")
     assert done.code == 2 and "exists; take --overwrite" in done.err
     assert (tmp_path / "out.jsonl").read_text() == text
+
+
+def killed_run(tmp_path: Path, jlm: Jlm, *more: str) -> Path:
+    """A run that ended with one of its rows in the journal."""
+    write_rows(tmp_path / "in.jsonl", [pair(1), {"id": 2}, pair(3)])
+    in_the_way = tmp_path / "out.jsonl.partial" / "plan.tmp.npz"
+    in_the_way.mkdir(parents=True)
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl", *more).code == 1
+    in_the_way.rmdir()
+    return in_the_way.parent
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_file_that_came_to_stand_there_is_not_replaced(
+    tmp_path: Path, jlm: Jlm, there: bool
+) -> None:
+    """Neither a new one nor one that was changed, until it is moved away or given up."""
+    words = ["judge", "in.jsonl", "-o", "out.jsonl"]
+    output = tmp_path / "out.jsonl"
+    if there:
+        output.write_text("of another run\n")
+    killed_run(tmp_path, jlm, "--overwrite")
+    output.write_text("mine\n")
+    done = jlm(*words)
+    assert done.code == 2 and "out.jsonl: is not what it was when this run began" in done.err
+    assert output.read_text() == "mine\n"
+    output.rename(tmp_path / "elsewhere")
+    assert jlm(*words).code == 3 and len(read_rows(output)) == 3
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    folder = tmp_path / "out.jsonl.partial"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("precious")
+    done = jlm("judge", "in.jsonl", "-o", "out.jsonl")
+    assert done.code == 2 and "is no folder of jlm's (notes.txt is in it)" in done.err
+    assert (folder / "notes.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("about", [None, "[]", '""', "3", "null"])
+def test_what_is_done_is_not_given_up_for_a_lost_name(
+    tmp_path: Path, jlm: Jlm, about: str | None
+) -> None:
+    folder = killed_run(tmp_path, jlm)
+    kept = (folder / "run.json").read_text()
+    if about is None:
+        (folder / "run.json").unlink()
+    else:
+        (folder / "run.json").write_text(about)
+    done = jlm("judge", "in.jsonl", "-o", "out.jsonl")
+    assert done.code == 2 and done.err.count("\n") <= 2 and "begin anew" in done.err
+    (folder / "run.json").write_text(kept)
+    done = jlm("judge", "in.jsonl", "-o", "out.jsonl")
+    assert done.code == 3 and "going on: 1 of 3" in done.err
+
+
+def test_parts_that_are_none(tmp_path: Path, jlm: Jlm) -> None:
+    folder = killed_run(tmp_path, jlm)
+    (folder / "part-9").mkdir()
+    done = jlm("judge", "in.jsonl", "-o", "out.jsonl")
+    assert done.code == 2 and "part-9: is no file; remove" in done.err
+    (folder / "part-9").rmdir()
+    far = Journal(folder, 9)
+    far.append([(99, b"{}")])
+    far.close()
+    done = jlm("judge", "in.jsonl", "-o", "out.jsonl")
+    assert done.code == 2 and "holds rows that there are none of" in done.err
+
+
+def test_what_a_run_was_killed_at_clearing_away_is_cleared(tmp_path: Path, jlm: Jlm) -> None:
+    folder = killed_run(tmp_path, jlm)
+    (folder / "run.json").replace(folder / "done.json")
+    done = jlm("judge", "in.jsonl", "-o", "out.jsonl")
+    assert done.code == 3 and "going on" not in done.err
+    assert not folder.exists()
+
+
+def test_a_pipe_is_not_shared_by_workers(tmp_path: Path, jlm: Jlm) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    done = jlm("judge", "pipe", "-o", "out.jsonl", "--workers", "2")
+    assert done.code == 2 and "pipe: is no file that several workers can read" in done.err
