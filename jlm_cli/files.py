@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from jlm_cli.errors import ReaderLeft, UsageError
+from jlm_cli.errors import ReaderLeft, SystemFailure, UsageError
 
 
 def write_whole(path: Path, lines: Iterator[bytes]) -> None:
@@ -56,6 +56,8 @@ def write_stdout(lines: Iterator[bytes]) -> None:
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         raise ReaderLeft from None
+    except OSError as error:
+        raise SystemFailure(f"standard output: {error.strerror}") from error
 
 
 def check_ordinary(path: Path, instead: str) -> None:

@@ -147,7 +147,7 @@ class Journal:
         """Raises UsageError where something else stands under the output's name by now; what this
         run has put there may."""
         before = self._about(self.folder / _OUTPUT)
-        if before is None or before.get("was") == _state_of(output):
+        if before is None or _state_of(output) in (None, before.get("was")):
             return
         if output.is_file():
             with output.open("rb") as file:

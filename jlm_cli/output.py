@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import orjson
@@ -18,16 +20,24 @@ MADE_WITH = "made_with"  # in the summary: all that could have changed a byte of
 def summary_path(output: Path) -> Path:
     """OUT without .jsonl, with .metrics.json."""
     stem = output.name.removesuffix(".jsonl")
-    return output.with_name(f"{stem}.metrics.json")
+    return output.with_name(f"{stem}{_SUMMARY}")
+
+
+_SUMMARY = ".metrics.json"
+_LONGEST_NAME = 240  # of the 255 that file systems take
 
 
 def check_output(config: Config) -> None:
     """Refuse, before anything is loaded, what must not or cannot be written."""
     output = config.output
+    if (output is None or config.print_json) and sys.stdout is None:
+        raise UsageError("standard output is closed")
     if output is None:
         if config.retry_errors:
             raise UsageError("--retry-errors needs the output of before: name it with --output")
         return
+    if output.name.endswith(_SUMMARY):
+        raise UsageError(f"{output}: is the name of a summary; name another file with --output")
     _check_name(output, config)
     _check_name(summary_path(output), config)
     if config.retry_errors and not output.exists() and not begun(folder_of(output)):
@@ -45,6 +55,10 @@ def _check_name(path: Path, config: Config) -> None:
     """Raises UsageError where a file of that name must not or cannot be written."""
     if path.suffix in (".gz", ".zst"):
         raise UsageError(f"{path}: results are not compressed; take --output - and a pipe for that")
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise UsageError(
+            f"{path}: the name is too long; {_LONGEST_NAME} bytes leave room for drafts"
+        )
     check_ordinary(path, "--output - writes to standard output")
     sides = [side for side in (config.reference, config.gold) if side is not None]
     for given in [Path(name) for name in config.inputs if name != "-"] + sides:

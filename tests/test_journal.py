@@ -629,3 +629,25 @@ def test_a_pipe_is_not_shared_by_workers(tmp_path: Path, jlm: Jlm) -> None:
     os.mkfifo(tmp_path / "pipe")
     done = jlm("judge", "pipe", "-o", "out.jsonl", "--workers", "2")
     assert done.code == 2 and "pipe: is no file that several workers can read" in done.err
+
+
+@pytest.mark.parametrize("name", ["x.metrics.json", f"{'x' * 236}.jsonl", "y" * 239])
+def test_names_that_an_output_cannot_have(tmp_path: Path, jlm: Jlm, name: str) -> None:
+    """Of a summary; or with no room for those of drafts beside it."""
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    done = jlm("judge", "in.jsonl", "-o", name)
+    assert done.code == 2 and ("name of a summary" in done.err or "name is too long" in done.err)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("words", [["-o", "-"], ["-o", "out.jsonl", "--json"]])
+def test_a_closed_output_is_told_before_anything_is_judged(
+    tmp_path: Path, words: list[str]
+) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    command = [sys.executable, "-m", "jlm_cli", "judge", "in.jsonl", "-m", "fake", *words]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (2, "jlm: standard output is closed\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]

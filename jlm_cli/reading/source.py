@@ -5,6 +5,7 @@ Only the place of each row is kept in memory, so a million rows cost some tens o
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import shutil
@@ -13,12 +14,13 @@ import tempfile
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
 
-from jlm_cli.errors import InputError
+from jlm_cli.errors import InputError, SystemFailure
 from jlm_cli.records import dump
 
 LONGEST_LINE = 16 << 20  # bytes; a longer one is never held in memory, and is an error record
@@ -165,7 +167,7 @@ def spool_stdin(path: Path) -> Path:
     """Put standard input into a file, so that it can be read again and by every worker."""
     if sys.stdin is None:
         raise InputError("<stdin>: is closed")
-    with path.open("wb") as file:
+    with path.open("wb") as file, _told_of_room():
         shutil.copyfileobj(sys.stdin.buffer, file)
     return path
 
@@ -186,9 +188,24 @@ def _open_file(name: str) -> IO[bytes]:
 
 def _spooled(stream: IO[bytes]) -> IO[bytes]:
     spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its Source
-    shutil.copyfileobj(stream, spool)
+    with _told_of_room():
+        shutil.copyfileobj(stream, spool)
     spool.seek(0)
     return spool
+
+
+@contextmanager
+def _told_of_room() -> Iterator[None]:
+    """What is short of room is not the input."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = tempfile.gettempdir()
+        raise SystemFailure(
+            f"{where}: {error.strerror}; the input is put there, see TMPDIR"
+        ) from error
 
 
 def _unzipped(file: IO[bytes], label: str) -> IO[bytes]:
@@ -209,7 +226,8 @@ def _unzstd(file: IO[bytes], label: str) -> IO[bytes]:
             while piece:
                 if frame.eof:
                     frame = zstandard.ZstdDecompressor().decompressobj()
-                spool.write(frame.decompress(piece))
+                with _told_of_room():
+                    spool.write(frame.decompress(piece))
                 piece = frame.unused_data
     except zstandard.ZstdError as error:
         raise InputError(f"{label}: broken zstd data: {error}") from error
