@@ -29,7 +29,7 @@ from jlm_cli.config import Config
 from jlm_cli.devices import choose_device, choose_dtype, version_of_kernels
 from jlm_cli.engine import Judge
 from jlm_cli.hf import kernels, packed_attention
-from jlm_cli.hf.attention import Look, computing, kernel_for, reads_rows_at_once
+from jlm_cli.hf.attention import AttentionSpec, computing, kernel_for, reads_rows_at_once
 from jlm_cli.hf.blocks import Blocks, Prompts
 from jlm_cli.hf.layers import CpuNorm
 from jlm_cli.hf.memory import keep_memory
@@ -79,7 +79,7 @@ def pieces(config: Any, device: torch.device, dtype: torch.dtype, tokens: int) -
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> Iterator[Piece]:
     """With keys and values put into their blocks, one row after the other and all at once; rows by
     themselves, and such as share a third with the one before."""
-    n_rows, kernel = query.shape[2] // ROW, kernel_for(query.device, query.dtype, Look())
+    n_rows, kernel = query.shape[2] // ROW, kernel_for(query.device, query.dtype, AttentionSpec())
     for name, shared in (("", 0), (", a third shared", SHARED)):
         segments = [Segment(0, 0, ROW)]
         sources = [n - 1 if shared else None for n in range(1, n_rows)]
@@ -89,7 +89,7 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> It
         pack = packed_attention.Pack(blocks, segments, None, None)
         n_tokens = pack.n_prompt_tokens
         states = query[:, :, :n_tokens], key[:, :, :n_tokens], value[:, :, :n_tokens]
-        one_by_one = partial(packed_attention._row_by_row, pack, 0, states, kernel, Look())
+        one_by_one = partial(packed_attention._row_by_row, pack, 0, states, kernel, AttentionSpec())
         yield (
             f"keys, values, attention: row by row{name}",
             lambda read=one_by_one: torch.cat(list(read())),  # type: ignore[misc]
@@ -97,7 +97,7 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> It
         if reads_rows_at_once(query.device, query.dtype):
             yield (
                 f"keys, values, attention: at once{name}",
-                partial(packed_attention._at_once, prompts, blocks, 0, states, Look()),
+                partial(packed_attention._at_once, prompts, blocks, 0, states, AttentionSpec()),
             )
 
 

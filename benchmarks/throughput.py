@@ -278,7 +278,7 @@ def _beside_layers(tokens: Tokens, model: PreTrainedModel) -> int:
     config = model.config.get_text_config()
     spans = [(segment.start, segment.end) for segment in tokens.segments]
     seen = sum((end * (end + 1) - start * (start + 1)) // 2 for start, end in spans)
-    seen += sum(int(fan.sees.sum()) for fan in tokens.fans)
+    seen += sum(int(tree.sees.sum()) for tree in tokens.trees)
     wide, heads = int(config.hidden_size), int(config.num_attention_heads)
     size = int(getattr(config, "head_dim", None) or wide // heads)
     attention = 2 * int(config.num_hidden_layers) * heads * size * seen

@@ -20,16 +20,16 @@ from jlm_cli.batching import DRAFT_ROOM
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote, unheard
 from jlm_cli.hf.attention import computing, reads_rows_at_once
-from jlm_cli.hf.blocks import Blocks, Fans, Prompts
+from jlm_cli.hf.blocks import Blocks, DraftTrees, Prompts
 from jlm_cli.hf.head import exact, only
-from jlm_cli.hf.kernels import Turning
+from jlm_cli.hf.kernels import RotaryPatch
 from jlm_cli.hf.memory import is_out_of_memory, within_memory
 from jlm_cli.hf.packed_attention import ATTENTION, Pack
-from jlm_cli.hf.packing import Fan, Segment, Tokens, shared_start
+from jlm_cli.hf.packing import DraftTree, Segment, Tokens, shared_start
 from jlm_cli.hf.reasons import Text, write_behind
-from jlm_cli.hf.recording import Recording, can_record, chosen
+from jlm_cli.hf.recording import GraphedStep, can_capture, chosen
 from jlm_cli.hf.row_by_row import CachedEngine, PlainEngine
-from jlm_cli.hf.transfers import Coming, sent
+from jlm_cli.hf.transfers import HostCopy, sent
 from jlm_cli.hf.writing import Writer
 from jlm_cli.hub import Say, first_line, unsaid
 from jlm_cli.scoreline import Floats
@@ -56,9 +56,9 @@ class PackedEngine(Writer):
         self._up_to = _ordinary_up_to(model)
         self.pads = math.isinf(self._up_to)
         self._row_by_row = CachedEngine(model, vocabulary)
-        self._turning = Turning.of(model)
-        self._records = can_record(model)
-        self._recording: Recording | None = None
+        self._rotary = RotaryPatch.of(model)
+        self._records = can_capture(model)
+        self._recording: GraphedStep | None = None
 
     @within_memory
     def begin(
@@ -122,17 +122,17 @@ class PackedEngine(Writer):
             return recording.chosen(texts)
         tokens = Tokens()
         for text in texts:
-            tokens.add_text(text.fan(), text.due)
+            tokens.add_text(text.tree(), text.due)
         return chosen(self._pass(tokens, blocks))
 
-    def _recorded(self, texts: Sequence[Text], blocks: Blocks) -> Recording | None:
+    def _recorded(self, texts: Sequence[Text], blocks: Blocks) -> GraphedStep | None:
         """The latest recording, if it fits, or a new one; None where a pass cannot be recorded."""
         if not self._records or any(len(text.due) > 1 for text in texts):
             return None
         if self._recording is None or not self._recording.fits(texts):
             self._recording = None  # whose memory the next one may need
             try:
-                self._recording = Recording(self, blocks, texts)
+                self._recording = GraphedStep(self, blocks, texts)
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
@@ -149,14 +149,14 @@ class PackedEngine(Writer):
         dtype = self.model.dtype
         at_once = tokens.segments and reads_rows_at_once(self.device, dtype)
         prompts = Prompts.of(tokens.segments, self.device) if at_once else None
-        fans = Fans.of(tokens.fans, blocks, self.device, dtype) if tokens.fans else None
+        trees = DraftTrees.of(tokens.trees, blocks, self.device, dtype) if tokens.trees else None
         ids, positions = (sent([one], self.device) for one in (tokens.ids, tokens.positions))
         with only(self.model, tokens.kept):
-            return self.logits(ids, positions, Pack(blocks, tokens.segments, prompts, fans))
+            return self.logits(ids, positions, Pack(blocks, tokens.segments, prompts, trees))
 
     def logits(self, ids: torch.Tensor, positions: torch.Tensor, pack: Pack) -> torch.Tensor:
         """Behind each of packed tokens [1, T]: [1, T, vocabulary]."""
-        with attention(self.model, ATTENTION), self._turning.on():
+        with attention(self.model, ATTENTION), self._rotary.on():
             out = self.model(input_ids=ids, position_ids=positions, use_cache=False, pack=pack)
         logits: torch.Tensor = out.logits
         return logits
@@ -184,7 +184,7 @@ class PackedBatch:
         self._fed: list[list[int]] = [[] for _ in given]  # where in their lines drafted tokens lie
         self._behind = [drafts[row] for row in self._order]
         self._left = self._packs()
-        self._coming: list[Coming] = []
+        self._copies: list[HostCopy] = []
         self._sizes = [1 + len(draft) for draft in self._behind]  # what comes for each row
         blocks.begin(len(given), max(map(len, given)) + DRAFT_ROOM)
 
@@ -203,7 +203,7 @@ class PackedBatch:
         return True
 
     def ready(self) -> bool:
-        return all(coming.is_here() for coming in self._coming)
+        return all(copy.is_ready() for copy in self._copies)
 
     @within_memory
     def extend(self, drafts: Sequence[LineDraft]) -> None:
@@ -217,8 +217,8 @@ class PackedBatch:
     @within_memory
     def known(self) -> list[Floats]:
         """[all kept, columns], as the rows lie, to [size, columns] for each as they were given."""
-        fetched = np.concatenate([coming.arrived() for coming in self._coming])
-        self._coming = []
+        fetched = np.concatenate([copy.wait() for copy in self._copies])
+        self._copies = []
         if not np.isfinite(fetched).all():
             self.blocks.drop_memory()  # what is no number would reach the next batch's rows
         parts = np.split(fetched, np.cumsum(self._sizes)[:-1])
@@ -231,20 +231,20 @@ class PackedBatch:
 
     def forget(self) -> None:
         self.blocks = Blocks()
-        self._coming = []
+        self._copies = []
         self._engine.forget()
 
     def missed(self) -> str | None:
         """What of the model's attention did not come here."""
         config = self._engine.model.config.get_text_config()
-        layers, told = range(config.num_hidden_layers), self.blocks.looks
+        layers, told = range(config.num_hidden_layers), self.blocks.specs
         if told.keys() != set(layers):
             return "not every layer has ordinary attention"
         kinds = getattr(config, "layer_types", None)
         windows = getattr(config, "sliding_window", None) is not None
         for layer in layers:
-            narrow = kinds[layer] == "sliding_attention" if kinds else windows
-            if narrow != (told[layer].window is not None):
+            slides = kinds[layer] == "sliding_attention" if kinds else windows
+            if slides != (told[layer].window is not None):
                 return "its sliding windows are not passed to the attention function"
         return None
 
@@ -297,10 +297,10 @@ class PackedBatch:
             sees[n, start + n] = True
         self._fed[row] += [prompt + token.depth - 1 for token in draft]
         positions = np.concatenate([np.arange(prompt), np.array(self._fed[row])])
-        tokens.add_draft(Fan(row, start, sees, positions), prompt, draft)
+        tokens.add_draft(DraftTree(row, start, sees, positions), prompt, draft)
 
     def _run(self, tokens: Tokens) -> None:
-        self._coming.append(Coming(self._engine.run(tokens, self.blocks, self._columns)))
+        self._copies.append(HostCopy(self._engine.run(tokens, self.blocks, self._columns)))
 
 
 @contextmanager

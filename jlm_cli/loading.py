@@ -63,9 +63,9 @@ def load_engine(
             "(--gpus-per-model) or --quantize"
         ) from error
     if compute.quantize == "fp8":
-        from jlm_cli.hf.float8 import narrow_layers
+        from jlm_cli.hf.float8 import use_float8
 
-        narrow_layers(model)  # not before: the engine's trial is finer than float8
+        use_float8(model)  # not before: the engine's trial is finer than float8
     if isinstance(engine, PackedEngine):
         engine.at_once = compute.at_once
     return engine
@@ -74,7 +74,7 @@ def load_engine(
 def _make_faster(model: PreTrainedModel, compute: Compute, say: Say) -> None:
     """By layers that compute the same."""
     from jlm_cli.hf.kernels import are_installed
-    from jlm_cli.hf.layers import fuse, lay_out
+    from jlm_cli.hf.layers import fuse, use_onednn
     from jlm_cli.hf.memory import keep_memory
 
     if compute.device == "cuda":
@@ -84,7 +84,7 @@ def _make_faster(model: PreTrainedModel, compute: Compute, say: Say) -> None:
     elif compute.device == "cpu":
         keep_memory()
         if compute.quantize != "fp8":  # whose products take the weights as they are
-            lay_out(model)
+            use_onednn(model)
 
 
 def _place(compute: Compute) -> str | dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from jlm_cli.hf import attention
-from jlm_cli.hf.attention import Look, by_products, fused, kernel_for
+from jlm_cli.hf.attention import AttentionSpec, by_products, fused, kernel_for
 
 
 def tensors(tokens: int, seen: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -23,9 +23,9 @@ def tensors(tokens: int, seen: int) -> tuple[torch.Tensor, torch.Tensor, torch.T
 def test_causal_products_equal_the_fused_kernel(tokens: int, start: int) -> None:
     for spare in (0, 9, 70):  # places behind the last query
         query, key, value = tensors(tokens, start + tokens + spare)
-        for look in (Look(), Look(0.3)):
-            ours = by_products.causal(query, key, value, start, look)
-            difference = ours - fused.causal(query, key, value, start, look)
+        for spec in (AttentionSpec(), AttentionSpec(0.3)):
+            ours = by_products.causal(query, key, value, start, spec)
+            difference = ours - fused.causal(query, key, value, start, spec)
             assert difference.abs().max() < 1e-5
 
 
@@ -38,7 +38,7 @@ def test_windows(tokens: int, start: int, window: int) -> None:
     ago = torch.arange(start, start + tokens)[:, None] - torch.arange(start + tokens + 9)
     sees = torch.where((ago >= 0) & (ago < window), 0.0, float("-inf"))
     for kernel, cap in ((fused, None), (by_products, None), (by_products, 2.0)):
-        found = kernel.causal(query, key, value, start, Look(0.3, cap, window))
+        found = kernel.causal(query, key, value, start, AttentionSpec(0.3, cap, window))
         scores = 0.3 * query @ key.repeat_interleave(3, 1).transpose(2, 3)
         scores = scores if cap is None else cap * torch.tanh(scores / cap)
         wanted = (scores + sees).softmax(-1) @ value.repeat_interleave(3, 1)
@@ -70,8 +70,8 @@ def test_products_see_what_a_model_sees(window: int) -> None:
 def test_masked_products_equal_the_fused_kernel() -> None:
     query, key, value = tensors(20, 90)
     sees = torch.zeros(20, 90).masked_fill(torch.ones(20, 90).triu(71).bool(), float("-inf"))
-    ours = by_products.masked(query, key, value, sees, Look())
-    assert (ours - fused.masked(query, key, value, sees, Look())).abs().max() < 1e-5
+    ours = by_products.masked(query, key, value, sees, AttentionSpec())
+    assert (ours - fused.masked(query, key, value, sees, AttentionSpec())).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -86,7 +86,7 @@ def test_masks_of_many_rows(dtype: torch.dtype) -> None:
     wanted = (query @ keys.transpose(2, 3) / 4 + sees).softmax(-1) @ values
     query, key, value, sees = (one.to(dtype) for one in (query, key, value, sees))
     for kernel in (by_products, fused):
-        found = kernel.masked(query, key, value, sees, Look()).float()
+        found = kernel.masked(query, key, value, sees, AttentionSpec()).float()
         assert (found - wanted).norm() < (1e-6 if dtype == torch.float32 else 0.01) * wanted.norm()
 
 
@@ -94,7 +94,7 @@ def test_their_gradients_are_equal() -> None:
     found = []
     for kernel in (by_products, fused):
         query, key, value = (one.requires_grad_() for one in tensors(150, 150))
-        loss = kernel.causal(query, key, value, 0, Look()).square().sum()
+        loss = kernel.causal(query, key, value, 0, AttentionSpec()).square().sum()
         found.append(torch.autograd.grad(loss, (query, key, value)))
     for ours, theirs in zip(*found, strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4)
@@ -102,8 +102,8 @@ def test_their_gradients_are_equal() -> None:
 
 def test_bfloat16_stays_near_float32() -> None:
     query, key, value = (one.to(torch.bfloat16) for one in tensors(200, 200))
-    found = by_products.causal(query, key, value, 0, Look()).float()
-    wanted = fused.causal(query.float(), key.float(), value.float(), 0, Look())
+    found = by_products.causal(query, key, value, 0, AttentionSpec()).float()
+    wanted = fused.causal(query.float(), key.float(), value.float(), 0, AttentionSpec())
     assert (found - wanted).norm() < 0.01 * wanted.norm()
 
 
@@ -113,9 +113,9 @@ def test_the_fused_kernel_in_bfloat16(start: int, spare: int) -> None:
     """Which on CPUs is shown more places than there are tokens, and must not see them."""
     query, key, value = tensors(90, start + 90 + spare)
     key[:, :, start + 90 :] = 9.0
-    wanted = by_products.causal(query, key, value, start, Look())
+    wanted = by_products.causal(query, key, value, start, AttentionSpec())
     query, key, value = (one.to(torch.bfloat16) for one in (query, key, value))
-    found = fused.causal(query, key, value, start, Look()).float()
+    found = fused.causal(query, key, value, start, AttentionSpec()).float()
     assert (found - wanted).norm() < 0.01 * wanted.norm()
 
 
@@ -123,9 +123,9 @@ def test_which_kernel_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     for amx in (True, False):
         monkeypatch.setattr(attention, "has_amx", lambda amx=amx: amx)
-        assert kernel_for(cpu, torch.bfloat16, Look()) is (fused if amx else by_products)
-        assert kernel_for(cpu, torch.float32, Look()) is fused
-        assert kernel_for(cpu, torch.float32, Look(cap=30.0)) is by_products
+        assert kernel_for(cpu, torch.bfloat16, AttentionSpec()) is (fused if amx else by_products)
+        assert kernel_for(cpu, torch.float32, AttentionSpec()) is fused
+        assert kernel_for(cpu, torch.float32, AttentionSpec(cap=30.0)) is by_products
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -133,9 +133,9 @@ def test_values_of_another_size_than_keys(dtype: torch.dtype) -> None:
     query, key, value = tensors(40, 64)
     query, key, value = query.to(dtype), key.to(dtype), value[..., :8].to(dtype)
     sees = torch.zeros(1, 1, 40, 64, dtype=dtype)
-    wanted = fused.causal(query.float(), key.float(), value.float(), 0, Look())
+    wanted = fused.causal(query.float(), key.float(), value.float(), 0, AttentionSpec())
     assert wanted.shape == (1, 6, 40, 8)
     for kernel in (by_products, fused):
-        assert kernel.masked(query, key, value, sees, Look()).shape == wanted.shape
-        found = kernel.causal(query, key, value, 0, Look()).float()
+        assert kernel.masked(query, key, value, sees, AttentionSpec()).shape == wanted.shape
+        found = kernel.causal(query, key, value, 0, AttentionSpec()).float()
         assert (found - wanted).norm() < 0.01 * wanted.norm()

@@ -15,15 +15,15 @@ from test_hf_engine import prompts_of, small
 
 from jlm_cli.errors import ModelError
 from jlm_cli.hf import float8
-from jlm_cli.hf.float8 import Narrower, NarrowLinear, narrow_layers, narrowed
-from jlm_cli.hf.layers import fuse, lay_out
+from jlm_cli.hf.float8 import Float8Linear, RowQuantizer, to_float8, use_float8
+from jlm_cli.hf.layers import fuse, use_onednn
 
 
 def test_rows_keep_their_size_to_three_bits() -> None:
     """Each by its own scale; zeros stay zeros."""
     rows = torch.randn(5, 96, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     rows *= torch.tensor([1e-3, 1, 100, 0, 1e4])[:, None]
-    found, scales = narrowed(rows)
+    found, scales = to_float8(rows)
     back = found.float() * scales
     assert scales.shape == (5, 1) and not back[3].any()
     assert ((back - rows.float()).abs() <= rows.float().abs() / 16 + scales * 2**-10).all()
@@ -37,7 +37,7 @@ def test_a_layer_is_near_the_whole_one(shape: tuple[int, ...], bias: bool) -> No
     whole = torch.nn.Linear(64, 48, bias=bias).to(torch.bfloat16)
     states = torch.randn(shape).to(torch.bfloat16)
     with torch.inference_mode():
-        wanted, found = whole(states), NarrowLinear(whole, Narrower(narrowed))(states)
+        wanted, found = whole(states), Float8Linear(whole, RowQuantizer(to_float8))(states)
     assert found.shape == wanted.shape and found.dtype == wanted.dtype
     assert (found - wanted).float().norm() <= 0.06 * wanted.float().norm()
 
@@ -52,7 +52,7 @@ def test_states_of_several_layers_are_narrowed_once(
     def counted(rows: torch.Tensor) -> Any:
         nonlocal n_narrowed
         n_narrowed += 1
-        return narrowed(rows)
+        return to_float8(rows)
 
     monkeypatch.setattr(float8, "_kernel", lambda _: counted)
     plain: Any = copy.deepcopy(builtin.model).to(torch.bfloat16)
@@ -60,10 +60,10 @@ def test_states_of_several_layers_are_narrowed_once(
         model: Any = copy.deepcopy(plain)
         if is_fused:
             fuse(model)
-        narrow_layers(model)
-        layers = [one for one in model.modules() if isinstance(one, NarrowLinear)]
+        use_float8(model)
+        layers = [one for one in model.modules() if isinstance(one, Float8Linear)]
         assert len(layers) == 7 * len(model.model.layers)
-        assert not isinstance(model.lm_head, NarrowLinear)
+        assert not isinstance(model.lm_head, Float8Linear)
         ids = torch.tensor(builtin.vocabulary.encode(["Which answer is better?"])[0].ids)[None]
         n_narrowed = 0
         with torch.inference_mode():
@@ -79,7 +79,7 @@ def test_a_model_without_such_layers_is_refused() -> None:
     with pytest.raises(
         ModelError, match="--quantize fp8: this model has no linear layer that float8"
     ):
-        narrow_layers(model)
+        use_float8(model)
 
 
 def test_a_model_that_would_be_another_one_is_refused(
@@ -91,14 +91,14 @@ def test_a_model_that_would_be_another_one_is_refused(
         raise RuntimeError("Failed to find C compiler")
 
     def wrong(rows: torch.Tensor) -> Any:
-        found, scales = narrowed(rows)
+        found, scales = to_float8(rows)
         return found, scales * float("nan")
 
     for kernel, said in ((fails, "Failed to find C compiler"), (wrong, "changes too much of what")):
         monkeypatch.setattr(float8, "_kernel", lambda _, kernel=kernel: kernel)
         model: Any = copy.deepcopy(builtin.model).to(torch.bfloat16)
         with pytest.raises(ModelError, match=f"--quantize fp8: .*{said}"):
-            narrow_layers(model)
+            use_float8(model)
 
 
 def test_weights_that_were_replaced_go() -> None:
@@ -110,13 +110,13 @@ def test_weights_that_were_replaced_go() -> None:
     layers = [one for one in model.model.modules() if isinstance(one, torch.nn.Linear)]
     seen, n_layers = [weakref.ref(one.weight) for one in layers], len(layers)
     del layers, module
-    narrow_layers(model)
-    narrow = [one for one in model.modules() if isinstance(one, NarrowLinear)]
+    use_float8(model)
+    narrow = [one for one in model.modules() if isinstance(one, Float8Linear)]
     assert len(narrow) == n_layers and all(hasattr(one, "_hf_hook") for one in narrow)
     assert not any(one() is not None for one in seen)
 
 
-@pytest.mark.parametrize("prepare", [lay_out, narrow_layers])
+@pytest.mark.parametrize("prepare", [use_onednn, use_float8])
 def test_weights_that_a_model_takes_itself_stay(prepare: Any, released: Loaded) -> None:
     """As Mamba takes those of one layer, without calling it."""
     model: Any = small("Mamba", hidden_size=256).to(torch.bfloat16)

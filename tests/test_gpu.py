@@ -14,7 +14,7 @@ from test_hf_engine import exactly, prompts_of, small
 
 from jlm_cli.engine import unheard
 from jlm_cli.hf import float8, kernels, recording
-from jlm_cli.hf.attention import Look, computing, fused, reads_rows_at_once
+from jlm_cli.hf.attention import AttentionSpec, computing, fused, reads_rows_at_once
 from jlm_cli.hf.blocks import Blocks, Prompts
 from jlm_cli.hf.layers import fuse
 from jlm_cli.hf.packed_attention import _at_once
@@ -41,7 +41,7 @@ def test_rows_at_once(
     """Against each row by itself in float32, with what it shares written out."""
     assert reads_rows_at_once(DEVICE, dtype)
     seed = torch.Generator().manual_seed(0)
-    blocks, look = Blocks(), Look(None, None, window)
+    blocks, spec = Blocks(), AttentionSpec(None, None, window)
     blocks.begin(6, 200)
     whole: dict[int, tuple[torch.Tensor, ...]] = {}
     for segments in PASSES:
@@ -52,7 +52,7 @@ def test_rows_at_once(
         )
         prompts = Prompts.of(segments, DEVICE)
         with computing():
-            found = _at_once(prompts, blocks, 0, states, look)  # type: ignore[arg-type]
+            found = _at_once(prompts, blocks, 0, states, spec)  # type: ignore[arg-type]
         at = 0
         for segment in segments:
             to = at + segment.end - segment.start
@@ -61,7 +61,7 @@ def test_rows_at_once(
                 before = (one[:, :, : segment.start] for one in whole[segment.source])
                 own = [torch.cat(both, 2) for both in zip(before, own, strict=True)]
             key, value = whole[segment.row] = own[0], own[1]
-            wanted = fused.causal(query, key, value, segment.start, look)[0].transpose(0, 1)
+            wanted = fused.causal(query, key, value, segment.start, spec)[0].transpose(0, 1)
             assert (found[at:to].float() - wanted).norm() <= 0.01 * wanted.norm()
             kept = [blocks._blocks[0, kind][segment.row, :, : segment.end] for kind in (0, 1)]
             for block, one in zip(kept, own, strict=True):
@@ -111,7 +111,7 @@ def test_rows_are_narrowed_in_one_pass(n: int, size: int) -> None:
     rows[0, :3] = 0
     across = torch.empty(size, n, device=DEVICE, dtype=torch.bfloat16).t().copy_(rows[:, :size])
     for some in (rows[:, :size], rows[:, :size].contiguous(), rows[:, :size] * 0, across):
-        found, wanted = float8._kernel(DEVICE)(some), float8.narrowed(some)
+        found, wanted = float8._kernel(DEVICE)(some), float8.to_float8(some)
         assert torch.equal(found[0].view(torch.uint8), wanted[0].view(torch.uint8))
         assert torch.equal(found[1], wanted[1])
 
@@ -123,8 +123,8 @@ def test_float8_products_are_those_of_a_cpu(n: int, bias: bool) -> None:
     layer = torch.nn.Linear(256, 48, bias=bias).to(torch.bfloat16)
     states = torch.randn(1, n, 256, generator=seed).to(torch.bfloat16)
     with torch.inference_mode():
-        wanted = float8.NarrowLinear(layer, float8.Narrower(float8.narrowed))(states).float()
-        here = float8.NarrowLinear(layer.to(DEVICE), float8.Narrower(float8._kernel(DEVICE)))
+        wanted = float8.Float8Linear(layer, float8.RowQuantizer(float8.to_float8))(states).float()
+        here = float8.Float8Linear(layer.to(DEVICE), float8.RowQuantizer(float8._kernel(DEVICE)))
         found = here(states.to(DEVICE)).cpu().float()
     assert (found - wanted).norm() <= 0.01 * wanted.norm()
 
@@ -138,7 +138,7 @@ def test_float8_is_as_far_off_as_on_a_cpu(released: Loaded) -> None:
         engine = make_engine(model, released.vocabulary)
         whole = exactly(engine, prompts, released.tokens)
         fuse(model)
-        float8.narrow_layers(model)
+        float8.use_float8(model)
         narrow = exactly(engine, prompts, released.tokens)
         pairs = zip(narrow, whole, strict=True)
         off.append(max(float(np.abs(one.p - other.p).max()) for one, other in pairs))
@@ -170,7 +170,7 @@ def test_recorded_passes_write_what_others_do(
     found = [engine.write(prompts, limits, unheard) for _ in range(2)]
     assert len(made) >= 8 and isinstance(engine, PackedEngine) and engine._records
     assert found[0] == found[1]
-    monkeypatch.setattr("jlm_cli.hf_engine.can_record", lambda _: False)
+    monkeypatch.setattr("jlm_cli.hf_engine.can_capture", lambda _: False)
     others = make_engine(model, released.vocabulary).write(prompts, limits, unheard)
     if dtype == torch.float32:
         assert found[0] == others
@@ -181,6 +181,6 @@ def test_recorded_passes_write_what_others_do(
 def test_kernels_turn_as_transformers_does(released: Loaded) -> None:
     """Where they are installed (extra `gpu`)."""
     model = small("Llama").to(DEVICE, torch.bfloat16)
-    turning = kernels.Turning.of(model)
+    turning = kernels.RotaryPatch.of(model)
     assert turning.modules
     assert (turning.faster is kernels._by_liger) == kernels.are_installed()

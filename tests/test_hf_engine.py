@@ -19,7 +19,7 @@ from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines, Prompt
 from jlm_cli.engine import Engine, Judge, ReadAtOnce, following, reading_lines, unheard
 from jlm_cli.errors import RowError
-from jlm_cli.hf.attention import Look, fused
+from jlm_cli.hf.attention import AttentionSpec, fused
 from jlm_cli.hf.packing import SHARED_START
 from jlm_cli.hf.row_by_row import CachedEngine, PlainEngine
 from jlm_cli.hf_engine import PackedBatch, PackedEngine, make_engine
@@ -174,10 +174,10 @@ class Unseen:
     def __init__(self, numbers: torch.Tensor) -> None:
         self._shape = tuple(numbers.shape)
 
-    def is_here(self) -> bool:
+    def is_ready(self) -> bool:
         return True
 
-    def arrived(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def wait(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         return np.full(self._shape, -4.0)
 
 
@@ -193,7 +193,7 @@ def test_nothing_waits_for_the_device_within_a_batch(
 ) -> None:
     """On torch's meta device: what would look at a number there, or mixes devices, fails. With
     torch's own attention of many rows at once, too."""
-    monkeypatch.setattr("jlm_cli.hf_engine.Coming", Unseen)
+    monkeypatch.setattr("jlm_cli.hf_engine.HostCopy", Unseen)
     monkeypatch.setattr("jlm_cli.hf_engine.reads_rows_at_once", lambda *_: at_once)
     config = copy.deepcopy(released.model.config)
     config.num_key_value_heads = config.num_attention_heads // shared
@@ -205,7 +205,7 @@ def test_nothing_waits_for_the_device_behind_windows(
     released: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor for capped scores."""
-    monkeypatch.setattr("jlm_cli.hf_engine.Coming", Unseen)
+    monkeypatch.setattr("jlm_cli.hf_engine.HostCopy", Unseen)
     for family in ("Gemma2", "Mistral"):
         config = getattr(transformers, f"{family}Config")(**{**SMALL, "sliding_window": 8})
         with torch.device("meta"):
@@ -231,7 +231,7 @@ def test_a_model_over_several_devices_is_packed(
     released: Loaded, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
     """Its last layers, and the head with them, on torch's meta device."""
-    monkeypatch.setattr("jlm_cli.hf_engine.Coming", Unseen)
+    monkeypatch.setattr("jlm_cli.hf_engine.HostCopy", Unseen)
     monkeypatch.setattr("jlm_cli.hf_engine.reads_rows_at_once", lambda *_: at_once)
     zeros: Any = lambda query, *_, **__: torch.zeros_like(query)  # noqa: E731
     monkeypatch.setattr("jlm_cli.hf.attention._varlen", lambda _: zeros)
@@ -367,9 +367,9 @@ def each_row(grouped: bool) -> Callable[..., torch.Tensor]:
             torch.split(one, lengths[min(n, 1)]) for n, one in enumerate((query, key, value))
         )
         for q, k, v in zip(new, seen, others, strict=True):
-            look = Look(how["scale"], None, None if behind < 0 else behind + 1)
+            spec = AttentionSpec(how["scale"], None, None if behind < 0 else behind + 1)
             q, k, v = (one.transpose(0, 1)[None] for one in (q, k, v))
-            one = fused.causal(q, k, v, k.shape[2] - q.shape[2], look)
+            one = fused.causal(q, k, v, k.shape[2] - q.shape[2], spec)
             found.append(one[0].transpose(0, 1))
         return torch.cat(found)
 
@@ -727,7 +727,7 @@ def replayed_here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return lambda: found.copy_(step()), found
 
     monkeypatch.setattr("jlm_cli.hf.recording.record", record)
-    monkeypatch.setattr("jlm_cli.hf_engine.can_record", lambda _: True)
+    monkeypatch.setattr("jlm_cli.hf_engine.can_capture", lambda _: True)
     return made
 
 
@@ -775,7 +775,7 @@ def test_a_model_that_waits_for_its_gpu_is_not_recorded(
 
     wanted = tree_of(released).write(prompts, limits, unheard)
     monkeypatch.setattr("jlm_cli.hf.recording.record", record)
-    monkeypatch.setattr("jlm_cli.hf_engine.can_record", lambda _: True)
+    monkeypatch.setattr("jlm_cli.hf_engine.can_capture", lambda _: True)
     engine = tree_of(released)
     for _ in range(2):
         assert engine.write(prompts, limits, unheard) == wanted
@@ -791,7 +791,7 @@ def test_a_recording_that_does_not_fit_is_no_slower_pass(
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr("jlm_cli.hf.recording.record", record)
-    monkeypatch.setattr("jlm_cli.hf_engine.can_record", lambda _: True)
+    monkeypatch.setattr("jlm_cli.hf_engine.can_capture", lambda _: True)
     engine = tree_of(released)
     with pytest.raises(MemoryError):
         engine.write(prompts_of(released), [9] * 4, unheard)

@@ -19,7 +19,7 @@ from jlm_cli import devices
 from jlm_cli.encoding import Lines, Prompt
 from jlm_cli.engine import Judge
 from jlm_cli.hf import kernels
-from jlm_cli.hf.layers import GatedOnce, fuse
+from jlm_cli.hf.layers import LigerGated, fuse
 from jlm_cli.hf_engine import PackedEngine
 from jlm_cli.modes import Reading, View
 from jlm_cli.prompts import load
@@ -95,11 +95,11 @@ def engines_of(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pack
     ):
         monkeypatch.setattr(kernels, "are_usable", lambda *_, there=are_there: there)
         engine = PackedEngine(loaded.model, loaded.vocabulary)
-        assert engine._turning.modules == [modeling_llama]
+        assert engine._rotary.modules == [modeling_llama]
         if faster is None:
-            engine._turning = kernels.Turning((), kernels._by_halves)
+            engine._rotary = kernels.RotaryPatch((), kernels._by_halves)
         else:
-            assert engine._turning.faster is faster
+            assert engine._rotary.faster is faster
         yield engine
 
 
@@ -110,7 +110,7 @@ def test_gates_are_passed_over_once(
     plain = copy.deepcopy(builtin.model).to(torch.bfloat16)
     model = copy.deepcopy(plain)
     fuse(model)
-    assert sum(isinstance(part, GatedOnce) for part in model.modules()) == len(model.model.layers)
+    assert sum(isinstance(part, LigerGated) for part in model.modules()) == len(model.model.layers)
     taken.clear()
     ids = torch.tensor(builtin.vocabulary.encode(["Which answer is better? " * 9])[0].ids)[None]
     with torch.inference_mode():
@@ -141,7 +141,7 @@ def test_only_what_turns_as_llama_does_is_turned_faster(
         num_attention_heads=4, num_heads=4, **more,
     )  # fmt: skip
     model = getattr(transformers, f"{family}ForCausalLM")(config)
-    found = kernels.Turning.of(model).modules
+    found = kernels.RotaryPatch.of(model).modules
     assert [one.__name__ for one in found] == usual * [type(model).__module__]
 
 
@@ -153,7 +153,7 @@ def test_other_ways_to_turn_stay_the_models_own(
     taken.clear()
     query, key = torch.randn(2, 1, 2, 7, 8).unbind()
     waves = torch.randn(2, 1, 7, 8).unbind()
-    turned = functools.partial(kernels._turned, own, kernels._by_liger)
+    turned = functools.partial(kernels._rotated, own, kernels._by_liger)
     assert turned(query.clone(), key.clone(), *waves) is not None
     assert taken == ["rope"]
     wanted = own(query, key, *waves, 1)
@@ -163,7 +163,7 @@ def test_other_ways_to_turn_stay_the_models_own(
     def turns_a_part(query: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return query, query
 
-    turned = functools.partial(kernels._turned, turns_a_part, kernels._by_liger)
+    turned = functools.partial(kernels._rotated, turns_a_part, kernels._by_liger)
     assert turned(query, key, *part)[0] is query
     assert taken == ["rope"]
 
@@ -171,9 +171,9 @@ def test_other_ways_to_turn_stay_the_models_own(
         raise RuntimeError("no C compiler")
 
     usual = [modeling_llama]
-    assert kernels.Turning.of(builtin.model) == kernels.Turning(usual, kernels._by_liger)
+    assert kernels.RotaryPatch.of(builtin.model) == kernels.RotaryPatch(usual, kernels._by_liger)
     monkeypatch.setattr(sys.modules["liger_kernel.ops.rope"].LigerRopeFunction, "apply", fails)
-    assert kernels.Turning.of(builtin.model) == kernels.Turning(usual, kernels._by_halves)
+    assert kernels.RotaryPatch.of(builtin.model) == kernels.RotaryPatch(usual, kernels._by_halves)
 
 
 def test_a_run_is_gone_on_with_on_the_same_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:

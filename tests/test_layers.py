@@ -11,7 +11,7 @@ from accelerate import dispatch_model
 from conftest import Loaded
 from torch.nn import GELU, Linear, Module, Parameter, RMSNorm, SiLU
 
-from jlm_cli.hf.layers import CpuNorm, Gated, LaidOut, fuse, is_supported, lay_out
+from jlm_cli.hf.layers import CpuNorm, OneDnnGated, OneDnnLinear, fuse, is_supported, use_onednn
 from jlm_cli.hf_engine import PackedEngine, make_engine
 
 SUPPORTED = is_supported()
@@ -25,11 +25,11 @@ def test_a_judge_says_the_same_and_is_no_further_from_float32(builtin: Loaded) -
     exact = builtin.model
     plain = copy.deepcopy(exact).to(torch.bfloat16)
     laid = copy.deepcopy(plain)
-    lay_out(laid)
+    use_onednn(laid)
     layers = exact.config.num_hidden_layers
     assert count(laid, CpuNorm) == 2 * layers + 1
     layers = layers if SUPPORTED else 0
-    assert (count(laid, Gated), count(laid, LaidOut)) == (layers, 7 * layers)
+    assert (count(laid, OneDnnGated), count(laid, OneDnnLinear)) == (layers, 7 * layers)
     assert isinstance(laid.get_output_embeddings(), Linear)
     ids = torch.tensor(builtin.vocabulary.encode(["Which answer is better? " * 9])[0].ids)[None]
     with torch.inference_mode():
@@ -42,12 +42,12 @@ def test_a_judge_says_the_same_and_is_no_further_from_float32(builtin: Loaded) -
 
 def test_layers_of_float32_stay_in_their_order(released: Loaded) -> None:
     model = copy.deepcopy(released.model).float()
-    lay_out(model)
-    assert count(model, LaidOut) == 0
+    use_onednn(model)
+    assert count(model, OneDnnLinear) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("replace, kind", [(fuse, RMSNorm), (lay_out, CpuNorm)])
+@pytest.mark.parametrize("replace, kind", [(fuse, RMSNorm), (use_onednn, CpuNorm)])
 def test_norms_are_fused_in_any_format(
     released: Loaded, dtype: torch.dtype, replace: Callable[..., None], kind: type[RMSNorm]
 ) -> None:
@@ -55,7 +55,7 @@ def test_norms_are_fused_in_any_format(
     fused = copy.deepcopy(plain)
     replace(fused)
     assert count(fused, kind) == 2 * plain.config.num_hidden_layers + 1
-    assert replace is lay_out or count(fused, LaidOut) == 0
+    assert replace is use_onednn or count(fused, OneDnnLinear) == 0
     ids = torch.tensor(released.vocabulary.encode(["Which answer is better? " * 9])[0].ids)[None]
     with torch.inference_mode():
         exact, before, after = (
@@ -119,7 +119,7 @@ class Model(Module):
 @pytest.mark.parametrize(
     "part, faster",
     [
-        (Mlp(SiLU()), Gated),
+        (Mlp(SiLU()), OneDnnGated),
         (Mlp(GELU()), None),
         (Mlp(SiLU(), 1.5), None),
         (PlainRMSNorm(), CpuNorm),
@@ -133,9 +133,9 @@ def test_only_a_layer_that_is_nothing_more_is_replaced(
     states = torch.randn(1, 40, 64).to(torch.bfloat16)
     with torch.inference_mode():
         before = model.part(states).float()
-        lay_out(model)  # type: ignore[arg-type]
+        use_onednn(model)  # type: ignore[arg-type]
         after = model.part(states).float()
     works = SUPPORTED or faster is CpuNorm
     assert type(model.part) is (faster if faster and works else type(part))
-    assert count(model, LaidOut) == (3 * SUPPORTED if isinstance(part, Mlp) else 0)
+    assert count(model, OneDnnLinear) == (3 * SUPPORTED if isinstance(part, Mlp) else 0)
     assert (after - before).norm() <= 0.01 * before.norm()

@@ -39,9 +39,9 @@ def computing() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a layer looks: `scale` of the scores (None: one over the root of a head's size), the
-    `cap` that bends large ones, and the `window` of last places that are seen, its own with them.
+class AttentionSpec:
+    """A layer's attention: `scale` of the scores (None: one over the root of a head's size), soft
+    `cap` of large ones (Gemma 2), sliding `window` of the last places seen, its own with them.
     """
 
     scale: float | None = None
@@ -58,22 +58,24 @@ class Kernel:
     """Attention of query [B, heads, T, size] to key and value [B, groups, S, size]: → [B, heads,
     T, size]; heads share groups.
 
-    `causal(query, key, value, start, look)`: the queries are the places `start` onwards; places
-    behind the last one are there and finite, and not seen. `masked(query, key, value, sees, look)`:
+    `causal(query, key, value, start, spec)`: the queries are the places `start` onwards; places
+    behind the last one are there and finite, and not seen. `masked(query, key, value, sees, spec)`:
     `sees` is additive, [T, S] or [B, 1, T, S], and has the window in it.
     """
 
-    causal: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, Look], torch.Tensor]
-    masked: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Look], torch.Tensor]
+    causal: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, AttentionSpec], torch.Tensor]
+    masked: Callable[
+        [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, AttentionSpec], torch.Tensor
+    ]
 
 
 def _fused_causal(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, look: Look
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, spec: AttentionSpec
 ) -> torch.Tensor:
     end = start + query.shape[2]
     on_cpu = query.device.type == "cpu"
-    if look.first(end - 1) or (start and on_cpu):
-        return _fused_in_chunks(query, key, value, start, look)
+    if spec.first(end - 1) or (start and on_cpu):
+        return _fused_in_chunks(query, key, value, start, spec)
     seen = _whole_vectors(end) if on_cpu else end  # a start at 0 hides what is behind
     key, value = key[:, :, :seen], value[:, :, :seen]
     if query.is_cuda and not _has_flash(query.device, query.dtype):
@@ -81,12 +83,12 @@ def _fused_causal(
     # a mask of numbers would be slow on GPUs
     sees = causal_lower_right(end - start, end) if start else None
     return functional.scaled_dot_product_attention(
-        query, key, value, sees, scale=look.scale, is_causal=sees is None, enable_gqa=True
+        query, key, value, sees, scale=spec.scale, is_causal=sees is None, enable_gqa=True
     )
 
 
 def _fused_in_chunks(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, look: Look
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, spec: AttentionSpec
 ) -> torch.Tensor:
     """torch's fused kernels know no windows, and on CPUs no later start: a mask, of as many queries
     at a time as it pays."""
@@ -94,20 +96,20 @@ def _fused_in_chunks(
     last = start + query.shape[2]
     for at in range(start, last, _MASKED_CHUNK):
         end = min(at + _MASKED_CHUNK, last)
-        seen = _seen(key, at, end, look)
-        sees = _band(query, range(at, end), range(seen.start, seen.stop), look)
+        seen = _seen(key, at, end, spec)
+        sees = _band(query, range(at, end), range(seen.start, seen.stop), spec)
         mine = query[:, :, at - start : end - start]
-        parts.append(_fused_masked(mine, key[:, :, seen], value[:, :, seen], sees, look))
+        parts.append(_fused_masked(mine, key[:, :, seen], value[:, :, seen], sees, spec))
     return torch.cat(parts, dim=2)
 
 
-def _band(like: torch.Tensor, places: range, seen: range, look: Look) -> torch.Tensor:
+def _band(like: torch.Tensor, places: range, seen: range, spec: AttentionSpec) -> torch.Tensor:
     """What some places see of others, additive [places, seen]."""
     hidden = like.new_full((len(places), len(seen)), float("-inf"))
     here = places.start - seen.start
-    if look.window is None:
+    if spec.window is None:
         return hidden.triu_(here + 1)
-    return hidden.triu(here + 1) + hidden.tril(here - look.window)
+    return hidden.triu(here + 1) + hidden.tril(here - spec.window)
 
 
 def _fused_masked(
@@ -115,7 +117,7 @@ def _fused_masked(
     key: torch.Tensor,
     value: torch.Tensor,
     sees: torch.Tensor,
-    look: Look,
+    spec: AttentionSpec,
 ) -> torch.Tensor:
     batch, heads, new, size = query.shape
     shared = heads // key.shape[1]
@@ -125,7 +127,7 @@ def _fused_masked(
         query = query.reshape(batch, -1, shared * new, size)
         sees = sees.repeat(1, 1, shared, 1)
     found = functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=sees, scale=look.scale, enable_gqa=True
+        query, key, value, attn_mask=sees, scale=spec.scale, enable_gqa=True
     )
     return found.reshape(batch, heads, new, -1)
 
@@ -151,20 +153,24 @@ def reads_rows_at_once(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cuda" and torch.version.hip is None and _has_flash(device, dtype)
 
 
-def knows_how(size: int, look: Look) -> bool:
-    """Whether it takes heads of such a size, that look so."""
-    return size <= _WIDEST and size % 8 == 0 and look.cap is None
+def varlen_takes(size: int, spec: AttentionSpec) -> bool:
+    """Whether it takes heads of such a size, and such attention."""
+    return size <= _WIDEST and size % 8 == 0 and spec.cap is None
 
 
 def causal_rows(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: Lengths, look: Look
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: Lengths,
+    spec: AttentionSpec,
 ) -> torch.Tensor:
     """Attention of many rows in one call, query [T, heads, size] to key and value [S, groups,
     size]: → [T, heads, size]; the queries are the last places of their rows."""
     ends = lengths.queries, lengths.seen, lengths.most_queries, lengths.most_seen
-    window = -1 if look.window is None else look.window - 1
+    window = -1 if spec.window is None else spec.window - 1
     attend = _varlen(query.shape[1] != key.shape[1])
-    return attend(query, key, value, *ends, scale=look.scale, window_size=(window, 0))
+    return attend(query, key, value, *ends, scale=spec.scale, window_size=(window, 0))
 
 
 _WIDEST = 256  # a head
@@ -197,28 +203,28 @@ def _for_each_head(
 
 
 def _causal_products(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, look: Look
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, spec: AttentionSpec
 ) -> torch.Tensor:
-    query = _scaled(query, look)
+    query = _scaled(query, spec)
     ahead = query.new_full((_CHUNK + _VECTOR, _CHUNK + 2 * _VECTOR), float("-inf")).triu(1)
     parts = []
     at, last = start, start + query.shape[2]
     while at < last:
         end = min(_whole_vectors(at + _CHUNK), last)
-        seen = _seen(key, at, end, look)
-        if look.first(end - 1):
-            sees = _band(query, range(at, end), range(seen.start, seen.stop), look)
+        seen = _seen(key, at, end, spec)
+        if spec.first(end - 1):
+            sees = _band(query, range(at, end), range(seen.start, seen.stop), spec)
         else:
             sees = ahead[: end - at, : seen.stop - at]
         mine = query[:, :, at - start : end - start]
-        parts.append(_products(mine, key[:, :, seen], value[:, :, seen], sees, look))
+        parts.append(_products(mine, key[:, :, seen], value[:, :, seen], sees, spec))
         at = end
     return torch.cat(parts, dim=2)
 
 
-def _seen(key: torch.Tensor, at: int, end: int, look: Look) -> slice:
+def _seen(key: torch.Tensor, at: int, end: int, spec: AttentionSpec) -> slice:
     """The places that those from `at` to `end` see, in whole vectors where there are so many."""
-    first = look.first(at) // _VECTOR * _VECTOR
+    first = spec.first(at) // _VECTOR * _VECTOR
     return slice(first, min(_whole_vectors(end), key.shape[2]))
 
 
@@ -231,17 +237,21 @@ def _masked_products(
     key: torch.Tensor,
     value: torch.Tensor,
     sees: torch.Tensor,
-    look: Look,
+    spec: AttentionSpec,
 ) -> torch.Tensor:
-    return _products(_scaled(query, look), key, value, sees, look)
+    return _products(_scaled(query, spec), key, value, sees, spec)
 
 
-def _scaled(query: torch.Tensor, look: Look) -> torch.Tensor:
-    return query * (query.shape[-1] ** -0.5 if look.scale is None else look.scale)
+def _scaled(query: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
+    return query * (query.shape[-1] ** -0.5 if spec.scale is None else spec.scale)
 
 
 def _products(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sees: torch.Tensor, look: Look
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sees: torch.Tensor,
+    spec: AttentionSpec,
 ) -> torch.Tensor:
     """Heads that share their keys become one product. `sees` may be of the last places alone."""
     batch, heads, new, size = query.shape
@@ -249,8 +259,8 @@ def _products(
     rows = heads // groups * new
     scores = torch.matmul(query.reshape(batch, groups, rows, size), key.transpose(2, 3))
     scores = scores.view(batch, heads, new, seen)
-    if look.cap is not None:
-        scores = (scores / look.cap).tanh() * look.cap
+    if spec.cap is not None:
+        scores = (scores / spec.cap).tanh() * spec.cap
     scores[..., seen - sees.shape[-1] :] += sees
     shares = torch.softmax(scores, dim=-1)
     out = torch.matmul(shares.view(batch, groups, rows, seen).to(value.dtype), value)
@@ -261,10 +271,10 @@ fused = Kernel(_fused_causal, _fused_masked)
 by_products = Kernel(_causal_products, _masked_products)
 
 
-def kernel_for(device: torch.device, dtype: torch.dtype, look: Look) -> Kernel:
-    """The faster one of those that know how to look so."""
+def kernel_for(device: torch.device, dtype: torch.dtype, spec: AttentionSpec) -> Kernel:
+    """The faster one of those that know such attention."""
     slow = device.type == "cpu" and dtype == torch.bfloat16 and not has_amx()
-    return by_products if slow or look.cap is not None else fused
+    return by_products if slow or spec.cap is not None else fused
 
 
 def _for_transformers(
@@ -281,12 +291,12 @@ def _for_transformers(
     query, key = query.to(value.dtype), key.to(value.dtype)
     if kwargs.get("s_aux") is not None:
         raise NotImplementedError("attention with sinks is no product of two")
-    look = Look(scaling, kwargs.get("softcap"))
+    spec = AttentionSpec(scaling, kwargs.get("softcap"))
     if attention_mask is None:
         start = key.shape[2] - query.shape[2]
-        return by_products.causal(query, key, value, start, look).transpose(1, 2), None
+        return by_products.causal(query, key, value, start, spec).transpose(1, 2), None
     sees = attention_mask.clamp(min=torch.finfo(value.dtype).min).to(value.dtype)
-    return by_products.masked(query, key, value, sees, look).transpose(1, 2), None
+    return by_products.masked(query, key, value, sees, spec).transpose(1, 2), None
 
 
 AttentionInterface.register(PRODUCTS, _for_transformers)

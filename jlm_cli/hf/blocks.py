@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from jlm_cli.batching import RESERVE
-from jlm_cli.hf.attention import Kernel, Lengths, Look, by_products
-from jlm_cli.hf.packing import Fan, Segment
+from jlm_cli.hf.attention import AttentionSpec, Kernel, Lengths, by_products
+from jlm_cli.hf.packing import DraftTree, Segment
 from jlm_cli.hf.transfers import sent
 
 _ROOM = 128  # places more, where there are too few
@@ -77,7 +77,7 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class Fans:
+class DraftTrees:
     """The drafts of one pass, whose attention is one padded product for all their rows.
 
     `row` (from the `first` row on), `turn` (among its row's tokens) and `place` (in its block) of
@@ -98,12 +98,12 @@ class Fans:
 
     @classmethod
     def of(
-        cls, fans: Sequence[Fan], blocks: Blocks, device: torch.device, dtype: torch.dtype
-    ) -> Fans:
+        cls, trees: Sequence[DraftTree], blocks: Blocks, device: torch.device, dtype: torch.dtype
+    ) -> DraftTrees:
         """Made once for all layers. They are shown whole blocks: products on CPUs would first copy
         a part of one, which lies in pieces."""
-        first, last = min(fan.row for fan in fans), max(fan.row for fan in fans)
-        most, end = max(len(fan.sees) for fan in fans), blocks.room_for(fans)
+        first, last = min(tree.row for tree in trees), max(tree.row for tree in trees)
+        most, end = max(len(tree.sees) for tree in trees), blocks.room_for(trees)
         sees = np.zeros((1 + last - first, 1, most, end), bool)
         sees[..., 0] = True  # of no token's turn; a softmax over nothing is not a number
         token = np.zeros((1 + last - first, most), np.int64)
@@ -112,15 +112,15 @@ class Fans:
         row: list[int] = []
         turn: list[int] = []
         place: list[int] = []
-        for fan in fans:
-            new = len(fan.sees)
-            sees[fan.row - first, 0, :new, : fan.end] = fan.sees
-            token[fan.row - first, :new] = range(len(row), len(row) + new)
-            own[fan.row - first, :new] = fan.positions[fan.start :]
-            positions[fan.row - first, : fan.end] = fan.positions
-            row += [fan.row - first] * new
+        for tree in trees:
+            new = len(tree.sees)
+            sees[tree.row - first, 0, :new, : tree.end] = tree.sees
+            token[tree.row - first, :new] = range(len(row), len(row) + new)
+            own[tree.row - first, :new] = tree.positions[tree.start :]
+            positions[tree.row - first, : tree.end] = tree.positions
+            row += [tree.row - first] * new
             turn += range(new)
-            place += range(fan.start, fan.end)
+            place += range(tree.start, tree.end)
         row_, turn_, place_ = sent([row, turn, place], device)
         token_, hidden, own_, positions_ = (
             sent(one, device) for one in (token, ~sees, own, positions)
@@ -129,24 +129,24 @@ class Fans:
         additive.masked_fill_(hidden, float("-inf"))
         return cls(first, row_, turn_, place_, token_, additive, own_, positions_)
 
-    def on(self, device: torch.device) -> Fans:
+    def on(self, device: torch.device) -> DraftTrees:
         """The same for layers on another GPU."""
         if device == self.row.device:
             return self
         row, turn, place = (part.to(device) for part in (self.row, self.turn, self.place))
         of_rows = (part.to(device) for part in (self.token, self.sees, self.own, self.positions))
         token, sees, own, positions = of_rows
-        return Fans(self.first, row, turn, place, token, sees, own, positions)
+        return DraftTrees(self.first, row, turn, place, token, sees, own, positions)
 
-    def seeing(self, look: Look) -> torch.Tensor:
+    def seeing(self, spec: AttentionSpec) -> torch.Tensor:
         """What is seen through a layer's window; most layers have the same."""
-        if look.window is None or look.window >= self.sees.shape[-1]:
+        if spec.window is None or spec.window >= self.sees.shape[-1]:
             return self.sees
-        if look.window not in self._through:
+        if spec.window not in self._through:
             ago = self.own[:, None, :, None] - self.positions[:, None, None]
-            sees = self.sees.masked_fill(ago >= look.window, float("-inf"))
-            self._through[look.window] = sees
-        return self._through[look.window]
+            sees = self.sees.masked_fill(ago >= spec.window, float("-inf"))
+            self._through[spec.window] = sees
+        return self._through[spec.window]
 
     def attend(
         self,
@@ -154,31 +154,31 @@ class Fans:
         query: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
-        look: Look,
+        spec: AttentionSpec,
     ) -> torch.Tensor:
         """query [T, heads, size], keys and values of all rows → [T, heads, size]."""
         rows, _, most, places = self.sees.shape
         mine = slice(self.first, self.first + rows)
-        sees = self.seeing(look).to(query.dtype)  # under autocast
+        sees = self.seeing(spec).to(query.dtype)  # under autocast
         seen = keys[mine, :, :places], values[mine, :, :places]
         if most == 1:  # for one query fused kernels lay keys out, or spell shared ones out, in vain
             kernel = by_products
         if most == 1 and len(query) == rows:  # as they are while all rows write
-            return kernel.masked(query[:, :, None], *seen, sees, look)[:, :, 0]
+            return kernel.masked(query[:, :, None], *seen, sees, spec)[:, :, 0]
         padded = _wide(query)[self.token].view(query.dtype).transpose(1, 2)
-        out = kernel.masked(padded, *seen, sees, look)
+        out = kernel.masked(padded, *seen, sees, spec)
         return _wide(out)[self.row, :, self.turn].view(query.dtype)
 
 
 class Blocks:
     """Keys and values of a batch: for each layer two tensors [rows, heads, places, head size].
 
-    The memory is kept from batch to batch. `looks` is what the layers that wrote here told of
+    The memory is kept from batch to batch. `specs` is what the layers that wrote here told of
     themselves.
     """
 
     def __init__(self) -> None:
-        self.looks: dict[int, Look] = {}
+        self.specs: dict[int, AttentionSpec] = {}
         self._memory: dict[tuple[int, int], torch.Tensor] = {}
         self._blocks: dict[tuple[int, int], torch.Tensor] = {}
         self._is_kept = True
@@ -189,11 +189,11 @@ class Blocks:
         self.rows, self.places = rows, _whole(places)
         self._is_kept = True
         self._blocks.clear()
-        self.looks.clear()
+        self.specs.clear()
 
-    def room_for(self, fans: Sequence[Fan]) -> int:
+    def room_for(self, trees: Sequence[DraftTree]) -> int:
         """How many places a block has, or will have when these are written there."""
-        end = max(fan.end for fan in fans)
+        end = max(tree.end for tree in trees)
         if end > self.places:  # a larger draft than was reckoned with, or a text
             self.places = _whole(end + _ROOM)
         return self.places
@@ -240,15 +240,15 @@ class Blocks:
             found.append(seen.view(new.dtype))
         return found
 
-    def write_fans(
-        self, fans: Fans, layer: int, states: Sequence[torch.Tensor]
+    def write_trees(
+        self, trees: DraftTrees, layer: int, states: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
         """Put the keys and values of drafted tokens [heads, T, size] in place; all rows'."""
         found = []
         for kind, new in enumerate(states):
             block = self._block(layer, kind, new)
             wide = _wide(new.transpose(0, 1))
-            _wide(block[fans.first :])[fans.row, :, fans.place] = wide
+            _wide(block[trees.first :])[trees.row, :, trees.place] = wide
             found.append(block)
         return found
 

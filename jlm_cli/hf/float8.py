@@ -28,21 +28,21 @@ _LEAST = 1e-12  # of a scale, for rows of zeros
 _WHOLE = 16  # the kernels' step in both widths of a layer
 _ANOTHER = 0.5  # of the norm of log-probabilities; usual is a hundredth
 
-Narrow: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # rows in float8, and their scales
+Float8Rows: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # rows in float8, and their scales
 
 
-class Narrower:
+class RowQuantizer:
     """Rows [..., size] in float8. Queries, keys and values, and both halves of a gated layer, are
-    made of the same states, which nothing changes in between: those are narrowed once."""
+    made of the same states, which nothing changes in between: those are quantized once."""
 
-    def __init__(self, narrow: Callable[[torch.Tensor], Narrow]) -> None:
-        self._narrow = narrow
+    def __init__(self, quantize: Callable[[torch.Tensor], Float8Rows]) -> None:
+        self._to_float8 = quantize
         self._latest: torch.Tensor | None = None
-        self._found: Narrow | None = None
+        self._found: Float8Rows | None = None
 
-    def __call__(self, states: torch.Tensor) -> Narrow:
+    def __call__(self, states: torch.Tensor) -> Float8Rows:
         if self._found is None or states is not self._latest:
-            self._found = self._narrow(states.reshape(-1, states.shape[-1]))
+            self._found = self._to_float8(states.reshape(-1, states.shape[-1]))
             self._latest = states
         return self._found
 
@@ -50,25 +50,26 @@ class Narrower:
         self._latest = self._found = None
 
 
-class NarrowLinear(Module):
-    """A linear layer of bfloat16 states [..., size]."""
+class Float8Linear(Module):
+    """A linear layer of bfloat16 states [..., size] that multiplies in float8 (e4m3), each row and
+    each column of the weights with a scale of its own."""
 
-    def __init__(self, linear: Linear, narrower: Narrower) -> None:
+    def __init__(self, linear: Linear, quantizer: RowQuantizer) -> None:
         super().__init__()
-        weight, scales = narrowed(linear.weight.detach())
+        weight, scales = to_float8(linear.weight.detach())
         self.weight_t = weight.t(), scales.t().contiguous()
         self.bias = linear.bias
         self.weight = linear.weight.detach().to("meta")  # some models look at its dtype
-        self._narrower = narrower
+        self._quantizer = quantizer
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         product = _product if states.is_cuda else _wide_product
-        out = product(self._narrower(states), self.weight_t, self.bias, states.dtype)
+        out = product(self._quantizer(states), self.weight_t, self.bias, states.dtype)
         return out.view(*states.shape[:-1], out.shape[-1])
 
 
 def _product(
-    rows: Narrow, weight_t: Narrow, bias: torch.Tensor | None, dtype: torch.dtype
+    rows: Float8Rows, weight_t: Float8Rows, bias: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
     """[n, size] by [size, out] → [n, out]; their scales are [n, 1] and [1, out]."""
     how = ScalingType.RowWise
@@ -81,31 +82,31 @@ def _product(
 
 
 def _wide_product(
-    rows: Narrow, weight_t: Narrow, bias: torch.Tensor | None, dtype: torch.dtype
+    rows: Float8Rows, weight_t: Float8Rows, bias: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
     """The same on a CPU, by numbers that hold each float8 exactly."""
     out = (rows[0].to(dtype) @ weight_t[0].to(dtype)) * rows[1] * weight_t[1]
     return (out if bias is None else out + bias).to(dtype)
 
 
-def narrow_layers(model: PreTrainedModel) -> None:
+def use_float8(model: PreTrainedModel) -> None:
     """All linear layers but the head, whose widths the kernels take. Raises ModelError where a
     model has none, or its predictions change too much."""
-    narrower = Narrower(_kernel(model.device))
-    model.register_forward_hook(lambda *_: narrower.forget())
+    quantizer = RowQuantizer(_kernel(model.device))
+    model.register_forward_hook(lambda *_: quantizer.forget())
 
-    def narrow(module: Module, _: torch.dtype) -> Module | None:
+    def quantized(module: Module, _: torch.dtype) -> Module | None:
         if type(module) is not Linear or any(size % _WHOLE for size in module.weight.shape):
             return None
-        return NarrowLinear(module, narrower)
+        return Float8Linear(module, quantizer)
 
     try:
         whole = _shares(model)
-        replace_layers(model, narrow)
+        replace_layers(model, quantized)
         off = float((_shares(model) - whole).norm() / whole.norm())
     except RuntimeError as error:  # of memory, or where Triton finds no compiler
         raise ModelError(f"--quantize fp8: {first_line(error)}") from error
-    if not any(isinstance(module, NarrowLinear) for module in model.modules()):
+    if not any(isinstance(module, Float8Linear) for module in model.modules()):
         raise ModelError("--quantize fp8: this model has no linear layer that float8 kernels take")
     if not off <= _ANOTHER:  # nor is it a number
         raise ModelError(
@@ -122,18 +123,18 @@ def _shares(model: PreTrainedModel) -> torch.Tensor:
         return logits.float().log_softmax(-1)
 
 
-def narrowed(rows: torch.Tensor) -> Narrow:
+def to_float8(rows: torch.Tensor) -> Float8Rows:
     """[n, size] → float8 [n, size], float32 [n, 1]."""
     wide = rows.float()
     scales = (wide.abs().amax(-1, keepdim=True) / _MOST).clamp(min=_LEAST)
     return (wide / scales).to(_FLOAT8), scales
 
 
-def _kernel(device: torch.device) -> Callable[[torch.Tensor], Narrow]:
+def _kernel(device: torch.device) -> Callable[[torch.Tensor], Float8Rows]:
     """The same in one pass over the rows, where Triton is there; torch's six take longer than the
     product that they prepare."""
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        return narrowed
-    from jlm_cli.hf.float8_kernel import narrowed_at_once
+        return to_float8
+    from jlm_cli.hf.float8_kernel import to_float8_at_once
 
-    return functools.partial(narrowed_at_once, dtype=_FLOAT8, most=_MOST, least=_LEAST)
+    return functools.partial(to_float8_at_once, dtype=_FLOAT8, most=_MOST, least=_LEAST)

@@ -10,7 +10,7 @@ _FOR_A_WARP = 512  # numbers
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _narrow(rows, found, scales, step, size, most, least, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _to_float8(rows, found, scales, step, size, most, least, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """One row for each program."""
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, BLOCK)
@@ -21,7 +21,7 @@ def _narrow(rows, found, scales, step, size, most, least, BLOCK: tl.constexpr): 
     tl.store(found + row * size + place, (wide / scale).to(found.dtype.element_ty), mask=there)
 
 
-def narrowed_at_once(
+def to_float8_at_once(
     rows: torch.Tensor, dtype: torch.dtype, most: float, least: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows [n, size] and their scales, float32 [n, 1]."""
@@ -32,5 +32,7 @@ def narrowed_at_once(
     block = triton.next_power_of_2(size)
     warps = min(16, max(1, block // _FOR_A_WARP))
     with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
-        _narrow[n,](rows, found, scales, rows.stride(0), size, most, least, block, num_warps=warps)
+        _to_float8[n,](
+            rows, found, scales, rows.stride(0), size, most, least, block, num_warps=warps
+        )
     return found, scales

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 Turn: TypeAlias = Callable[..., tuple[torch.Tensor, torch.Tensor]]
-_TURN = "apply_rotary_pos_emb"  # in the modules of models
+_ROTARY = "apply_rotary_pos_emb"  # in the modules of models
 MANY = 1024  # tokens of a pass; with fewer a call costs the host more than two of torch's
 _ROUNDING = {2: 0.02, 4: 1e-5}  # by bytes; 16 bits round each of three steps by a quarter of it
 
@@ -36,7 +36,7 @@ def are_installed() -> bool:
 
 
 @dataclass(frozen=True)
-class Turning:
+class RotaryPatch:
     """The `modules` whose function turns a model's queries and keys as Llama's does, which is found
     out by a trial; and what does so `faster`."""
 
@@ -44,13 +44,13 @@ class Turning:
     faster: Turn
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> Turning:
+    def of(cls, model: PreTrainedModel) -> RotaryPatch:
         names = {type(part).__module__ for part in model.modules() if hasattr(part, "layer_idx")}
         modules = (sys.modules[name] for name in sorted(names))
-        turning = [one for one in modules if hasattr(one, _TURN)]
+        turning = [one for one in modules if hasattr(one, _ROTARY)]
         liger = [_by_liger] if are_usable(model.device, model.dtype) else []
         for faster in (*liger, _by_halves):
-            usual = [one for one in turning if _is_usual(getattr(one, _TURN), faster, model)]
+            usual = [one for one in turning if _is_usual(getattr(one, _ROTARY), faster, model)]
             if usual:
                 break
         return cls(usual, faster)
@@ -58,14 +58,14 @@ class Turning:
     @contextmanager
     def on(self) -> Iterator[None]:
         """For a while."""
-        own = [getattr(module, _TURN) for module in self.modules]
+        own = [getattr(module, _ROTARY) for module in self.modules]
         try:
             for module, turn in zip(self.modules, own, strict=True):
-                setattr(module, _TURN, functools.partial(_turned, turn, self.faster))
+                setattr(module, _ROTARY, functools.partial(_rotated, turn, self.faster))
             yield
         finally:
             for module, turn in zip(self.modules, own, strict=True):
-                setattr(module, _TURN, turn)
+                setattr(module, _ROTARY, turn)
 
 
 def silu_times(gate: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,9 @@ def silu_times(gate: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def _turned(own: Turn, faster: Turn, *given: Any, **more: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _rotated(
+    own: Turn, faster: Turn, *given: Any, **more: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries and keys [B, heads, T, size], whose halves have the same cos and sin [B, T, size]."""
     if more or len(given) != 4:
         return own(*given, **more)
@@ -123,7 +125,7 @@ def _is_usual(own: Turn, faster: Turn, model: PreTrainedModel) -> bool:
     states = [one.to(model.device, model.dtype) for one in (query, key, angle.cos(), angle.sin())]
     try:
         wanted = own(*states)
-        found = _turned(own, faster, *(one.clone() for one in states))
+        found = _rotated(own, faster, *(one.clone() for one in states))
         return all(
             bool((a - b).float().norm() <= _ROUNDING[a.dtype.itemsize] * b.float().norm())
             for a, b in zip(found, wanted, strict=True)

@@ -25,8 +25,8 @@ _TOKENS = 2048  # in a pass, about: the order is chosen for it
 _ROUNDING = {2: 0.01, 4: 1e-5}  # of the norm, by bytes; bfloat16 alone is off by a third of it
 
 
-class LaidOut(Module):
-    """A linear layer of bfloat16 states [..., size]."""
+class OneDnnLinear(Module):
+    """A linear layer of bfloat16 states [..., size], its weights laid out in oneDNN's order."""
 
     def __init__(self, linear: Linear) -> None:
         super().__init__()
@@ -53,12 +53,12 @@ class LaidOut(Module):
         return out
 
 
-class Gated(Module):
+class OneDnnGated(Module):
     """down(silu(gate(x)) · up(x))"""
 
     def __init__(self, mlp: Module) -> None:
         super().__init__()
-        self.gate, self.up, self.down = (LaidOut(getattr(mlp, name)) for name in _GATED)
+        self.gate, self.up, self.down = (OneDnnLinear(getattr(mlp, name)) for name in _GATED)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         return self.down(self.up.times(states, self.gate.swished(states)))  # type: ignore[no-any-return]
@@ -79,7 +79,7 @@ class CpuNorm(RMSNorm):
         return out.mul_(self.weight).view(states.shape)
 
 
-class GatedOnce(Module):
+class LigerGated(Module):
     """The same on a GPU: gated in one pass by Liger's kernel."""
 
     def __init__(self, mlp: Module) -> None:
@@ -96,10 +96,10 @@ class GatedOnce(Module):
 _GATED = ("gate_proj", "up_proj", "down_proj")
 
 
-def lay_out(model: PreTrainedModel) -> None:
+def use_onednn(model: PreTrainedModel) -> None:
     """For a model on a CPU."""
     in_order = model.dtype == torch.bfloat16 and is_supported()
-    replace_layers(model, _if_it_works(_laid_out if in_order else _normed))
+    replace_layers(model, _if_it_works(_onednn if in_order else _normed))
 
 
 def fuse(model: PreTrainedModel) -> None:
@@ -178,12 +178,12 @@ def _if_it_works(faster: Replacing) -> Replacing:
     return tried
 
 
-def _laid_out(module: Module, dtype: torch.dtype) -> Module | None:
+def _onednn(module: Module, dtype: torch.dtype) -> Module | None:
     """A layer that computes the same, or None."""
     if _is_plain(module):
-        return _if_equal(LaidOut(module), module, module.weight)  # type: ignore[arg-type]
+        return _if_equal(OneDnnLinear(module), module, module.weight)  # type: ignore[arg-type]
     if _is_gated(module):
-        return _if_equal(Gated(module), module, module.gate_proj.weight)  # type: ignore[union-attr, arg-type]
+        return _if_equal(OneDnnGated(module), module, module.gate_proj.weight)  # type: ignore[union-attr, arg-type]
     return _normed(module, dtype)
 
 
@@ -193,7 +193,7 @@ def _normed(module: Module, dtype: torch.dtype) -> Module | None:
 
 def _fused_and_gated(module: Module, dtype: torch.dtype) -> Module | None:
     if _is_gated(module):
-        return _if_equal(GatedOnce(module), module, module.gate_proj.weight)  # type: ignore[union-attr, arg-type]
+        return _if_equal(LigerGated(module), module, module.gate_proj.weight)  # type: ignore[union-attr, arg-type]
     return _fused(module, dtype)
 
 

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from transformers import AttentionInterface
 
-from jlm_cli.hf.attention import Kernel, Look, causal_rows, kernel_for, knows_how
-from jlm_cli.hf.blocks import Blocks, Fans, Prompts
+from jlm_cli.hf.attention import AttentionSpec, Kernel, causal_rows, kernel_for, varlen_takes
+from jlm_cli.hf.blocks import Blocks, DraftTrees, Prompts
 from jlm_cli.hf.packing import Segment
 
 ATTENTION = "jlm_packed"
@@ -28,7 +28,7 @@ class Pack:
     blocks: Blocks
     segments: Sequence[Segment]
     prompts: Prompts | None
-    fans: Fans | None
+    trees: DraftTrees | None
 
     @cached_property
     def n_prompt_tokens(self) -> int:
@@ -48,45 +48,47 @@ def _packed_attention(
     """[1, heads, tokens, size] → [1, tokens, heads, size], each token with its own row."""
     if kwargs.get("s_aux") is not None:
         raise NotImplementedError("attention with sinks is not packed")
-    look = Look(scaling, kwargs.get("softcap"), kwargs.get("sliding_window"))
+    spec = AttentionSpec(scaling, kwargs.get("softcap"), kwargs.get("sliding_window"))
     query, key = query.to(value.dtype), key.to(value.dtype)  # turned in float32 under autocast
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    pack.blocks.looks[layer] = look
-    kernel = kernel_for(query.device, query.dtype, look)
+    pack.blocks.specs[layer] = spec
+    kernel = kernel_for(query.device, query.dtype, spec)
     if not pack.segments:
-        return _drafts(pack, layer, (query, key, value), kernel, look)[None], None
+        return _drafts(pack, layer, (query, key, value), kernel, spec)[None], None
     at = pack.n_prompt_tokens
     states = query[:, :, :at], key[:, :, :at], value[:, :, :at]
-    if pack.prompts is not None and knows_how(query.shape[-1], look):
-        parts = [_at_once(pack.prompts.on(query.device), pack.blocks, layer, states, look)]
+    if pack.prompts is not None and varlen_takes(query.shape[-1], spec):
+        parts = [_at_once(pack.prompts.on(query.device), pack.blocks, layer, states, spec)]
     else:
-        parts = list(_row_by_row(pack, layer, states, kernel, look))
-    if pack.fans is not None:
+        parts = list(_row_by_row(pack, layer, states, kernel, spec))
+    if pack.trees is not None:
         states = query[:, :, at:], key[:, :, at:], value[:, :, at:]
-        parts.append(_drafts(pack, layer, states, kernel, look))
+        parts.append(_drafts(pack, layer, states, kernel, spec))
     return torch.cat(parts)[None], None
 
 
-def _drafts(pack: Pack, layer: int, states: States, kernel: Kernel, look: Look) -> torch.Tensor:
+def _drafts(
+    pack: Pack, layer: int, states: States, kernel: Kernel, spec: AttentionSpec
+) -> torch.Tensor:
     """[1, heads, tokens, size] → [tokens, heads, size]."""
-    assert pack.fans is not None
-    fans = pack.fans.on(states[0].device)
+    assert pack.trees is not None
+    trees = pack.trees.on(states[0].device)
     query, key, value = (one[0] for one in states)
-    keys, values = pack.blocks.write_fans(fans, layer, (key, value))
-    return fans.attend(kernel, query.transpose(0, 1), keys, values, look)
+    keys, values = pack.blocks.write_trees(trees, layer, (key, value))
+    return trees.attend(kernel, query.transpose(0, 1), keys, values, spec)
 
 
 def _at_once(
-    prompts: Prompts, blocks: Blocks, layer: int, states: States, look: Look
+    prompts: Prompts, blocks: Blocks, layer: int, states: States, spec: AttentionSpec
 ) -> torch.Tensor:
     """[1, heads, tokens, size] → [tokens, heads, size], all prompts in one call."""
     query, key, value = (one[0] for one in states)
     keys, values = blocks.write_prompts(prompts, layer, (key, value))
-    return causal_rows(query.transpose(0, 1), keys, values, prompts.lengths, look)
+    return causal_rows(query.transpose(0, 1), keys, values, prompts.lengths, spec)
 
 
 def _row_by_row(
-    pack: Pack, layer: int, states: States, kernel: Kernel, look: Look
+    pack: Pack, layer: int, states: States, kernel: Kernel, spec: AttentionSpec
 ) -> Iterator[torch.Tensor]:
     """[1, heads, tokens, size] → [tokens of a prompt, heads, size] for each."""
     query, key, value = states
@@ -94,7 +96,7 @@ def _row_by_row(
     for segment in pack.segments:
         to = at + segment.end - segment.start
         keys, values = pack.blocks.write(segment, layer, (key[0, :, at:to], value[0, :, at:to]))
-        seen = kernel.causal(query[:, :, at:to], keys, values, segment.start, look)
+        seen = kernel.causal(query[:, :, at:to], keys, values, segment.start, spec)
         yield seen[0].transpose(0, 1)
         at = to
 

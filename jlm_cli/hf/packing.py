@@ -25,7 +25,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Fan:
+class DraftTree:
     """What is drafted behind one row's prompt: places `start` onwards of its block, what each of
     these tokens sees, [drafted, end], and how far in its line each place lies, [end]."""
 
@@ -55,7 +55,7 @@ class Tokens:
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
-    fans: list[Fan] = field(default_factory=list)
+    trees: list[DraftTree] = field(default_factory=list)
     wanted: dict[int, list[int]] = field(default_factory=dict)
 
     @property
@@ -69,16 +69,16 @@ class Tokens:
         self.positions += range(segment.start, segment.end)
         self.wanted[segment.row] = [len(self.ids) - 1]
 
-    def add_text(self, fan: Fan, ids: Ids) -> None:
+    def add_text(self, tree: DraftTree, ids: Ids) -> None:
         """Behind the last of these ids the model's word is wanted."""
-        self.fans.append(fan)
+        self.trees.append(tree)
         self.ids += ids
-        self.positions += fan.positions[fan.start :].tolist()
-        self.wanted[fan.row] = [len(self.ids) - 1]
+        self.positions += tree.positions[tree.start :].tolist()
+        self.wanted[tree.row] = [len(self.ids) - 1]
 
-    def add_draft(self, fan: Fan, prompt_length: int, draft: LineDraft) -> None:
-        self.fans.append(fan)
+    def add_draft(self, tree: DraftTree, prompt_length: int, draft: LineDraft) -> None:
+        self.trees.append(tree)
         drafted = range(len(self.ids), len(self.ids) + len(draft))
-        self.wanted.setdefault(fan.row, []).extend(drafted)
+        self.wanted.setdefault(tree.row, []).extend(drafted)
         self.ids += (token.token for token in draft)
         self.positions += (prompt_length + token.depth - 1 for token in draft)

@@ -14,7 +14,7 @@ import numpy as np
 
 from jlm_cli.engine import Wrote
 from jlm_cli.hf.blocks import Blocks
-from jlm_cli.hf.packing import Fan
+from jlm_cli.hf.packing import DraftTree
 
 if TYPE_CHECKING:
     from jlm_cli.hf_engine import PackedEngine
@@ -47,14 +47,14 @@ class Text:
         """The same among the tokens of the text, its prompt included."""
         return self.seen + self.n_read
 
-    def fan(self) -> Fan:
+    def tree(self) -> DraftTree:
         """What is due, each token behind all before it."""
         here = self.place
         end = here + len(self.due)
         places = np.arange(end)
         positions = np.where(places < self.start, places, self.seen + places - self.start)
         told = (places < self.seen) | (places >= self.start)  # between lie drafts of the line
-        return Fan(self.row, here, told & (places <= places[here:, None]), positions)
+        return DraftTree(self.row, here, told & (places <= places[here:, None]), positions)
 
     def take(self, token: int, ends: Sequence[int]) -> bool:
         """One more token; whether the text goes on behind it."""

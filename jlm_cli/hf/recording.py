@@ -15,19 +15,19 @@ import torch
 from transformers import PreTrainedModel
 
 from jlm_cli.hf.attention import computing
-from jlm_cli.hf.blocks import Blocks, Fans
+from jlm_cli.hf.blocks import Blocks, DraftTrees
 from jlm_cli.hf.packed_attention import Pack
-from jlm_cli.hf.packing import Fan
+from jlm_cli.hf.packing import DraftTree
 from jlm_cli.hf.transfers import sent
 
 if TYPE_CHECKING:
     from jlm_cli.hf.reasons import Text
     from jlm_cli.hf_engine import PackedEngine
 
-_NOTHING = Fan(0, 0, np.ones((1, 1), bool), np.zeros(1, np.int64))
+_NOTHING = DraftTree(0, 0, np.ones((1, 1), bool), np.zeros(1, np.int64))
 
 
-class Recording:
+class GraphedStep:
     """One more token for each text in some blocks, as often as it fits them.
 
     Rows whose text has ended go along: they read a token over their own first place, and nobody
@@ -37,9 +37,9 @@ class Recording:
     def __init__(self, engine: PackedEngine, blocks: Blocks, texts: Sequence[Text]) -> None:
         """Raises RuntimeError where a pass of the model has to wait for its GPU."""
         self._engine, self._blocks = engine, blocks
-        own = {text.row: text.fan() for text in texts}
-        fans = [own.get(row, replace(_NOTHING, row=row)) for row in range(blocks.rows)]
-        self._fans = Fans.of(fans, blocks, engine.device, engine.model.dtype)
+        own = {text.row: text.tree() for text in texts}
+        trees = [own.get(row, replace(_NOTHING, row=row)) for row in range(blocks.rows)]
+        self._trees = DraftTrees.of(trees, blocks, engine.device, engine.model.dtype)
         self._numbers = torch.zeros(3, blocks.rows, dtype=torch.int64, device=engine.device)
         self._size = blocks.rows, blocks.places
         self._send(texts)
@@ -66,10 +66,10 @@ class Recording:
 
     def _step(self) -> torch.Tensor:
         ids, positions, places = self._numbers
-        fans = self._fans
-        fans.sees[:, 0, 0].scatter_(1, places[:, None], 0.0)
-        fans.positions.scatter_(1, places[:, None], positions[:, None].to(fans.positions.dtype))
-        now = replace(fans, place=places, own=positions[:, None], _through={})
+        trees = self._trees
+        trees.sees[:, 0, 0].scatter_(1, places[:, None], 0.0)
+        trees.positions.scatter_(1, places[:, None], positions[:, None].to(trees.positions.dtype))
+        now = replace(trees, place=places, own=positions[:, None], _through={})
         pack = Pack(self._blocks, (), None, now)
         return chosen(self._engine.logits(ids[None], positions[None], pack))
 
@@ -80,7 +80,7 @@ def chosen(logits: torch.Tensor) -> torch.Tensor:
     return torch.cat([logits[0].argmax(-1), sound[None]])
 
 
-def can_record(model: PreTrainedModel) -> bool:
+def can_capture(model: PreTrainedModel) -> bool:
     """Whether it lies on one GPU."""
     devices = {weight.device for weight in model.parameters()}
     return len(devices) == 1 and devices.pop().type == "cuda"

@@ -13,7 +13,7 @@ from jlm_cli.engine import Ids, LineDraft, ReadAtOnce
 from jlm_cli.hf.attention import computing
 from jlm_cli.hf.head import exact
 from jlm_cli.hf.memory import within_memory
-from jlm_cli.hf.transfers import Coming, sent
+from jlm_cli.hf.transfers import HostCopy, sent
 from jlm_cli.hf.writing import Writer
 from jlm_cli.scoreline import Floats
 
@@ -58,7 +58,7 @@ class CachedEngine(RowByRow):
             ids = sent([list(prompt)], self.device)
             out = self.model(ids, use_cache=True, logits_to_keep=1)
             cache: Cache = out.past_key_values
-            return cache, Coming(head.log_p(out.logits, _LAST)).arrived()
+            return cache, HostCopy(head.log_p(out.logits, _LAST)).wait()
 
     @within_memory
     def _go_on(self, cache: Cache, paths: Sequence[Ids], columns: torch.Tensor) -> Floats:
@@ -79,7 +79,7 @@ class CachedEngine(RowByRow):
                 logits = self.model(
                     sent(ids, self.device), past_key_values=mine, logits_to_keep=longest
                 ).logits
-                known[here] = Coming(head.log_p(logits, (rows, ends))).arrived()
+                known[here] = HostCopy(head.log_p(logits, (rows, ends))).wait()
         return known
 
 
@@ -100,4 +100,4 @@ class PlainEngine(RowByRow):
         """[1, columns]"""
         with computing(), exact(self.model, columns) as head:
             logits = self.model(sent([ids], self.device), logits_to_keep=1).logits
-            return Coming(head.log_p(logits, _LAST)).arrived()
+            return HostCopy(head.log_p(logits, _LAST)).wait()

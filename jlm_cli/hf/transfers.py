@@ -18,7 +18,7 @@ def sent(numbers: Any, device: torch.device) -> torch.Tensor:
     return here.to(device)
 
 
-class Coming:
+class HostCopy:
     """The copy of a device's numbers, made as soon as the device has come to them; what is queued
     there later does not hold it up."""
 
@@ -29,10 +29,10 @@ class Coming:
         if self._made is not None:
             self._made.record(torch.cuda.current_stream(numbers.device))
 
-    def is_here(self) -> bool:
+    def is_ready(self) -> bool:
         return self._made is None or bool(self._made.query())  # type: ignore[no-untyped-call]
 
-    def arrived(self) -> Floats:
+    def wait(self) -> Floats:
         """Wait for them; float64 only here, since not every device has it."""
         if self._made is not None:
             self._made.synchronize()
