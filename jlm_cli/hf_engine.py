@@ -21,13 +21,13 @@ from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote, unheard
 from jlm_cli.hf.attention import computing, reads_rows_at_once
 from jlm_cli.hf.blocks import Blocks, DraftTrees, Prompts
+from jlm_cli.hf.cuda_graph import GraphedStep, can_capture, chosen
 from jlm_cli.hf.head import exact, only
 from jlm_cli.hf.kernels import RotaryPatch
 from jlm_cli.hf.memory import is_out_of_memory, within_memory
 from jlm_cli.hf.packed_attention import ATTENTION, Pack
 from jlm_cli.hf.packing import DraftTree, Segment, Tokens, shared_start
 from jlm_cli.hf.reasons import Text, write_behind
-from jlm_cli.hf.recording import GraphedStep, can_capture, chosen
 from jlm_cli.hf.row_by_row import CachedEngine, PlainEngine
 from jlm_cli.hf.transfers import HostCopy, sent
 from jlm_cli.hf.writing import Writer
@@ -57,8 +57,8 @@ class PackedEngine(Writer):
         self.pads = math.isinf(self._up_to)
         self._row_by_row = CachedEngine(model, vocabulary)
         self._rotary = RotaryPatch.of(model)
-        self._records = can_capture(model)
-        self._recording: GraphedStep | None = None
+        self._captures = can_capture(model)
+        self._graph: GraphedStep | None = None
 
     @within_memory
     def begin(
@@ -78,7 +78,7 @@ class PackedEngine(Writer):
     def forget(self) -> None:
         self._spare.clear()
         self._latest = None
-        self._recording = None
+        self._graph = None
         super().forget()
 
     @within_memory
@@ -106,7 +106,7 @@ class PackedEngine(Writer):
         try:
             write_behind(self, batch.blocks, texts, wrote)
         finally:
-            self._recording = None  # it knows of these texts alone
+            self._graph = None  # it knows of these texts alone
         return [self._written(text.ids, text.limit) for text in texts]
 
     def likeliest(self, texts: Sequence[Text], blocks: Blocks) -> list[int]:
@@ -118,26 +118,26 @@ class PackedEngine(Writer):
         return list(found)
 
     def _chosen(self, texts: Sequence[Text], blocks: Blocks) -> torch.Tensor:
-        if (recording := self._recorded(texts, blocks)) is not None:
-            return recording.chosen(texts)
+        if (graph := self._graphed(texts, blocks)) is not None:
+            return graph.chosen(texts)
         tokens = Tokens()
         for text in texts:
             tokens.add_text(text.tree(), text.due)
         return chosen(self._pass(tokens, blocks))
 
-    def _recorded(self, texts: Sequence[Text], blocks: Blocks) -> GraphedStep | None:
+    def _graphed(self, texts: Sequence[Text], blocks: Blocks) -> GraphedStep | None:
         """The latest recording, if it fits, or a new one; None where a pass cannot be recorded."""
-        if not self._records or any(len(text.due) > 1 for text in texts):
+        if not self._captures or any(len(text.due) > 1 for text in texts):
             return None
-        if self._recording is None or not self._recording.fits(texts):
-            self._recording = None  # whose memory the next one may need
+        if self._graph is None or not self._graph.fits(texts):
+            self._graph = None  # whose memory the next one may need
             try:
-                self._recording = GraphedStep(self, blocks, texts)
+                self._graph = GraphedStep(self, blocks, texts)
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
-                self._records = False
-        return self._recording
+                self._captures = False
+        return self._graph
 
     def run(self, tokens: Tokens, blocks: Blocks, columns: torch.Tensor) -> torch.Tensor:
         """What is known behind the kept tokens, [kept, columns]."""

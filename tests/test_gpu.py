@@ -13,13 +13,13 @@ from conftest import Loaded
 from test_hf_engine import exactly, prompts_of, small
 
 from jlm_cli.engine import unheard
-from jlm_cli.hf import float8, kernels, recording
+from jlm_cli.hf import cuda_graph, float8, kernels
 from jlm_cli.hf.attention import AttentionSpec, computing, fused, reads_rows_at_once
 from jlm_cli.hf.blocks import Blocks, Prompts
+from jlm_cli.hf.cuda_graph import capture
 from jlm_cli.hf.layers import fuse
 from jlm_cli.hf.packed_attention import _at_once
 from jlm_cli.hf.packing import Segment
-from jlm_cli.hf.recording import record
 from jlm_cli.hf_engine import PackedEngine, make_engine
 
 pytestmark = pytest.mark.gpu
@@ -161,14 +161,14 @@ def test_recorded_passes_write_what_others_do(
     made: list[torch.Tensor] = []
 
     def counted(step: Callable[[], torch.Tensor]) -> Any:
-        replay, found = record(step)
+        replay, found = capture(step)
         made.append(found)
         return replay, found
 
-    monkeypatch.setattr(recording, "record", counted)
+    monkeypatch.setattr(cuda_graph, "capture", counted)
     engine = make_engine(model, released.vocabulary)
     found = [engine.write(prompts, limits, unheard) for _ in range(2)]
-    assert len(made) >= 8 and isinstance(engine, PackedEngine) and engine._records
+    assert len(made) >= 8 and isinstance(engine, PackedEngine) and engine._captures
     assert found[0] == found[1]
     monkeypatch.setattr("jlm_cli.hf_engine.can_capture", lambda _: False)
     others = make_engine(model, released.vocabulary).write(prompts, limits, unheard)

@@ -707,7 +707,7 @@ def test_texts_leave_when_they_end(
     assert batch is not None and batch.is_over and batch.blocks.rows == 1
     assert heard == [sum(limit > n for limit in limits) for n in range(150)]
     if how == "recorded":  # anew for fewer rows, and once for more places
-        assert made == [8, 6, 4, 3, 2, 2, 1] and engine._recording is None
+        assert made == [8, 6, 4, 3, 2, 2, 1] and engine._graph is None
     for start, limit, words in zip(starts, limits, together, strict=True):
         (alone,) = engine.write([start], [limit], unheard)
         out = released.model.generate(
@@ -721,12 +721,12 @@ def replayed_here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What a GPU replays is computed anew, in the same memory; the rows of each recording."""
     made: list[int] = []
 
-    def record(step: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
+    def capture(step: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
         found = step()
         made.append(len(found) - 1)
         return lambda: found.copy_(step()), found
 
-    monkeypatch.setattr("jlm_cli.hf.recording.record", record)
+    monkeypatch.setattr("jlm_cli.hf.cuda_graph.capture", capture)
     monkeypatch.setattr("jlm_cli.hf_engine.can_capture", lambda _: True)
     return made
 
@@ -759,7 +759,7 @@ def test_a_recording_does_not_outlive_its_texts(
     engine = tree_of(released)
     with pytest.raises(KeyboardInterrupt):
         engine.write([[*prompt, 9, 9] for prompt in prompts], limits, breaks)
-    assert made == [4] and engine._recording is None
+    assert made == [4] and engine._graph is None
     assert engine.write(prompts, limits, unheard) == wanted
 
 
@@ -769,12 +769,12 @@ def test_a_model_that_waits_for_its_gpu_is_not_recorded(
     """Nor tried again."""
     prompts, limits, tried = prompts_of(released), [9, 9, 9, 9], []
 
-    def record(step: Callable[[], torch.Tensor]) -> Any:
+    def capture(step: Callable[[], torch.Tensor]) -> Any:
         tried.append(step())
         raise RuntimeError("called a synchronizing CUDA operation")
 
     wanted = tree_of(released).write(prompts, limits, unheard)
-    monkeypatch.setattr("jlm_cli.hf.recording.record", record)
+    monkeypatch.setattr("jlm_cli.hf.cuda_graph.capture", capture)
     monkeypatch.setattr("jlm_cli.hf_engine.can_capture", lambda _: True)
     engine = tree_of(released)
     for _ in range(2):
@@ -787,15 +787,15 @@ def test_a_recording_that_does_not_fit_is_no_slower_pass(
 ) -> None:
     """The batch is halved, as any that does not fit: what is free must not change a text."""
 
-    def record(_: object) -> Any:
+    def capture(_: object) -> Any:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("jlm_cli.hf.recording.record", record)
+    monkeypatch.setattr("jlm_cli.hf.cuda_graph.capture", capture)
     monkeypatch.setattr("jlm_cli.hf_engine.can_capture", lambda _: True)
     engine = tree_of(released)
     with pytest.raises(MemoryError):
         engine.write(prompts_of(released), [9] * 4, unheard)
-    assert engine._records
+    assert engine._captures
 
 
 def test_what_is_no_number_stays_in_its_batch(released: Loaded) -> None:

@@ -44,7 +44,7 @@ class GraphedStep:
         self._size = blocks.rows, blocks.places
         self._send(texts)
         with computing():
-            self._replay, self._found = record(self._step)
+            self._replay, self._found = capture(self._step)
 
     def fits(self, texts: Sequence[Text]) -> bool:
         """As long as the rows are those that there were, and the places enough."""
@@ -86,7 +86,7 @@ def can_capture(model: PreTrainedModel) -> bool:
     return len(devices) == 1 and devices.pop().type == "cuda"
 
 
-def record(step: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
+def capture(step: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
     """What replays the launches of a step, and where they leave what it finds."""
     with _without_waiting():
         step()  # kernels are loaded, and memory for keys and values is found
