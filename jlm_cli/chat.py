@@ -16,8 +16,8 @@ from jlm_cli.encoding import Encoder, Lines
 from jlm_cli.engine import Judge
 from jlm_cli.errors import EXIT_OK, JlmError, RowError, UsageError
 from jlm_cli.files import write_whole
-from jlm_cli.modes import Mode, arranged, flags_of, mode_of
-from jlm_cli.records import TURNED, Sample, dump_indented, judged_record
+from jlm_cli.modes import Mode, arranged, mode_of, record_of
+from jlm_cli.records import TURNED, Sample, dump_indented
 from jlm_cli.report import Report, escaped
 from jlm_cli.screen import Screen
 
@@ -60,12 +60,8 @@ class Chat:
         (prompts,) = Encoder(self.judge.lines, self.mode, self.config).encode([sample])
         if isinstance(prompts, RowError):
             raise prompts
-        (reading,) = self.judge.judge(prompts)
-        if isinstance(reading, RowError):
-            raise reading
-        said, flags = self.mode.record(sample, [reading]), flags_of([reading])
-        mode, tokens = self.config.command, reading.prompt_tokens
-        return Case(judged_record(sample, mode, said, flags, tokens, compact=False), sample)
+        results = self.judge.judge(prompts)
+        return Case(record_of(self.mode, self.config.command, sample, results), sample)
 
     def converse(self) -> None:
         """Take lines until there are no more."""

@@ -14,7 +14,7 @@ from typing import Protocol
 from jlm_cli.config import Config
 from jlm_cli.errors import RowError, UsageError
 from jlm_cli.prompts import ASPECTS, Aspect, Template, load
-from jlm_cli.records import TURNED, Json, Sample, Verdict, probabilities_json, rounded
+from jlm_cli.records import TURNED, Json, Sample, Verdict, digest_of, probabilities_json, rounded
 from jlm_cli.scoreline import LOW_MASS, LineDistribution
 
 
@@ -70,6 +70,33 @@ class Mode(Views, Protocol):
     def record(self, sample: Sample, readings: Sequence[Reading]) -> Json:
         """The judged part of a sample's record."""
         ...
+
+
+def record_of(
+    mode: Mode,
+    command: str,
+    sample: Sample,
+    results: Sequence[Reading | RowError],
+    compact: bool = False,
+) -> Json:
+    """The output record of a sample of whose views this was read, keys in the documented order.
+
+    Raises the RowError of a view that could not be judged.
+    """
+    readings = [result for result in results if isinstance(result, Reading)]
+    for failure in results:
+        if isinstance(failure, RowError):
+            raise failure
+    return {
+        "id": sample.id,
+        "line": sample.line,
+        "mode": command,
+        **mode.record(sample, readings),
+        "flags": sorted({flag for reading in readings for flag in reading.all_flags}),
+        "prompt_tokens": readings[0].prompt_tokens,
+        "gold": None if sample.gold is None else sample.gold.json(),
+        **({"sample_sha256": digest_of(sample.json())} if compact else {"sample": sample.json()}),
+    }
 
 
 @dataclass(frozen=True)
@@ -153,10 +180,6 @@ def read_aspects(texts: Sequence[str], together: bool) -> tuple[tuple[Aspect, ..
 
 def aspect_name(aspects: Sequence[Aspect]) -> str:
     return ", ".join(aspect.name for aspect in aspects)
-
-
-def flags_of(readings: Sequence[Reading]) -> list[str]:
-    return sorted({flag for reading in readings for flag in reading.all_flags})
 
 
 def by_answer(view: View, values: Sequence[float]) -> dict[int, float]:

@@ -64,6 +64,14 @@ def fingerprint(now: Run) -> Json:
     }
 
 
+def begun_with(config: Config, journal: Journal) -> Json:
+    """What says how the run was begun that is gone on with, or whose errors are judged again."""
+    facts = journal.facts()
+    if not facts and config.retry_errors and config.output is not None:
+        return made_with(summary_path(config.output)) or {}
+    return facts
+
+
 def as_begun(now: Run, facts: Json) -> Run:
     """Computing as the run was begun that these facts describe, if there is one: with as many
     threads, and on a CPU, where none are asked for, with as many tokens in a batch."""
@@ -139,15 +147,15 @@ def _n_done(now: Run) -> int:
     output, retries, anew = now.config.output, now.config.retry_errors, now.config.overwrite
     if output is None:
         return 0
-    if begun(folder := folder_of(output)):
-        journal = Journal(folder)
-        facts = journal.facts()
-        ours = fingerprint(as_begun(now, facts))
+    journal = Journal(folder_of(output))
+    facts = begun_with(now.config, journal)
+    ours = fingerprint(as_begun(now, facts))
+    if begun(journal.folder):
         if first_difference(facts, ours) is None:
             return 0 if anew and not retries else journal.n_records()
         if not (retries or anew):
             raise journal.other_run(facts, ours)
     elif retries:
-        check_made_with(output, fingerprint(as_begun(now, made_with(summary_path(output)) or {})))
+        check_made_with(output, ours)
         return int(kept_of(output, now.rows, give_up=anew).rows.sum())
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -105,26 +104,6 @@ def verdict_of(scores: tuple[float, ...]) -> Verdict:
     """Higher score wins, equal scores tie (paper, section 3.2)."""
     first, second = scores
     return "1" if first > second else "2" if second > first else "tie"
-
-
-def judged_record(
-    sample: Sample,
-    mode: str,
-    judged: Json,
-    flags: Sequence[str],
-    prompt_tokens: int,
-    compact: bool,
-) -> Json:
-    """The output record of a judged sample, keys in the documented order."""
-    record: Json = {"id": sample.id, "line": sample.line, "mode": mode, **judged}
-    record["flags"] = sorted(flags)
-    record["prompt_tokens"] = prompt_tokens
-    record["gold"] = None if sample.gold is None else sample.gold.json()
-    if compact:
-        record["sample_sha256"] = digest_of(sample.json())
-    else:
-        record["sample"] = sample.json()
-    return record
 
 
 def digest_of(sample: Json) -> str:

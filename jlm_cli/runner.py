@@ -37,11 +37,12 @@ from jlm_cli.kept import Kept, check_made_with, kept_of
 from jlm_cli.measuring.columns import PairTally
 from jlm_cli.measuring.standings import TALLIES, Tally
 from jlm_cli.measuring.summary import summary_of
-from jlm_cli.modes import Reading, flags_of
-from jlm_cli.output import MADE_WITH, check_output, made_with, summary_path
+from jlm_cli.modes import Reading, record_of
+from jlm_cli.output import MADE_WITH, check_output, summary_path
 from jlm_cli.preflight import (
     Run,
     as_begun,
+    begun_with,
     facts_of,
     fingerprint,
     open_run,
@@ -50,7 +51,7 @@ from jlm_cli.preflight import (
 )
 from jlm_cli.reading.rows import Rows
 from jlm_cli.reading.source import spool_stdin
-from jlm_cli.records import Json, Sample, dump, dump_indented, judged_record
+from jlm_cli.records import Json, Sample, dump, dump_indented
 from jlm_cli.report import Report, Written, exit_status, spoken
 from jlm_cli.survey import AT_ONCE, Survey, encoded, take_survey
 from jlm_cli.tasks import Task, in_turn
@@ -213,9 +214,7 @@ def _check_overwrite(now: Run) -> None:
 
 def _as_begun(now: Run, journal: Journal) -> Run:
     """As the run was begun that is gone on with, or whose errors are judged again."""
-    config, facts = now.config, journal.facts()
-    if not facts and config.retry_errors and config.output is not None:
-        facts = made_with(summary_path(config.output)) or {}
+    config, facts = now.config, begun_with(now.config, journal)
     same = as_begun(now, facts)
     anew = config.overwrite and not config.retry_errors
     return now if anew and first_difference(facts, fingerprint(same)) is not None else same
@@ -293,18 +292,10 @@ def _judging(now: Run, batch: Sequence[int], judge: Judge) -> Task[list[Judged]]
 
 
 def _record(now: Run, row: int, sample: Sample, results: Sequence[Reading | RowError]) -> Json:
-    readings = [result for result in results if not isinstance(result, RowError)]
-    for failure in results:
-        if isinstance(failure, RowError):
-            return now.rows.error(row, now.rows.located(row, failure))
-    return judged_record(
-        sample,
-        now.config.command,
-        now.mode.record(sample, readings),
-        flags_of(readings),
-        readings[0].prompt_tokens,
-        now.config.compact,
-    )
+    try:
+        return record_of(now.mode, now.config.command, sample, results, now.config.compact)
+    except RowError as failure:
+        return now.rows.error(row, now.rows.located(row, failure))
 
 
 def _write_output(now: Run, journal: Journal) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -23,8 +23,8 @@ from jlm_cli.hf_engine import make_engine
 from jlm_cli.measuring.columns import tally_of
 from jlm_cli.measuring.summary import summary_of
 from jlm_cli.metrics import cells_of_counts, figures, share_of
-from jlm_cli.modes import Mode, PairMode, Reading, flags_of
-from jlm_cli.records import Json, Sample, judged_record
+from jlm_cli.modes import Mode, PairMode, record_of
+from jlm_cli.records import Json, Sample
 from jlm_cli.report import Report
 from jlm_cli.signals import not_ignored
 from jlm_cli.training.course import Course
@@ -149,11 +149,8 @@ def judged(samples: Sequence[Sample], mode: Mode, encoder: Encoder, judge: Judge
         asked = [prompt for _, prompts in there for prompt in prompts]
         results = iter(judge.judge(asked) if asked else [])
         for sample, prompts in there:
-            found = [next(results) for _ in prompts]
-            readings = [one for one in found if isinstance(one, Reading)]
-            if len(readings) == len(found):
-                said, flags = mode.record(sample, readings), flags_of(readings)
-                yield judged_record(sample, "judge", said, flags, 0, compact=False)
+            with suppress(RowError):
+                yield record_of(mode, "judge", sample, [next(results) for _ in prompts])
 
 
 def figures_of(records: Sequence[Json]) -> Json:
