@@ -22,7 +22,8 @@ from jlm_cli import runner
 from jlm_cli.config import Config
 from jlm_cli.errors import EXIT_ABOVE_LIMIT, EXIT_OK, InputError
 from jlm_cli.files import write_stdout
-from jlm_cli.metrics import number, share_interval
+from jlm_cli.intervals import share_interval
+from jlm_cli.metrics import number
 from jlm_cli.records import Json, dump, dump_indented
 from jlm_cli.report import Report
 

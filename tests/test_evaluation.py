@@ -19,7 +19,7 @@ import pytest
 from conftest import Jlm, pair, read_rows, write_rows
 from rich.console import Console
 
-from jlm_cli.measuring import tables
+from jlm_cli.measuring import grids, tables
 from jlm_cli.records import VERDICTS
 
 
@@ -258,12 +258,12 @@ def test_a_narrow_terminal_cuts_no_number(tmp_path: Path, jlm: Jlm) -> None:
         ]
         write_rows(tmp_path / name, rows)
     result = json.loads(jlm("metrics", *names, "--json").out)
-    grids = tables.grids_of(result)
-    figures = re.findall(r"-?\d\.\d+|\[[^\]]*\]", tables.printed(grids))
+    found = tables.grids_of(result)
+    figures = re.findall(r"-?\d\.\d+|\[[^\]]*\]", grids.printed(found))
     console = functools.partial(Console, force_terminal=True, width=60, color_system=None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "Console", console)
-        narrow = tables.printed(grids)
+        patch.setattr(grids, "Console", console)
+        narrow = grids.printed(found)
     assert max(len(line) for line in narrow.splitlines() if "[" in line) <= 60
     assert Counter(re.findall(r"-?\d\.\d+|\[[^\]]*\]", narrow)) == Counter(figures)
 

@@ -17,11 +17,12 @@ from scipy.stats import t as student_t
 from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
 
 from jlm_cli import metrics
+from jlm_cli.intervals import cells_of, cells_of_counts, student
 from jlm_cli.measuring.columns import PairTally, about_of, judged_of, longest_answer, tally_of
 from jlm_cli.measuring.comparing import sign_test
 from jlm_cli.measuring.standings import Mean, RankTally, against_gold, bradley_terry
 from jlm_cli.measuring.summary import details_of, failures, summary_of
-from jlm_cli.metrics import OBJECTIVE, agreement, cells_of, cells_of_counts, figures
+from jlm_cli.metrics import OBJECTIVE, agreement, figures
 from jlm_cli.records import VERDICTS
 
 VERDICT = st.sampled_from(VERDICTS)
@@ -220,7 +221,7 @@ def test_a_share_of_the_same_rows_has_the_same_interval_in_any_table() -> None:
 
 def test_student_equals_scipy() -> None:
     for freedom in (1, 2, 3, 4, 7, 20, 300):
-        assert metrics.student(freedom) == pytest.approx(student_t.ppf(0.975, freedom), rel=2e-3)
+        assert student(freedom) == pytest.approx(student_t.ppf(0.975, freedom), rel=2e-3)
 
 
 def test_bootstrap_covers_the_truth() -> None:

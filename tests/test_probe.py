@@ -10,7 +10,7 @@ from conftest import Jlm
 
 from jlm_cli.errors import InputError
 from jlm_cli.injection import find
-from jlm_cli.metrics import wilson
+from jlm_cli.intervals import wilson
 from jlm_cli.probe import Tally, rate, rows
 from jlm_cli.report import Report
 

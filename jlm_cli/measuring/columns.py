@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jlm_cli.config import TIE_WITHIN
-from jlm_cli.metrics import Codes
+from jlm_cli.intervals import Codes
 from jlm_cli.records import VERDICTS, Json, verdict_of
 
 NONE = 3  # a judgment that failed, an order that was not judged, a row without gold

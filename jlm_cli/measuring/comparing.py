@@ -9,21 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jlm_cli.errors import InputError
+from jlm_cli.intervals import Codes, Counts, Metric, cells_of
 from jlm_cli.measuring.columns import NONE, OTHER, TIE, are_turned
 from jlm_cli.measuring.predictions import Predictions
-from jlm_cli.metrics import (
-    Codes,
-    Counts,
-    Metric,
-    agreement,
-    cells_of,
-    f1,
-    figure,
-    figures,
-    kappa,
-    number,
-    ratio,
-)
+from jlm_cli.metrics import agreement, f1, figure, figures, kappa, number, ratio
 from jlm_cli.records import VERDICTS, Json, dump
 
 

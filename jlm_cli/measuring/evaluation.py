@@ -13,10 +13,11 @@ from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import EXIT_OK, UsageError
 from jlm_cli.files import check_folder, check_ordinary, write_stdout, write_whole
 from jlm_cli.measuring.comparing import Aligned, align, comparison_of, disagreements
+from jlm_cli.measuring.grids import Grid, csv_of, latex_of, markdown_of, printed
 from jlm_cli.measuring.predictions import Predictions, read_predictions
 from jlm_cli.measuring.protocols import PAIRS, VERDICTS_OF
 from jlm_cli.measuring.record_protocols import RECORDS
-from jlm_cli.measuring.tables import Grid, csv_of, grids_of, latex_of, markdown_of, printed
+from jlm_cli.measuring.tables import grids_of
 from jlm_cli.reading.source import ENDINGS, names_of, spool_stdin
 from jlm_cli.records import Json, dump_indented
 from jlm_cli.report import Report

@@ -18,13 +18,13 @@ import numpy as np
 from markupsafe import Markup
 
 from jlm_cli import __version__
+from jlm_cli.intervals import Codes
 from jlm_cli.measuring import plots
 from jlm_cli.measuring.columns import NONE, SPLIT, Columns
 from jlm_cli.measuring.comparing import Aligned
+from jlm_cli.measuring.grids import Grid, cell_text
 from jlm_cli.measuring.predictions import Predictions
 from jlm_cli.measuring.suspicion import LOW_CONFIDENCE, POINTS, Suspicion, suspicion_of
-from jlm_cli.measuring.tables import Grid, cell_text
-from jlm_cli.metrics import Codes
 from jlm_cli.records import VERDICTS, Json
 from jlm_cli.report import escaped
 
@@ -57,7 +57,7 @@ def page_of(
             judgments=judgments,
             jump=_join(Markup('<a href="#{}">{}</a>').format(p.lower(), p) for p in parts),
             plots=drawn,
-            tables=_join(_table(grid.turned() if grid.is_wide else grid) for grid in grids),
+            tables=_join(_table(grid.transposed() if grid.is_wide else grid) for grid in grids),
             script=Markup(script),
             version=__version__,
         )
@@ -124,7 +124,7 @@ _CARDS = (
 def _headline(result: Json, grid: Grid) -> Markup:
     """One judge's figures with what the longest answer would score; several judges as a table."""
     if len(result["judges"]) > 1:
-        return _table(grid.turned())
+        return _table(grid.transposed())
     (summary,) = result["judges"].values()
     cards = _join(
         _card(card, summary) for card in _CARDS if card.path[1] in summary.get(card.path[0], {})

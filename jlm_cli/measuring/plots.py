@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from jlm_cli.intervals import Codes
 from jlm_cli.measuring.columns import Columns
-from jlm_cli.metrics import Codes
 from jlm_cli.records import VERDICTS, Json
 from jlm_cli.report import escaped
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import InputError
+from jlm_cli.intervals import Counts, cells_of
 from jlm_cli.measuring.columns import NONE, TIE
 from jlm_cli.measuring.predictions import Predictions
 from jlm_cli.measuring.summary import baselines, details_of, gold_of, summary_of
-from jlm_cli.metrics import Counts, cells_of, figure, hit_rate, ratio
+from jlm_cli.metrics import figure, hit_rate, ratio
 from jlm_cli.records import Json
 
 

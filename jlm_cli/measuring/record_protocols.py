@@ -15,6 +15,7 @@ import numpy as np
 
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import InputError, RowError
+from jlm_cli.intervals import Codes, cells_of
 from jlm_cli.measuring.columns import (
     Judged,
     PairTally,
@@ -28,7 +29,6 @@ from jlm_cli.measuring.predictions import is_numbers, judged_in, records_in, sam
 from jlm_cli.measuring.rank_protocol import rank
 from jlm_cli.measuring.standings import GradeTally
 from jlm_cli.measuring.summary import objective, summary_of
-from jlm_cli.metrics import Codes, cells_of
 from jlm_cli.prompts import load
 from jlm_cli.reading.side_files import Key, gold_in, key_in, load_once, models_in, twin_hint
 from jlm_cli.records import Json, Verdict, read_gold

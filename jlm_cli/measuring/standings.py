@@ -17,21 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jlm_cli.intervals import Codes, Counts, Metric, cells_of, cells_of_counts, n_resamples, student
 from jlm_cli.measuring.columns import PairTally, checksum, clusters_of
-from jlm_cli.metrics import (
-    Codes,
-    Counts,
-    Metric,
-    cells_of,
-    cells_of_counts,
-    figures,
-    hit_rate,
-    n_resamples,
-    number,
-    ratio,
-    share_of,
-    student,
-)
+from jlm_cli.metrics import figures, hit_rate, number, ratio, share_of
 from jlm_cli.ranking import n_moved, places
 from jlm_cli.records import Json
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jlm_cli.config import TIE_WITHIN
+from jlm_cli.intervals import Cells, Codes, Counts, Metric, cells_of
 from jlm_cli.measuring.columns import (
     NONE,
     OTHER,
@@ -27,13 +28,8 @@ from jlm_cli.metrics import (
     OBJECTIVE,
     PREFERENCE,
     RELIABILITY,
-    Cells,
-    Codes,
-    Counts,
-    Metric,
     agreement,
     bias_toward_first,
-    cells_of,
     consistency,
     f1,
     figure,

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jlm_cli.intervals import Codes
 from jlm_cli.measuring.columns import NONE, Columns, confidence
-from jlm_cli.metrics import Codes
 
 LOW_CONFIDENCE = 0.5
 POINTS = {

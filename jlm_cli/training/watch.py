@@ -20,9 +20,10 @@ from jlm_cli.encoding import Encoder
 from jlm_cli.engine import Engine, Judge
 from jlm_cli.errors import Ended, RowError
 from jlm_cli.hf_engine import make_engine
+from jlm_cli.intervals import cells_of_counts
 from jlm_cli.measuring.columns import tally_of
 from jlm_cli.measuring.summary import summary_of
-from jlm_cli.metrics import cells_of_counts, figures, share_of
+from jlm_cli.metrics import figures, share_of
 from jlm_cli.modes import Mode, PairMode, record_of
 from jlm_cli.records import Json, Sample
 from jlm_cli.report import Report
