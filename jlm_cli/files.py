@@ -48,6 +48,13 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def sync_files(folder: Path) -> None:
+    """Before a folder gets its name: what is in it is on the disk."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
 def write_stdout(lines: Iterator[bytes]) -> None:
     if sys.stdout is None:
         raise UsageError("standard output is closed")

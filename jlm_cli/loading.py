@@ -145,7 +145,7 @@ def load_model(
     except MemoryError as error:
         raise ModelError(f"--model {files.name}: its weights find no memory") from error
     except LOADING_ERRORS as error:
-        raise ModelError(f"--model {files.name}: {first_line(error)}") from error
+        raise ModelError(f"--model {files.name}: {first_line(error)}{files.remedy}") from error
 
 
 def _check_whole(files: ModelFiles, missing: Sequence[str]) -> None:

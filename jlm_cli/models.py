@@ -75,6 +75,12 @@ class ModelFiles:
         return str(told.with_name(Path(name).name)) if name.endswith(".toml") else name
 
     @property
+    def remedy(self) -> str:
+        """What helps where the files are damaged."""
+        built = self.name in (TINY, TINY_BASE)
+        return f"; remove {self.folder}, and it is built anew" if built else ""
+
+    @property
     def untrained(self) -> bool:
         """The built-in base has never learnt to judge."""
         return self.name == TINY_BASE

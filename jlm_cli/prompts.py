@@ -190,7 +190,7 @@ def names() -> list[str]:
 @cache
 def load(name: str) -> Template:
     """A template by name, or by the path of a .toml file. Raises ModelError."""
-    path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
+    path = _path_of(name)
     table = _table(path, name)
     if unknown := sorted(table.keys() - _KEYS):
         there = ", ".join(sorted(_KEYS))
@@ -209,7 +209,11 @@ def load(name: str) -> Template:
     return template
 
 
-def _table(path: Path, name: str) -> dict[str, Any]:
+def _path_of(name: str) -> Path:
+    return Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
+
+
+def _table(path: Path, name: str, variants: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The keys of a file, on top of those of the template it is a variant of."""
     if not path.is_file():
         raise ModelError(f"--template {name}: not found; there are {', '.join(names())}")
@@ -219,7 +223,10 @@ def _table(path: Path, name: str) -> dict[str, Any]:
         raise ModelError(f"{path}: not a TOML template: {error}") from error
     if "base" not in table:
         return table
-    base = _table(folder() / f"{table['base']}.toml", str(table["base"]))
+    below = _beside(path, str(table["base"]))
+    if path in variants:
+        raise ModelError(f"{path}: is a variant of itself")
+    base = _table(_path_of(below), below, (*variants, path))
     changes = table.get("replace", [])
     if not (isinstance(changes, list) and all(map(_is_change, changes))):
         raise ModelError(f"{path}: each [[replace]] needs the texts old and new")

@@ -125,7 +125,7 @@ class LineTokens:
 def _after(before: str, text: str, encode: Callable[[str], list[int]]) -> list[int]:
     head, ids = encode(before), encode(text)
     if ids[: len(head)] != head:
-        raise ModelError(f"this tokenizer merges {text[-8:]!r} across the start of the score line")
+        raise ModelError(f"this tokenizer merges {text[-8:]!r} across the start of a score")
     return ids[len(head) :]
 
 

@@ -57,7 +57,7 @@ def _tokenizer(files: ModelFiles) -> Any:
     try:
         return AutoTokenizer.from_pretrained(files.folder, **LOCKED_DOWN, **source)
     except LOADING_ERRORS as error:
-        raise ModelError(f"--model {files.name}: {first_line(error)}") from error
+        raise ModelError(f"--model {files.name}: {first_line(error)}{files.remedy}") from error
 
 
 def text_config(files: ModelFiles) -> Any:
@@ -74,7 +74,7 @@ def whole_config(files: ModelFiles) -> Any:
     try:
         return AutoConfig.from_pretrained(files.folder, **LOCKED_DOWN, **source)
     except (*LOADING_ERRORS, StrictDataclassError) as error:
-        raise ModelError(f"--model {files.name}: {first_line(error)}") from error
+        raise ModelError(f"--model {files.name}: {first_line(error)}{files.remedy}") from error
 
 
 def chat_layout(files: ModelFiles) -> Callable[[int, str | None], list[str]] | None:

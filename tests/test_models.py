@@ -455,3 +455,12 @@ def test_an_adapter_without_weights_is_not_looked_for_elsewhere(
     files = dataclasses.replace(released.files, adapter=tmp_path)
     with pytest.raises(ModelError, match="holds no weights"):
         loading.load_model(files, "float32", "cpu")
+
+
+def test_a_damaged_built_in_model_says_what_helps(tmp_path: Path) -> None:
+    built = models.find(models.TINY, print).folder
+    shutil.copyfile(built / "config.json", tmp_path / "config.json")
+    (tmp_path / "model.safetensors").write_bytes(b"cut short")
+    files = models.ModelFiles(models.TINY, tmp_path)
+    with pytest.raises(ModelError, match=f"remove {tmp_path}, and it is built anew"):
+        loading.load_model(files, "float32", "cpu")

@@ -159,6 +159,16 @@ def test_bad_templates_say_what_is_wrong(tmp_path: Path, text: str, words: str) 
         prompts.load(str(path))
 
 
+def test_a_variant_of_a_template_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(f"{HEAD}{PAIR}")
+    change = '[[replace]]\nold = "{answer_1}"\nnew = "First: {answer_1}"\n'
+    (tmp_path / "other.toml").write_text(f'base = "mine.toml"\n{change}')
+    assert prompts.load(str(tmp_path / "other.toml")).text == "First: {answer_1} {answer_2}"
+    (tmp_path / "mine.toml").write_text('base = "other.toml"')
+    with pytest.raises(ModelError, match="is a variant of itself"):
+        prompts.load(str(tmp_path / "mine.toml"))
+
+
 def test_a_template_with_a_mark_of_its_byte_order(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(f"\ufeff{HEAD}{PAIR}")

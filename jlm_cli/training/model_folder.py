@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from jlm_cli.errors import JlmError
+from jlm_cli.files import sync_files
 
 SUMMARY = "train.json"  # in the folder: how it was made, which also tells that jlm made it
 _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES}
@@ -34,8 +34,7 @@ def draft_of(output: Path) -> Path:
 def put_in_place(draft: Path, output: Path) -> None:
     for path in draft.iterdir():
         path.chmod(0o644)  # safetensors writes for its user alone
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    sync_files(draft)
     if output.exists():
         old = output.with_name(f".{output.name}.old")
         shutil.rmtree(old, ignore_errors=True)
