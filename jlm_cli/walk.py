@@ -152,14 +152,15 @@ class Walk:
         if not longer:
             return {node.line: 1.0}
         read = [one for one in self._nodes if one.branch is node.branch and one.known is not None]
-        total = sum(math.exp(one.log_p) for one in read)
+        if not (total := sum(math.exp(one.log_p) for one in read)):
+            return {}
         shares = {
             (*node.line[:-1], value): sum(
                 math.exp(self._nodes[one.children[token]].log_p) / total for one in read
             )
             for token, value in longer.items()
         }
-        return {**shares, node.line: 1 - sum(shares.values())} if read else {}
+        return {**shares, node.line: 1 - sum(shares.values())}
 
     def _worth_following(self) -> list[int]:
         """Of the prefixes whose probability was learnt last, those that are followed.
@@ -195,6 +196,8 @@ class Walk:
     def _leave_out(self, followed: Sequence[int], left: Sequence[int]) -> None:
         """Those that are followed stand for the others, which end in a line as often as they do."""
         self._left_out += left
+        if not (followed and left):
+            return
         mine, others = ([self._nodes[p].share for p in some] for some in (followed, left))
         more = np.logaddexp.reduce([*mine, *others]) - np.logaddexp.reduce(mine)
         for place in followed:
