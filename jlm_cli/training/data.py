@@ -231,9 +231,11 @@ def _lifted(scores: Sequence[float], floor: float) -> list[float]:
         return [score + by for score in scores]
     step = (10 - floor) / (high - low)
     found: dict[float, float] = {}
-    for score in sorted(set(scores), reverse=True):
+    ordered = sorted(set(scores))
+    for below, score in reversed([*enumerate(ordered)]):
         drawn = round(2 * (floor + step * (score - low))) / 2
-        found[score] = min([drawn, *(above - 0.5 for above in found.values())])
+        nearest = min([drawn, *(above - 0.5 for above in found.values())])
+        found[score] = max(nearest, floor + below / 2)  # room for those below it
     return [found[score] for score in scores]
 
 
