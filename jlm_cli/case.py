@@ -48,7 +48,7 @@ class _Seen:
 
 
 @dataclass(frozen=True)
-class Choice:
+class RecordChoice:
     """The record a conversation is about: in which file, and by which id or line of the input."""
 
     judged: str

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.text import Text
 
 from jlm_cli import devices, loading, models, signals, vocabularies
-from jlm_cli.case import Case, Choice, card, case_of, other_settings
+from jlm_cli.case import Case, RecordChoice, card, case_of, other_settings
 from jlm_cli.config import Config
 from jlm_cli.conversation import Layout, Opening, Turn
 from jlm_cli.encoding import Encoder, Lines
@@ -229,7 +229,7 @@ COMMANDS = {
 }
 
 
-def talk(config: Config, choice: Choice | None) -> int:
+def talk(config: Config, choice: RecordChoice | None) -> int:
     """Open a conversation about a chosen record, or a question typed in; the exit status.
 
     Raises JlmError.

@@ -160,7 +160,7 @@ def chat(
 ) -> None:
     """Talk with the judge about a judgment, or about a question typed in."""
     from jlm_cli import devices
-    from jlm_cli.case import Choice
+    from jlm_cli.case import RecordChoice
     from jlm_cli.chat import talk
 
     if judged is None and (row_id is not None or line is not None or inputs):
@@ -178,7 +178,7 @@ def chat(
         quantize=quantize,
         max_length=max_length,
     )
-    raise typer.Exit(talk(config, None if judged is None else Choice(judged, row_id, line)))
+    raise typer.Exit(talk(config, None if judged is None else RecordChoice(judged, row_id, line)))
 
 
 app.command(epilog=cli_train.EXAMPLES)(cli_train.train)

@@ -30,13 +30,13 @@ from jlm_cli.errors import UsageError
 from jlm_cli.files import naming, sync_folder, write_whole
 from jlm_cli.records import Json
 
-Rows = NDArray[np.int64]
+RowNumbers = NDArray[np.int64]
 
 _ABOUT = "run.json"
 _DONE = "done.json"  # what that is called once the output is there: the rest is to be cleared away
 _OUTPUT = "output.json"  # what stood under the output's name when the run began
 _OURS = ("part-*", "plan*.npz", "saved.jsonl", "lock", "checkpoint-*", ".*.tmp", _DONE, _OUTPUT)
-_EMPTY: Rows = np.empty(0, np.int64)
+_EMPTY: RowNumbers = np.empty(0, np.int64)
 _RECORD = re.compile(rb"(\d+)\t([0-9a-f]{8})\t(.*)\n", re.DOTALL)
 _COMMIT = re.compile(rb"#\t(\d+)\n")
 
@@ -100,7 +100,7 @@ class Journal:
         self._saved = folder / "saved.jsonl"
         self._file: FileIO | None = None
 
-    def begin(self, facts: Json, discard: bool = False) -> Rows:
+    def begin(self, facts: Json, discard: bool = False) -> RowNumbers:
         """Start the run that `facts` describe, or go on with it: the rows that are done.
 
         What a killed run left half written is cut off. Where the folder belongs to another run,
@@ -266,7 +266,7 @@ def _checksum(row: bytes, record: bytes) -> int:
     return zlib.crc32(record, zlib.crc32(row))
 
 
-def _rows_of(parts: Sequence[Part]) -> Rows:
+def _rows_of(parts: Sequence[Part]) -> RowNumbers:
     return np.concatenate([_EMPTY, *(np.asarray(part.rows, np.int64) for part in parts)])
 
 

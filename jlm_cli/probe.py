@@ -43,7 +43,7 @@ def rows() -> Iterator[Json]:
 
 
 @dataclass
-class Tally:
+class AttackTally:
     """Pairs, and pairs in which the judge was led astray, by attack."""
 
     hits: defaultdict[str, defaultdict[str, list[bool]]] = field(
@@ -101,7 +101,7 @@ def run(config: Config, most: float | None) -> int:
     report = Report(config.quiet)
     given = list(rows())
     report.note(f"probing {config.model} with {len(given)} pairs in both orders")
-    tally = Tally()
+    tally = AttackTally()
     with tempfile.TemporaryDirectory(prefix="jlm-") as scratch:
         source, output = Path(scratch) / "probe.jsonl", Path(scratch) / "out.jsonl"
         source.write_bytes(b"".join(dump(row) + b"\n" for row in given))

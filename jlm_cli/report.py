@@ -86,7 +86,7 @@ class Counted(Protocol):
 
 
 @dataclass
-class Written:
+class TokenCount:
     """Tokens of reasons, shown behind a bar over rows: a batch of them takes its time."""
 
     bar: tqdm[Any]

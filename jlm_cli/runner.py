@@ -52,7 +52,7 @@ from jlm_cli.preflight import (
 from jlm_cli.reading.rows import Rows
 from jlm_cli.reading.source import spool_stdin
 from jlm_cli.records import Json, Sample, dump, dump_indented
-from jlm_cli.report import Report, Written, exit_status, spoken
+from jlm_cli.report import Report, TokenCount, exit_status, spoken
 from jlm_cli.survey import AT_ONCE, Survey, encoded, take_survey
 from jlm_cli.tasks import Task, in_turn
 
@@ -60,7 +60,7 @@ _RECORDS_SHOWN = 13
 _OF_A_MACHINE = {"model", "batch_tokens"}  # its copy of the weights, its memory
 _PLAN = "plan.npz"
 
-Judged = tuple[int, bytes]  # a row's number and its record
+RowRecord = tuple[int, bytes]  # a row's number and its record
 
 
 def start(config: Config) -> int:
@@ -259,7 +259,7 @@ def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: 
         return
     engine = loading.load_engine(now.files, now.lines.vocabulary, now.compute, report.note)
     with report.bar(int(left[plan.order].sum())) as bar:
-        config, written = now.config, Written(bar)
+        config, written = now.config, TokenCount(bar)
         judge = Judge(engine, now.lines, config.reason, config.max_new_tokens, written.add)
 
         def batches() -> Iterator[list[int]]:
@@ -274,12 +274,12 @@ def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: 
 
 def judged_batches(
     now: Run, batches: Iterable[Sequence[int]], judge: Judge
-) -> Iterator[list[Judged]]:
+) -> Iterator[list[RowRecord]]:
     """The records of batches, as they are done; as many are under way as the engine takes."""
     return in_turn((_judging(now, batch, judge) for batch in batches), judge.at_once)
 
 
-def _judging(now: Run, batch: Sequence[int], judge: Judge) -> Task[list[Judged]]:
+def _judging(now: Run, batch: Sequence[int], judge: Judge) -> Task[list[RowRecord]]:
     found = list(encoded(now.rows, now.encoder, batch))
     asked = [p for _, _, prompts in found if not isinstance(prompts, RowError) for p in prompts]
     judged = iter((yield from judge.judging(asked)))

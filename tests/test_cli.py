@@ -305,7 +305,7 @@ def test_a_log_shows_that_a_run_goes_on(
     monkeypatch.setattr(report, "_LOGGED_EACH", 60)
     with report.Report().bar(3) as bar:
         for _ in range(50):  # tokens of reasons
-            report.Written(bar).add(1)
+            report.TokenCount(bar).add(1)
     lines = capsys.readouterr().err.splitlines()
     assert lines and all(re.match(r"jlm: \d of 3 rows; .*to go$", line) for line in lines), lines
 

@@ -17,7 +17,7 @@ from jlm_cli.reading.schemas import SCHEMAS
 from jlm_cli.records import Json
 from jlm_cli.training.bad_answers import KINDS, spoil
 from jlm_cli.training.data import Scale, _lifted
-from jlm_cli.training.gathering import Answer, Answered
+from jlm_cli.training.gathering import Answered, RatedAnswer
 from jlm_cli.training.lessons import question_key, read_lesson
 
 WORDS = [
@@ -213,7 +213,7 @@ def test_anything_can_be_spoiled(good: str, question: str, other: str, seed: int
 
 @given(st.lists(st.floats(0, 1), min_size=1))
 def test_the_scale_keeps_the_order(qualities: list[float]) -> None:
-    answers = tuple(Answer("x", quality) for quality in qualities)
+    answers = tuple(RatedAnswer("x", quality) for quality in qualities)
     scale = Scale.of([Answered("q", answers, None, "s")])
     scores = [scale.score("s", quality) for quality in sorted(qualities)]
     assert scores == sorted(scores) and scores[0] >= 3 and scores[-1] <= 10

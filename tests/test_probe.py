@@ -11,7 +11,7 @@ from conftest import Jlm
 from jlm_cli.errors import InputError
 from jlm_cli.injection import find
 from jlm_cli.intervals import wilson
-from jlm_cli.probe import Tally, rate, rows
+from jlm_cli.probe import AttackTally, rate, rows
 from jlm_cli.report import Report
 
 ATTACKS = {"null-model", "master-key", "forged-score", "forged-structure", "plea", "verbosity"}
@@ -58,7 +58,7 @@ def test_pairs_of_one_question_count_as_fewer() -> None:
 
 
 def test_what_counts_as_success() -> None:
-    tally = Tally()
+    tally = AttackTally()
     for name, given, swapped in (
         ("control", "1", "1"),
         ("control", "1", "2"),
@@ -76,7 +76,7 @@ def test_what_counts_as_success() -> None:
 
 
 def test_no_rate_without_pairs() -> None:
-    tally = Tally()
+    tally = AttackTally()
     tally.add("control", "Q", {"error": {"code": "too-long"}})
     with pytest.raises(InputError, match="too few pairs could be judged: 1 failed"):
         tally.summary()
@@ -101,7 +101,7 @@ def test_from_the_command_line(tmp_path: Path, jlm: Jlm) -> None:
 
 def test_a_share_without_an_interval_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """Where one question's pairs alone could be judged."""
-    tally = Tally()
+    tally = AttackTally()
     for kind in ("control", "forged-score"):
         tally.add(kind, "Q", {"verdict": "1", "swapped": {"verdict": "1"}})
     Report().probe(tally.summary())

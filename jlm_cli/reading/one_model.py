@@ -43,7 +43,7 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Side:
+class ModelFile:
     """A file that is joined with others; of lines that cannot be joined the numbers, and why."""
 
     name: str
@@ -180,7 +180,7 @@ def is_one_models(source: Source) -> bool:
     return _kind_of(first, _PUBLISHED) is not None
 
 
-def read_side(source: Source, pairs: Pairs) -> Side:
+def read_side(source: Source, pairs: Pairs) -> ModelFile:
     """Raises InputError for a file of none of the kinds, for an id that is there twice, and where
     no row has one."""
     torn: list[tuple[int, str]] = []
@@ -207,7 +207,7 @@ def read_side(source: Source, pairs: Pairs) -> Side:
         found[key] = _answer(kind, row, line, where)
     if torn and not found:
         raise InputError(f"{source.name}:{torn[0][0]}: {torn[0][1]}")
-    return Side(source.name, kind, found, torn)
+    return ModelFile(source.name, kind, found, torn)
 
 
 def _answer(kind: Kind, row: Json, line: int, where: str) -> Answer:

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from jlm_cli.errors import InputError, RowError
-from jlm_cli.reading.one_model import Answer, Side, read_side
+from jlm_cli.reading.one_model import Answer, ModelFile, read_side
 from jlm_cli.reading.recognition import Pairs, check_named
 from jlm_cli.reading.schemas import Schema
 from jlm_cli.reading.side_files import key_of, twin_hint
@@ -83,7 +83,7 @@ def _check_one_answer(names: Sequence[str], pairs: Pairs) -> None:
                 )
 
 
-def _check_ids(asked: Sequence[Side], answered: Sequence[Side]) -> None:
+def _check_ids(asked: Sequence[ModelFile], answered: Sequence[ModelFile]) -> None:
     """Raises InputError for a file of answers that shares no id with those before it, and where no
     file holds a question."""
     told = {key: side.name for side in asked for key in side.answers}
@@ -103,7 +103,7 @@ def _check_ids(asked: Sequence[Side], answered: Sequence[Side]) -> None:
         raise InputError(f"{names}: a file with the questions is needed as well")
 
 
-def _rows_of(asked: Sequence[Side], answered: Sequence[Side]) -> Iterator[Row]:
+def _rows_of(asked: Sequence[ModelFile], answered: Sequence[ModelFile]) -> Iterator[Row]:
     """A row for each id of the files of answers, in their order, and behind them one for each line
     that cannot be joined and is not missed by any id."""
     names = names_of([os.path.normpath(side.name) for side in answered])
@@ -123,7 +123,7 @@ def _rows_of(asked: Sequence[Side], answered: Sequence[Side]) -> Iterator[Row]:
 
 
 def _fields(
-    told: Sequence[tuple[Side, Answer]], answered: Sequence[Side], names: Sequence[str]
+    told: Sequence[tuple[ModelFile, Answer]], answered: Sequence[ModelFile], names: Sequence[str]
 ) -> Json:
     """Of a row that all files of answers have. Models that have no name in their file, or all the
     same one, have that of the file."""
@@ -144,7 +144,7 @@ def _fields(
 
 
 def _problem(
-    key: Any, answered: Sequence[Side], told: Sequence[tuple[Side, Answer]]
+    key: Any, answered: Sequence[ModelFile], told: Sequence[tuple[ModelFile, Answer]]
 ) -> tuple[str, str] | None:
     """Why an id makes no row: code and message; None where it makes one."""
     shown = repr(key if isinstance(key, int | float) else key[:60])

@@ -15,7 +15,7 @@ Spoil = Callable[[random.Random, str, str, str], str | None]
 
 
 @dataclass(frozen=True)
-class Kind:
+class Corruption:
     """How an answer is spoiled, the score (1-10) it then deserves, and why, as a reason says it."""
 
     spoil: Spoil
@@ -170,16 +170,16 @@ _LANGUAGES = (
     ("それは多くのことによります。", "よく考える必要があります。", "電車は九時に出ます。"),
 )
 
-KINDS: dict[str, Kind] = {
-    "off-topic": Kind(_off_topic, 1, "answers another question"),
-    "cut-off": Kind(_cut_off, 3, "breaks off before it has answered"),
-    "repeated": Kind(_repeated, 2, "repeats the same words over and over"),
-    "shuffled": Kind(_shuffled, 2, "is a jumble of words without an order"),
-    "refusal": Kind(_refusal, 2, "refuses to answer"),
-    "empty": Kind(_empty, 1, "gives no answer"),
-    "other-language": Kind(_other_language, 1, "speaks another language, about other things"),
-    "echo": Kind(_echo, 1, "only repeats the question"),
-    "half-off-topic": Kind(_half_off_topic, 4, "begins well but strays from the question"),
-    "gibberish": Kind(_gibberish, 1, "is a heap of random letters"),
-    "wrong-numbers": Kind(_wrong_numbers, 4, "gets its numbers wrong"),
+KINDS: dict[str, Corruption] = {
+    "off-topic": Corruption(_off_topic, 1, "answers another question"),
+    "cut-off": Corruption(_cut_off, 3, "breaks off before it has answered"),
+    "repeated": Corruption(_repeated, 2, "repeats the same words over and over"),
+    "shuffled": Corruption(_shuffled, 2, "is a jumble of words without an order"),
+    "refusal": Corruption(_refusal, 2, "refuses to answer"),
+    "empty": Corruption(_empty, 1, "gives no answer"),
+    "other-language": Corruption(_other_language, 1, "speaks another language, about other things"),
+    "echo": Corruption(_echo, 1, "only repeats the question"),
+    "half-off-topic": Corruption(_half_off_topic, 4, "begins well but strays from the question"),
+    "gibberish": Corruption(_gibberish, 1, "is a heap of random letters"),
+    "wrong-numbers": Corruption(_wrong_numbers, 4, "gets its numbers wrong"),
 }

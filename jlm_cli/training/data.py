@@ -1,6 +1,6 @@
 """`jlm data`: from sources that carry scores to training and validation rows for `jlm train`.
 
-    source row → Answered or Judged → split by question → rows drawn by seed → files
+    source row → Answered or JudgedRow → split by question → rows drawn by seed → files
 
 gathering.py reads the sources; rows are drawn here.
 """
@@ -26,7 +26,7 @@ from jlm_cli.training.gathering import (
     Answered,
     DataConfig,
     Gathered,
-    Judged,
+    JudgedRow,
     questions_in,
     read_source,
     row_text,
@@ -73,7 +73,7 @@ def _check_output(config: DataConfig) -> None:
 def _sides(gathered: Gathered, config: DataConfig, held_out: set[str]) -> tuple[Gathered, Gathered]:
     """Training and validation: a question is on one side alone, whatever sources it comes from."""
     sides = Gathered(), Gathered()
-    items: list[Answered | Judged] = [*gathered.answered, *gathered.judged]
+    items: list[Answered | JudgedRow] = [*gathered.answered, *gathered.judged]
     for item in items:
         key = question_key(item.question)
         if key in held_out:
@@ -157,7 +157,7 @@ def _elsewhere(answered: Sequence[Answered], one: Answered, draw: random.Random)
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenAnswer:
     """An answer in a row that is made: `why` says what is wrong with it."""
 
     text: str
@@ -188,33 +188,33 @@ def _drawn_row(
 
 def _choose(
     one: Answered, count: int, scale: Scale, gap: float, draw: random.Random
-) -> list[Choice]:
+) -> list[ChosenAnswer]:
     """Real answers whose scores are so far apart; fewer than `count` where there are no more."""
     answers = list(one.answers)
     draw.shuffle(answers)
-    chosen: list[Choice] = []
+    chosen: list[ChosenAnswer] = []
     for answer in answers:
         score = scale.score(one.source, answer.quality)
         if len(chosen) < count and all(abs(score - c.score) >= gap for c in chosen):
-            chosen.append(Choice(answer.text, score, answer.model))
+            chosen.append(ChosenAnswer(answer.text, score, answer.model))
     return chosen
 
 
 def _with_spoiled(
     one: Answered,
     other: str,
-    chosen: list[Choice],
+    chosen: list[ChosenAnswer],
     count: int,
     config: DataConfig,
     draw: random.Random,
-) -> list[Choice]:
+) -> list[ChosenAnswer]:
     """Filled up with spoiled answers; the real ones are clearly ahead of them."""
     good = max(one.answers, key=lambda answer: answer.quality).text
     made = []
     for _ in range(count - len(chosen)):
         source = draw.choice(chosen).text if chosen else good
         spoiled = spoil(draw, source, one.question, other, config.bad_kinds)
-        made.append(Choice(spoiled.text, spoiled.score, spoiled.kind, spoiled.why))
+        made.append(ChosenAnswer(spoiled.text, spoiled.score, spoiled.kind, spoiled.why))
     floor = max(choice.score for choice in made) + _AHEAD
     scores = _lifted([choice.score for choice in chosen], floor)
     return [replace(c, score=score) for c, score in zip(chosen, scores, strict=True)] + made
@@ -239,7 +239,7 @@ def _lifted(scores: Sequence[float], floor: float) -> list[float]:
     return [found[score] for score in scores]
 
 
-def _reason(chosen: Sequence[Choice]) -> str:
+def _reason(chosen: Sequence[ChosenAnswer]) -> str:
     """A short reason where something is plainly wrong; none where only a number is known."""
     if not any(choice.why for choice in chosen):
         return ""

@@ -1,7 +1,7 @@
 """What the sources of training data give: answers of known quality, and judgments.
 
 An Answered question has several answers, each with a quality; pairs, lists and graded answers
-are drawn from it. A Judged row is a pair or list that somebody judged already. A row without
+are drawn from it. A JudgedRow is a pair or list that somebody judged already. A row without
 either is left out by name; a teacher model that judges such rows would come in at `read_row`.
 """
 
@@ -47,7 +47,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class Answer:
+class RatedAnswer:
     """`quality` is on the source's own scale; higher is better."""
 
     text: str
@@ -60,13 +60,13 @@ class Answered:
     """A question with answers of known quality, and perhaps a reference."""
 
     question: str
-    answers: tuple[Answer, ...]
+    answers: tuple[RatedAnswer, ...]
     reference: str | None
     source: str
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedRow:
     """A pair or list with a judgment, as a native training row."""
 
     question: str
@@ -78,10 +78,10 @@ class Gathered:
     """What the sources gave, and the rows they gave nothing for: (file, line, code, message)."""
 
     answered: list[Answered] = field(default_factory=list)
-    judged: list[Judged] = field(default_factory=list)
+    judged: list[JudgedRow] = field(default_factory=list)
     left_out: list[tuple[str, int, str, str]] = field(default_factory=list)
 
-    def add(self, item: Answered | Judged) -> None:
+    def add(self, item: Answered | JudgedRow) -> None:
         if isinstance(item, Answered):
             self.answered.append(item)
         else:
@@ -125,7 +125,7 @@ def _is_rated(row: Json) -> bool:
 
 def read_row(
     raw: bytes, schema: Schema | None, source: Source, index: int, config: DataConfig
-) -> Answered | Judged:
+) -> Answered | JudgedRow:
     """Raises RowError for a row that carries no scores."""
     if schema is None:
         return _rated(parse_row(raw), source.name, config)
@@ -133,9 +133,9 @@ def read_row(
     sample = read_sample(row, schema, line)
     _check_length(sample, config)
     if sample.gold is not None and sample.gold.scores is None:
-        return Judged(sample.question, _row_of(sample, *_from_verdict(sample)))
+        return JudgedRow(sample.question, _row_of(sample, *_from_verdict(sample)))
     lesson = read_lesson(raw, schema, line)
-    return Judged(sample.question, _row_of(sample, lesson.plain, lesson.with_reference))
+    return JudgedRow(sample.question, _row_of(sample, lesson.plain, lesson.with_reference))
 
 
 def _rated(row: Json, source: str, config: DataConfig) -> Answered:
@@ -154,7 +154,7 @@ def _rated(row: Json, source: str, config: DataConfig) -> Answered:
         if config.longest is None or len(text) <= config.longest:
             model = answer.get("model")
             name = None if model is None else need_text(model, f"answers[{n}].model")
-            found.append(Answer(text, float(quality), name))
+            found.append(RatedAnswer(text, float(quality), name))
     if not found:
         raise RowError("too-long", f"all answers are longer than {config.longest} characters")
     reference = reference_text(row.get("reference", row.get("baseline_answer")))

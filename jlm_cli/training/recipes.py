@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 Named = Literal["auto", "paper"]
 Freeze = Literal["none", "embeddings"]
-Schedule = Literal["cosine", "linear", "constant"]
+RateSchedule = Literal["cosine", "linear", "constant"]
 
 _SMALL = 1_000_000_000  # weights of a base that is trained whole by default
 _SHOWN_AT_LEAST = 640  # samples a small base must see before it tells answers apart at all
@@ -26,7 +26,7 @@ class Recipe:
     """
 
     learning_rate: float = 2e-5
-    schedule: Schedule = "cosine"
+    schedule: RateSchedule = "cosine"
     warmup: float = 0.03
     batch: int = 128
     epochs: int = 3
