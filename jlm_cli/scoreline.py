@@ -37,22 +37,22 @@ class Grammar:
 
 
 @dataclass
-class Branch:
-    """A place within one score's tokens; `value` is set where a score is complete.
+class TrieNode:
+    """A place in the trie of one score's tokens; `value` is set where a score is complete.
 
-    `whole` tells whether a score without a half leads through here.
+    `has_integer` tells whether a score without a half leads through here.
     """
 
-    children: dict[int, Branch] = field(default_factory=dict)
+    children: dict[int, TrieNode] = field(default_factory=dict)
     value: str | None = None
-    whole: bool = False
+    has_integer: bool = False
 
     def add(self, tokens: Sequence[int], value: str) -> None:
-        branch = self
+        node = self
         for token in tokens:
-            branch = branch.children.setdefault(token, Branch())
-            branch.whole = branch.whole or "." not in value
-        branch.value = value
+            node = node.children.setdefault(token, TrieNode())
+            node.has_integer = node.has_integer or "." not in value
+        node.value = value
 
     @property
     def depth(self) -> int:
@@ -69,8 +69,8 @@ class LineTokens:
     """
 
     grammar: Grammar
-    first: Branch
-    later: Branch
+    first: TrieNode
+    later: TrieNode
     ends: tuple[int, ...]
     columns: tuple[int, ...]
     column: dict[int, int]
@@ -93,7 +93,7 @@ class LineTokens:
         Raises ModelError where the tokenizer merges a score with the text before it.
         """
         start = tail + grammar.lead
-        first, later = Branch(), Branch()
+        first, later = TrieNode(), TrieNode()
         one = grammar.values[0]
         for value in grammar.values:
             first.add(_after(tail, f"{start}{value}", encode), value)
@@ -129,13 +129,13 @@ def _after(before: str, text: str, encode: Callable[[str], list[int]]) -> list[i
     return ids[len(head) :]
 
 
-def _ids_in(branch: Branch) -> set[int]:
-    ids = set(branch.children)
-    return ids.union(*(_ids_in(child) for child in branch.children.values()))
+def _ids_in(node: TrieNode) -> set[int]:
+    ids = set(node.children)
+    return ids.union(*(_ids_in(child) for child in node.children.values()))
 
 
-def _path_to(branch: Branch, value: str) -> list[int]:
-    for token, child in branch.children.items():
+def _path_to(node: TrieNode, value: str) -> list[int]:
+    for token, child in node.children.items():
         if child.value == value:
             return [token]
         if rest := _path_to(child, value):

@@ -1,4 +1,4 @@
-"""The way through the tree of score lines, one for each row.
+"""The way through the trie of score lines, one for each row: a beam search with pruning.
 
 A Walk starts at the prompt's end, asks for the next-token probabilities after the prefixes that
 matter, and ends with the joint distribution over all lines. Everything here is pure; an engine
@@ -14,18 +14,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jlm_cli.errors import RowError
-from jlm_cli.scoreline import LOW_MASS, Branch, Floats, LineDistribution, LineTokens
+from jlm_cli.scoreline import LOW_MASS, Floats, LineDistribution, LineTokens, TrieNode
 
 PRUNE = 1e-4  # prefixes with a smaller share of the valid mass are left out
 READ_END = 1e-2  # lines with a smaller share are taken to end as surely as the others do
-LOW_MASS_WIDTH = 6  # such a row is flagged, and its flat tree followed along so many prefixes
-LONG_LINE_WIDTH = 16  # prefixes followed at once, of a line of three scores or more
+LOW_MASS_BEAM = 6  # such a row is flagged, and its flat tree followed along so many prefixes
+BEAM_WIDTH = 16  # prefixes followed at once, of a line of three scores or more
 END = -1
 _ROOT = 0
 
 
 @dataclass
-class Node:
+class Prefix:
     """A prefix of a score line.
 
     `known` are the log-probabilities of the columns behind it, once read; `slot` its place among
@@ -36,7 +36,7 @@ class Node:
     token: int
     parent: int
     depth: int
-    branch: Branch
+    trie: TrieNode
     line: tuple[str, ...]
     log_p: float = math.nan
     weight: float = 0.0
@@ -70,7 +70,7 @@ class Walk:
         """`exact` follows every prefix, however unlikely."""
         self.tokens = tokens
         self._exact = exact
-        self._nodes = [Node(END, -1, 0, tokens.first, (), 0.0)]
+        self._nodes = [Prefix(END, -1, 0, tokens.first, (), 0.0)]
         self._waiting = [_ROOT]
         self.drafted = 0  # tokens so far
         self._lines: dict[tuple[str, ...], float] = {}  # log-probability, whatever ends them
@@ -82,7 +82,7 @@ class Walk:
 
     def first_draft(self) -> list[DraftToken]:
         """The first scores with a whole number, to be fed together with the prompt."""
-        self._feed_children(_ROOT, self._whole(self._nodes[_ROOT]))
+        self._feed_children(_ROOT, self._integer_tokens(self._nodes[_ROOT]))
         return [self._draft_token(place) for place in self._waiting[1:]]
 
     def read(self, rows: Floats) -> None:
@@ -119,7 +119,7 @@ class Walk:
         """The lines as far as they are known; unread ones end as surely as the mean of those read,
         which in a trained judge differ by less than the unread ones weigh."""
         unread = [self._nodes[place] for place in self._unread]
-        read = [node for node in self._nodes if node.known is not None and self._only_ends(node)]
+        read = [node for node in self._nodes if node.known is not None and self._is_settled(node)]
         share = 0.0
         if read:
             ended = np.logaddexp.reduce([self._lines[node.line] for node in read])
@@ -141,17 +141,17 @@ class Walk:
                 found[line] = float(np.logaddexp(found.get(line, -math.inf), log_p))
         return found
 
-    def _meant(self, node: Node) -> dict[tuple[str, ...], float]:
+    def _meant(self, node: Prefix) -> dict[tuple[str, ...], float]:
         """What scores up to a node turn out to be: a 1 becomes a 10 as often as it did where it was
         read; nothing is known of it where it never was."""
         longer = {
-            token: branch.value
-            for token, branch in node.branch.children.items()
-            if node.branch.value is not None and branch.whole and branch.value is not None
+            token: trie.value
+            for token, trie in node.trie.children.items()
+            if node.trie.value is not None and trie.has_integer and trie.value is not None
         }
         if not longer:
             return {node.line: 1.0}
-        read = [one for one in self._nodes if one.branch is node.branch and one.known is not None]
+        read = [one for one in self._nodes if one.trie is node.trie and one.known is not None]
         if not (total := sum(math.exp(one.log_p) for one in read)):
             return {}
         shares = {
@@ -173,16 +173,16 @@ class Walk:
         share = {place: self._nodes[place].share for place in fresh}
         most = float(np.logaddexp.reduce([*self._shares_of_lines(), *share.values()]))
         if most < math.log(LOW_MASS):
-            whole = [place for place in fresh if self._is_whole(self._nodes[place])]
-            kept = sorted(whole, key=share.__getitem__, reverse=True)[:LOW_MASS_WIDTH]
+            whole = [place for place in fresh if self._is_integer(self._nodes[place])]
+            kept = sorted(whole, key=share.__getitem__, reverse=True)[:LOW_MASS_BEAM]
             return self._in_order(fresh, kept)
         kept = [place for place in fresh if share[place] >= most + self._least(place)]
         is_long = self.tokens.grammar.count > 2
         if is_long:
-            kept = sorted(kept, key=share.__getitem__, reverse=True)[:LONG_LINE_WIDTH]
+            kept = sorted(kept, key=share.__getitem__, reverse=True)[:BEAM_WIDTH]
         followed = self._in_order(fresh, kept)
         left = set(fresh).difference(followed)
-        unread = [p for p in fresh if p in left and self._only_ends(self._nodes[p])]
+        unread = [p for p in fresh if p in left and self._is_settled(self._nodes[p])]
         self._unread += unread
         self._weights |= {self._nodes[p].line: self._nodes[p].weight for p in unread}
         if is_long:
@@ -204,15 +204,15 @@ class Walk:
             self._nodes[place].weight += float(more)
 
     def _least(self, place: int) -> float:
-        return math.log(READ_END if self._only_ends(self._nodes[place]) else PRUNE)
+        return math.log(READ_END if self._is_settled(self._nodes[place]) else PRUNE)
 
-    def _only_ends(self, node: Node) -> bool:
+    def _is_settled(self, node: Prefix) -> bool:
         """Whether a line is complete and no other score without a half begins with it, as 10 does
         with 1."""
-        return self._ends_here(node) and not self._whole(node)
+        return self._is_complete(node) and not self._integer_tokens(node)
 
-    def _is_whole(self, node: Node) -> bool:
-        return node.branch.whole and not any("." in value for value in node.line)
+    def _is_integer(self, node: Prefix) -> bool:
+        return node.trie.has_integer and not any("." in value for value in node.line)
 
     def _learn(self, place: int, known: Floats) -> None:
         if np.isnan(known).any():
@@ -227,30 +227,30 @@ class Walk:
             self._nodes[child].log_p = node.log_p + float(known[self.tokens.column[token]])
             self._nodes[child].weight = node.weight
             self._fresh.append(child)
-        if self._ends_here(node):
+        if self._is_complete(node):
             ended = float(np.logaddexp.reduce(known[self.tokens.end_columns]))
             self._lines[node.line] = node.log_p + ended
             self._weights[node.line] = node.weight
 
-    def _follow(self, node: Node) -> dict[int, Branch]:
+    def _follow(self, node: Prefix) -> dict[int, TrieNode]:
         """The tokens that may go on from a node, the line's end aside."""
-        if node.branch.value is not None and len(node.line) < self.tokens.grammar.count:
-            return {**node.branch.children, **self.tokens.later.children}
-        return node.branch.children
+        if node.trie.value is not None and len(node.line) < self.tokens.grammar.count:
+            return {**node.trie.children, **self.tokens.later.children}
+        return node.trie.children
 
-    def _ends_here(self, node: Node) -> bool:
-        return node.branch.value is not None and len(node.line) == self.tokens.grammar.count
+    def _is_complete(self, node: Prefix) -> bool:
+        return node.trie.value is not None and len(node.line) == self.tokens.grammar.count
 
     def _add(self, place: int, token: int) -> None:
         node = self._nodes[place]
-        inner = node.branch.children.get(token)
-        branch = inner if inner is not None else self.tokens.later.children[token]
+        inner = node.trie.children.get(token)
+        trie = inner if inner is not None else self.tokens.later.children[token]
         # a longer spelling of the score under way replaces its value: 1 becomes 10 or 1.5
-        line = node.line[:-1] if inner is not None and node.branch.value is not None else node.line
-        if branch.value is not None:
-            line = (*line, branch.value)
+        line = node.line[:-1] if inner is not None and node.trie.value is not None else node.line
+        if trie.value is not None:
+            line = (*line, trie.value)
         node.children[token] = len(self._nodes)
-        self._nodes.append(Node(token, place, node.depth + 1, branch, line))
+        self._nodes.append(Prefix(token, place, node.depth + 1, trie, line))
 
     def _feed(self, place: int) -> None:
         """Take a node into the draft, with what is all but sure to follow it."""
@@ -258,9 +258,9 @@ class Walk:
         node.slot = self.drafted
         self.drafted += 1
         self._waiting.append(place)
-        begun = node.branch.value is None  # a score that is not complete yet, as 5. is
-        likely = self._whole(node) or (list(self._follow(node)) if begun else [])
-        within = [token in node.branch.children for token in likely]
+        begun = node.trie.value is None  # a score that is not complete yet, as 5. is
+        likely = self._integer_tokens(node) or (list(self._follow(node)) if begun else [])
+        within = [token in node.trie.children for token in likely]
         # the space before the next score, the 0 of a 10, the 5 of a half; no choice of scores
         if within in ([True], [False], [True, False], [False, True]):
             self._feed_children(place, likely)
@@ -271,9 +271,9 @@ class Walk:
             self._add(place, token)
             self._feed(node.children[token])
 
-    def _whole(self, node: Node) -> list[int]:
+    def _integer_tokens(self, node: Prefix) -> list[int]:
         """The tokens of scores without a half that may go on from a node."""
-        return [token for token, branch in self._follow(node).items() if branch.whole]
+        return [token for token, trie in self._follow(node).items() if trie.has_integer]
 
     def _draft_token(self, place: int) -> DraftToken:
         node = self._nodes[place]
@@ -290,7 +290,7 @@ class Walk:
         while (known := self._nodes[place].known) is not None:
             node = self._nodes[place]
             best = max(
-                (*self._follow(node), *(self.tokens.ends if self._ends_here(node) else ())),
+                (*self._follow(node), *(self.tokens.ends if self._is_complete(node) else ())),
                 key=lambda token: known[self.tokens.column[token]],
             )
             if best not in node.children:
