@@ -126,7 +126,7 @@ class PackedEngine(Writer):
         return chosen(self._pass(tokens, blocks))
 
     def _graphed(self, texts: Sequence[Text], blocks: Blocks) -> GraphedStep | None:
-        """The latest recording, if it fits, or a new one; None where a pass cannot be recorded."""
+        """The latest graph, if it fits, or a new one; None where a pass cannot be captured."""
         if not self._captures or any(len(text.due) > 1 for text in texts):
             return None
         if self._graph is None or not self._graph.fits(texts):
@@ -333,11 +333,15 @@ def _pads(engine: CachedEngine | PlainEngine) -> bool:
     texts = ("one two three", "one two three four five six seven eight nine ten eleven")
     rows = [encoding.ids for encoding in engine.vocabulary.encode(texts)]
     limits = [_WRITTEN] * len(rows)
-    alone = [engine.write([row], [_WRITTEN], unheard)[0] for row in rows]
-    return engine.write(rows, limits, unheard) == alone
+    try:
+        alone = [engine.write([row], [_WRITTEN], unheard)[0] for row in rows]
+        return engine.write(rows, limits, unheard) == alone
+    except _FAILURES:  # it may judge all the same
+        return False
 
 
 _WRITTEN = 8  # tokens, of such a trial
+_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 
 
 def _unpackable(model: PreTrainedModel) -> str | None:
@@ -379,7 +383,7 @@ def _why_not(engine: PackedEngine | CachedEngine, plain: PlainEngine) -> str | N
         found = _both(batch, draft)
         if isinstance(batch, PackedBatch) and (missed := batch.missed()):
             return missed
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except _FAILURES as error:
         return first_line(error)
     wanted = _both(plain.begin(prompts, [draft, [], []], columns), draft)
     rounded = (plain.model.dtype.itemsize == 2) + getattr(plain.model, "is_loaded_in_8bit", False)

@@ -35,7 +35,7 @@ RowNumbers = NDArray[np.int64]
 _ABOUT = "run.json"
 _DONE = "done.json"  # what that is called once the output is there: the rest is to be cleared away
 _OUTPUT = "output.json"  # what stood under the output's name when the run began
-_OURS = ("part-*", "plan*.npz", "saved.jsonl", "lock", "checkpoint-*", ".*.tmp", _DONE, _OUTPUT)
+_OURS = ("part-*", "plan*.npz", "saved.jsonl", "lock", ".*.tmp", _DONE, _OUTPUT)
 _EMPTY: RowNumbers = np.empty(0, np.int64)
 _RECORD = re.compile(rb"(\d+)\t([0-9a-f]{8})\t(.*)\n", re.DOTALL)
 _COMMIT = re.compile(rb"#\t(\d+)\n")
@@ -68,8 +68,7 @@ class Part:
 
 def read_part(path: Path) -> Part:
     """Raises UsageError where a record is damaged that stands before a committed one."""
-    if not path.is_file():
-        raise UsageError(f"{path}: is no file; remove {path.parent} to begin anew")
+    _check_file(path)
     part = Part(path, array("q"), array("q"), 0)
     rows, starts, end, offset, broken = array("q"), array("q"), 0, 0, None
     with path.open("rb") as file:
@@ -91,6 +90,11 @@ def read_part(path: Path) -> Part:
     return Part(path, part.rows, part.starts, end)
 
 
+def _check_file(part: Path) -> None:
+    if not part.is_file():
+        raise UsageError(f"{part}: is no file; remove {part.parent} to begin anew")
+
+
 class Journal:
     """The parts of one run. Only the first worker begins, merges and removes it."""
 
@@ -100,10 +104,13 @@ class Journal:
         self._saved = folder / "saved.jsonl"
         self._file: FileIO | None = None
 
-    def begin(self, facts: Json, discard: bool = False) -> RowNumbers:
+    def begin(
+        self, facts: Json, discard: bool = False, replacing: Path | None = None
+    ) -> RowNumbers:
         """Start the run that `facts` describe, or go on with it: the rows that are done.
 
-        What a killed run left half written is cut off. Where the folder belongs to another run,
+        The run may replace what stands under the name `replacing` now, and nothing else. What a
+        killed run left half written is cut off. Where the folder belongs to another run,
         that is given up (`discard`), or UsageError names the first fact that differs.
         """
         facts = orjson.loads(orjson.dumps(facts))
@@ -112,9 +119,14 @@ class Journal:
         if before is not None and before != facts and not discard:
             raise self.other_run(before, facts)
         if before != facts:
-            for path in (*self.folder.glob("part-*"), self.folder / _OUTPUT):
-                path.unlink(missing_ok=True)
-            (self.folder / _DONE).unlink(missing_ok=True)
+            for path in self.folder.glob("part-*"):
+                _check_file(path)
+                path.unlink()
+            for name in (_OUTPUT, _DONE):
+                (self.folder / name).unlink(missing_ok=True)
+        if replacing is not None:
+            packed = orjson.dumps({"was": _state_of(replacing)})
+            write_whole(self.folder / _OUTPUT, iter([packed]))
         if first_difference(before or {}, facts, ROW_BY_ROW) is not None:
             self._saved.unlink(missing_ok=True)
         write_whole(about, iter([orjson.dumps(facts, option=orjson.OPT_INDENT_2)]))
@@ -134,11 +146,6 @@ class Journal:
             if isinstance(about := orjson.loads(path.read_bytes()), dict):
                 return about
         raise UsageError(f"{path}: damaged; remove {self.folder} to begin anew")
-
-    def replaces(self, output: Path) -> None:
-        """Have the run replace what stands under the output's name now, and nothing else."""
-        packed = orjson.dumps({"was": _state_of(output)})
-        write_whole(self.folder / _OUTPUT, iter([packed]))
 
     def knows_output(self) -> bool:
         return (self.folder / _OUTPUT).exists()
@@ -254,10 +261,14 @@ class Journal:
     def _parts(self) -> list[Part]:
         return [read_part(path) for path in sorted(self.folder.glob("part-*"))]
 
-    def remove(self) -> None:
-        """The folder and all in it; first what says whose it is, so that no run goes on there."""
-        self.close()
+    def end(self) -> None:
+        """Say that the output is there, so that no run goes on here."""
         (self.folder / _ABOUT).replace(self.folder / _DONE)
+
+    def remove(self) -> None:
+        """The folder, and all in it that runs have left there."""
+        self.close()
+        self.end()
         with suppress(OSError):  # what is left then belongs to no run
             _clear(self.folder)
 

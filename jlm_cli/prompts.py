@@ -195,9 +195,6 @@ def load(name: str) -> Template:
     if unknown := sorted(table.keys() - _KEYS):
         there = ", ".join(sorted(_KEYS))
         raise ModelError(f"{path}: key '{unknown[0]}' is unknown; there are {there}")
-    for key in sorted(_TEXTS & table.keys()):
-        if not isinstance(table[key], str):
-            raise ModelError(f"{path}: key '{key}' needs a text")
     try:
         description, source, text = (table[key] for key in ("description", "source", "text"))
     except KeyError as error:
@@ -221,12 +218,17 @@ def _table(path: Path, name: str, variants: tuple[Path, ...] = ()) -> dict[str, 
         table = tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ModelError(f"{path}: not a TOML template: {error}") from error
+    for key in sorted(_TEXTS & table.keys()):
+        if not isinstance(table[key], str):
+            raise ModelError(f"{path}: key '{key}' needs a text")
     if "base" not in table:
         return table
-    below = _beside(path, str(table["base"]))
+    below = _beside(path, table["base"])
     if path in variants:
         raise ModelError(f"{path}: is a variant of itself")
     base = _table(_path_of(below), below, (*variants, path))
+    if "text" not in base:
+        raise ModelError(f"{below}: key 'text' is missing")
     changes = table.get("replace", [])
     if not (isinstance(changes, list) and all(map(_is_change, changes))):
         raise ModelError(f"{path}: each [[replace]] needs the texts old and new")

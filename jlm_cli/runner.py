@@ -155,16 +155,15 @@ def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
     kept = _kept_of(now, journal, facts)
     if not aside and (n := _n_given_up(now, journal, facts)) > 0:
         report.note(f"{n} rows that another run had judged in {journal.folder} are given up")
-    done = journal.begin(facts, discard=now.config.overwrite or aside)
+    output = now.config.output
+    may_replace = now.config.overwrite or now.config.retry_errors or not journal.knows_output()
+    replacing = output if may_replace else None
+    done = journal.begin(facts, now.config.overwrite or aside, replacing)
+    if output is not None and not may_replace:
+        journal.check_output(output)
     if len(done) and done.max() >= len(left):
         raise UsageError(f"{journal.folder}: holds rows that there are none of; remove it")
     left[done] = False
-    output = now.config.output
-    may_replace = now.config.overwrite or now.config.retry_errors
-    if output is not None and (may_replace or not journal.knows_output()):
-        journal.replaces(output)
-    elif output is not None:
-        journal.check_output(output)
     for one in kept:
         _keep(now, journal, one.of(left))
         left[one.rows] = False

@@ -16,7 +16,7 @@ from jlm_cli import devices, models, sharding
 from jlm_cli.config import file_sha256
 from jlm_cli.errors import EXIT_OK, UsageError
 from jlm_cli.files import check_new_folder
-from jlm_cli.journal import Journal, locked
+from jlm_cli.journal import Journal, begun, locked
 from jlm_cli.modes import identity
 from jlm_cli.records import Json, dump_indented
 from jlm_cli.report import Report
@@ -61,17 +61,23 @@ def _begin(course: Course, report: Report) -> None:
     """Start the run, or go on with it. Raises UsageError where another one was begun there."""
     folder = course.config.partial
     facts = _facts(course)
+    if not begun(folder):  # what was not cleared away of a run that is over
+        _remove_checkpoints(folder)
     try:
         Journal(folder).begin(facts)
     except UsageError:
         if not course.config.overwrite:
             raise
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
+        _remove_checkpoints(folder)
         Journal(folder).begin(facts, discard=True)
     found = last_checkpoint(folder)
     if found is not None:
         report.note(f"going on from {found}")
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
 
 
 def _facts(course: Course) -> Json:
@@ -119,5 +125,7 @@ def _finish(course: Course, trained: Trained, report: Report) -> None:
     (draft / "README.md").write_text(model_card(config.output.name, summary), "utf-8")
     models.keep_template(config.template, draft)
     put_in_place(draft, config.output)
+    Journal(config.partial).end()
+    _remove_checkpoints(config.partial)
     shutil.rmtree(config.partial)
     report.note(f"the model is in {config.output}; judge with: jlm judge -m {config.output} …")

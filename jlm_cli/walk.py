@@ -18,7 +18,7 @@ from jlm_cli.scoreline import LOW_MASS, Floats, LineDistribution, LineTokens, Tr
 
 PRUNE = 1e-4  # prefixes with a smaller share of the valid mass are left out
 READ_END = 1e-2  # lines with a smaller share are taken to end as surely as the others do
-LOW_MASS_BEAM = 6  # such a row is flagged, and its flat tree followed along so many prefixes
+LOW_MASS_BEAM = 6  # such a row is flagged, and its flat trie followed along so many prefixes
 BEAM_WIDTH = 16  # prefixes followed at once, of a line of three scores or more
 END = -1
 _ROOT = 0

@@ -607,8 +607,9 @@ def test_what_is_done_is_not_given_up_for_a_lost_name(
 def test_parts_that_are_none(tmp_path: Path, jlm: Jlm) -> None:
     folder = killed_run(tmp_path, jlm)
     (folder / "part-9").mkdir()
-    done = jlm("judge", "in.jsonl", "-o", "out.jsonl")
-    assert done.code == 2 and "part-9: is no file; remove" in done.err
+    for more in ([], ["--overwrite", "--swap"]):
+        done = jlm("judge", "in.jsonl", "-o", "out.jsonl", *more)
+        assert done.code == 2 and "part-9: is no file; remove" in done.err
     (folder / "part-9").rmdir()
     far = Journal(folder, 9)
     far.append([(99, b"{}")])

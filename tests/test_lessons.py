@@ -157,6 +157,7 @@ def test_weights() -> None:
             "responses 1 and 2; the answer 2 is right",
             "responses 2 and 1; the answer 2 is right",
         ),
+        ("ANSWER 1 beats Answer 2, Answer 1.5", "ANSWER 2 beats Answer 1, Answer 1.5"),
         ("In the first row there are 2 of 1.", "In the first row there are 2 of 1."),
         ("Assistant 3 and Assistant 12", "Assistant 3 and Assistant 12"),
     ],

@@ -164,6 +164,10 @@ def test_a_variant_of_a_template_of_ones_own(tmp_path: Path) -> None:
     change = '[[replace]]\nold = "{answer_1}"\nnew = "First: {answer_1}"\n'
     (tmp_path / "other.toml").write_text(f'base = "mine.toml"\n{change}')
     assert prompts.load(str(tmp_path / "other.toml")).text == "First: {answer_1} {answer_2}"
+    (tmp_path / "mine.toml").write_text(HEAD)
+    prompts.load.cache_clear()
+    with pytest.raises(ModelError, match="key 'text' is missing"):
+        prompts.load(str(tmp_path / "other.toml"))
     (tmp_path / "mine.toml").write_text('base = "other.toml"')
     with pytest.raises(ModelError, match="is a variant of itself"):
         prompts.load(str(tmp_path / "mine.toml"))

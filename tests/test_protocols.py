@@ -470,6 +470,7 @@ def test_rewardbench(tmp_path: Path, jlm: Jlm) -> None:
     write_rows(tmp_path / "pred.jsonl", rows + bare)  # no row is left out for want of a subset
     found = summary(jlm(*words, "--json"))["rewardbench"]
     assert found["n"] == 9 and found["accuracy"]["value"] == pytest.approx(3 / 9, abs=1e-6)
+    assert found["subset_mean"]["value"] == pytest.approx((1 / 3 + 1 + 1) / 3, abs=1e-6)
     assert found["subsets"]["(no subset)"]["n"] == 4 and found["subsets"]["7"]["n"] == 1
     assert "mean of subsets" in jlm(*words, "--html", "report.html").out
 

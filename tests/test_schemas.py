@@ -365,6 +365,10 @@ def test_the_model_of_a_single_answer(tmp_path: Path, jlm: Jlm) -> None:
     words = ("grade", "in.jsonl", "--no-reference", "--json", "-q", "--overwrite")
     for more in ((), ("--map", "models=model")):
         assert set(json.loads(jlm(*words, *more).out)["mean_score"]) == {"a", "b"}
+    rows = [{**rows[0], "models": None}, {**rows[1], "model": {"name": "b"}}]
+    write_rows(tmp_path / "in.jsonl", rows)
+    found = json.loads(jlm(*words).out)
+    assert set(found["mean_score"]) == {"a"} and found["n_judged"] == 2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Writing on a GPU: a pass of one token for each row is recorded once and replayed. Its launches, a
+"""Writing on a GPU: a pass of one token for each row is captured once and replayed. Its launches, a
 thousand and more, take the host longer than the GPU takes over so few tokens.
 """
 
@@ -95,13 +95,13 @@ def capture(step: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], tor
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             found = step()
     finally:
-        torch.cuda.set_stream(stream)  # a recording that fails would leave its own
+        torch.cuda.set_stream(stream)  # a capture that fails would leave its own
     return graph.replay, found
 
 
 @contextmanager
 def _without_waiting() -> Iterator[None]:
-    """RuntimeError where the host waits for the GPU, which a recording could not."""
+    """RuntimeError where the host waits for the GPU, which a captured pass could not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that not all of it is seen
         torch.cuda.set_sync_debug_mode("error")

@@ -12,7 +12,7 @@ import numpy as np
 
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import InputError
-from jlm_cli.intervals import Counts, cells_of
+from jlm_cli.intervals import Codes, Counts, Metric, cells_of
 from jlm_cli.measuring.columns import NONE, TIE
 from jlm_cli.measuring.predictions import Predictions
 from jlm_cli.measuring.summary import baselines, details_of, gold_of, summary_of
@@ -86,7 +86,7 @@ def rewardbench(found: Predictions, config: MetricsConfig) -> Json:
     overall = {
         "accuracy": figure(hit_rate, whole),
         "ties_half": figure(_ties_half, whole),
-        "subset_mean": figure(lambda counts: np.nanmean(hit_rate(counts), axis=-1), cells),
+        "subset_mean": figure(_mean_of_subsets(names != _NO_SUBSET), cells),
         "n": whole.n,
         "subsets": each,
     }
@@ -99,6 +99,16 @@ def rewardbench(found: Predictions, config: MetricsConfig) -> Json:
 
 
 _NO_SUBSET = "(no subset)"
+
+
+def _mean_of_subsets(named: Codes) -> Metric:
+    """Of [..., subset, (wrong, right, tie)], all alike; rows without a subset are none."""
+
+    def measure(counts: Counts) -> Counts:
+        rates = hit_rate(counts)[..., named]
+        return ratio(np.nan_to_num(rates).sum(-1), np.isfinite(rates).sum(-1))
+
+    return measure
 
 
 def _ties_half(counts: Counts) -> Counts:

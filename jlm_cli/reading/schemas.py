@@ -49,7 +49,8 @@ def listed(row: Json) -> Json:
     """A single answer as a list of one, and its model."""
     if "answers" in row or "answer" not in row:
         return row
-    models = row.get("models", row.get("model"))
+    model = row.get("model")
+    models = [model] if row.get("models") is None and isinstance(model, str) else row.get("models")
     return {**row, "answers": [row["answer"]], "models": models}
 
 

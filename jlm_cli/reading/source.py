@@ -74,7 +74,7 @@ class Source:
         Raises InputError where it is no longer what it was."""
         self._file.seek(self._starts[index])
         raw = self._file.readline(LONGEST_LINE + 1)
-        if len(raw) <= LONGEST_LINE and zlib.crc32(raw) != self._sums[index]:
+        if zlib.crc32(raw) != self._sums[index]:
             raise InputError(f"{self.where(index)}: the file has changed since it was opened")
         return raw.strip()
 
@@ -111,11 +111,12 @@ class Source:
         return self
 
     def _take_line(self) -> tuple[int, bool, int]:
-        """Read one line, in pieces: its bytes (0 at the end), whether it is blank, its checksum."""
+        """Read one line, in pieces: its bytes (0 at the end), whether it is blank, the checksum of
+        what `read` gives of it."""
         length, blank, checksum, piece = 0, True, 0, b""
         while not piece.endswith(b"\n") and (piece := self._file.readline(_PIECE)):
             self._digest.update(piece)
-            checksum = zlib.crc32(piece, checksum)
+            checksum = zlib.crc32(piece[: max(0, LONGEST_LINE + 1 - length)], checksum)
             length += len(piece)
             blank = blank and not piece.strip()
         return length, blank, checksum
@@ -167,7 +168,7 @@ def spool_stdin(path: Path) -> Path:
     """Put standard input into a file, so that it can be read again and by every worker."""
     if sys.stdin is None:
         raise InputError("<stdin>: is closed")
-    with path.open("wb") as file, _told_of_room():
+    with _told_of_room(), path.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
     return path
 
@@ -190,7 +191,7 @@ def _spooled(stream: IO[bytes]) -> IO[bytes]:
     spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its Source
     with _told_of_room():
         shutil.copyfileobj(stream, spool)
-    spool.seek(0)
+        spool.seek(0)
     return spool
 
 
@@ -233,7 +234,8 @@ def _unzstd(file: IO[bytes], label: str) -> IO[bytes]:
         raise InputError(f"{label}: broken zstd data: {error}") from error
     if not frame.eof:
         raise InputError(f"{label}: broken zstd data: it ends too early")
-    spool.seek(0)
+    with _told_of_room():
+        spool.seek(0)
     return spool
 
 

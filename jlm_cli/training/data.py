@@ -222,7 +222,7 @@ def _with_spoiled(
 
 def _lifted(scores: Sequence[float], floor: float) -> list[float]:
     """Scores, all of them higher by as much as the lowest lacks of a floor; where that would lead
-    beyond 10, drawn together, in halves and as they follow each other."""
+    beyond 10, drawn together in halves, and where those are too few, alike at the top."""
     if not scores:
         return []
     low, high = min(scores), max(scores)
@@ -235,7 +235,7 @@ def _lifted(scores: Sequence[float], floor: float) -> list[float]:
     for below, score in reversed([*enumerate(ordered)]):
         drawn = round(2 * (floor + step * (score - low))) / 2
         nearest = min([drawn, *(above - 0.5 for above in found.values())])
-        found[score] = max(nearest, floor + below / 2)  # room for those below it
+        found[score] = min(10.0, max(nearest, floor + below / 2))  # room for those below it
     return [found[score] for score in scores]
 
 

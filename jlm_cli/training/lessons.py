@@ -21,9 +21,9 @@ from jlm_cli.records import Gold, Json, Sample, read_gold, read_score_line, verd
 
 Order = tuple[int, ...]
 
-_NUMBERS = r"#?\d+(?:(?:, ?#?\d+)*,? (?:and|or|&) #?\d+)?"
+_NUMBERS = r"#?\d+(?!\.?\d)(?:(?:, ?#?\d+)*,? (?:and|or|&) #?\d+)?"
 # an "answer 2" without a capital may be the number that was asked for
-_NAMED = r"(?:(?i:assistants?|responses?)|Answers?)"
+_NAMED = r"(?:(?i:assistants?|responses?)|Answers?|ANSWERS?)"
 _ASSISTANT = re.compile(rf"\b{_NAMED}[ #]{{1,2}}(?i:{_NUMBERS})")
 _ORDINAL = re.compile(
     r"\b(first|second)(?=(?: AI)? (?:assistant|answer|response)\b)", re.IGNORECASE
