@@ -114,8 +114,8 @@ def _identity_of(path: Path) -> list[Any]:
 
 @cache
 def _sampled_sha256(path: Path, size: int, changed: int) -> str:
-    """Of a piece of the weights at every place that training would change: both ends of each tensor
-    of safetensors, and else of so many pieces of the file."""
+    """Of pieces of the weights, wherever training would change them: both ends of each tensor of
+    safetensors, and so many pieces of any file. `changed` is for the cache, which may be stale."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for place in (*_ends_of_tensors(file, size), *range(0, size, max(1, size // _PIECES))):

@@ -62,11 +62,9 @@ def rank(path: str, config: MetricsConfig) -> Json:
         if found.setdefault(key, one) is not one:
             raise InputError(f"{where}: id {row.get('id')!r} stands there twice")
     against_pairs = any(one.pairwise is not None for one in found.values())
-    for one in found.values():
-        if against_pairs and one.pairwise is None:
-            one.pairs.clear()
     joined = {} if config.gold is None else {"joined": {"gold": _read_pairs(found, config.gold)}}
-    against = {key: wanted for key, one in found.items() if (wanted := _pairwise(one)) is not None}
+    wanted = {key: o.pairwise if against_pairs else _by_wins(o) for key, o in found.items()}
+    against = {key: ranking for key, ranking in wanted.items() if ranking is not None}
     if not against:
         raise InputError(f"{path}: no ranking has all its pairs; give pair judgments with --gold")
     whole = {key: found[key] for key in against}
@@ -116,10 +114,8 @@ def _check_ranking(ranking: Any, count: int, what: str) -> None:
         raise InputError(f"{what}: the numbers of all {count} answers are needed, each once")
 
 
-def _pairwise(one: Ranked) -> Ranking | None:
+def _by_wins(one: Ranked) -> Ranking | None:
     """The ranking by won pairs; None where not all pairs were judged."""
-    if one.pairwise is not None:
-        return one.pairwise
     wins = _wins(one)
     return None if wins is None else ranking_of(wins)
 

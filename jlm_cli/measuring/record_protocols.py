@@ -121,8 +121,8 @@ def mmvet(path: str, config: MetricsConfig) -> Json:
     joined = gold.joined(path)
     if not said:
         raise InputError(f"{path}: protocol mmvet needs gold (right, half, wrong); give --gold")
-    truth = _gold_grades(golds)
     as_scores = _are_scores(golds)
+    truth = [_gold_grade(given, where, not as_scores) for given, where in golds]
     people, verdict = np.array(truth), np.array(said)
     clusters = clusters_of(np.array(questions))
     most = np.full(len(said), np.bincount(people).argmax())
@@ -201,12 +201,6 @@ def _grade(score: Any, name: str, where: str) -> int:
     return GRADES.index(load("vqa").label(value) or "wrong")
 
 
-def _gold_grades(golds: Sequence[tuple[Any, str]]) -> list[int]:
-    """Of each gold with its place: a word, 1, 0.5 or 0, or a list with one score of 0-10."""
-    as_scores = _are_scores(golds)
-    return [_gold_grade(gold, where, not as_scores) for gold, where in golds]
-
-
 def _are_scores(golds: Sequence[tuple[Any, str]]) -> bool:
     """Whether gold in lists is scores of 0-10: lists of 1, 0.5 and 0 alone are what records make
     of such numbers."""
@@ -218,6 +212,7 @@ _AS_SCORES = "gold is taken for scores of 0 to 10, as not all of it is 1, 0.5 or
 
 
 def _gold_grade(gold: Any, where: str, as_number: bool) -> int:
+    """Of a word, 1, 0.5 or 0, or a list with one score of 0-10."""
     if isinstance(gold, list) and as_number:
         gold = gold[0] if len(gold) == 1 else None
     elif isinstance(gold, list):
