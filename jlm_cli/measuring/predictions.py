@@ -311,11 +311,8 @@ def _with_gold(fields: Json, gold: Any) -> About:
 
 def _learn(tally: PairTally, at: int, row: Json, where: str) -> None:
     """Texts, models and gold of a line of the input."""
-    try:
-        fields = native_fields(row)
-        tally.learn(at, _with_gold(fields, fields.get("gold")))
-    except RowError as error:
-        raise InputError(f"{where}: {error}") from error
+    fields = native_fields(row)
+    tally.learn(at, _with_gold(fields, fields.get("gold")))
 
 
 def _swap_in(tally: PairTally, at: int, row: Json, where: str) -> None:
@@ -325,17 +322,14 @@ def _swap_in(tally: PairTally, at: int, row: Json, where: str) -> None:
 def _learn_gold(tally: PairTally, at: int, row: Json, where: str) -> None:
     """Gold of a line, in any of its forms; its texts too, where it has them. Where models turn out
     to stand the other way round, that of an error record, which names none, stays unknown."""
-    try:
-        fields = native_fields(row)
-        nameless = tally.has_failed(at) and not tally.models_of(at)
-        if nameless and tally.n_turned and fields.get("models"):
-            return
-        about = _with_gold(fields, fields.get("gold"))
-        if about.gold == NONE:
-            about = _with_gold(fields, gold_in(row))
-        tally.learn(at, about)
-    except RowError as error:
-        raise InputError(f"{where}: {error}") from error
+    fields = native_fields(row)
+    nameless = tally.has_failed(at) and not tally.models_of(at)
+    if nameless and tally.n_turned and fields.get("models"):
+        return
+    about = _with_gold(fields, fields.get("gold"))
+    if about.gold == NONE:
+        about = _with_gold(fields, gold_in(row))
+    tally.learn(at, about)
 
 
 def _id_of(row: Json) -> Any:
@@ -388,6 +382,13 @@ def _join(index: Index, tally: PairTally, files: ExitStack, path: Path, take: Ta
     side = Side(source, array("q", [-1]) * len(tally))
     unknown: set[Any] = set()
     late: list[int] = []
+
+    def give(at: int, row: Json, where: str) -> None:
+        try:
+            take(tally, at, row, where)
+        except RowError as error:
+            raise InputError(f"{where}: {error}") from error
+
     for number, row, where in rows_of(source):
         row_id = _id_of(row)
         if row_id is None and "error" in row:
@@ -407,10 +408,10 @@ def _join(index: Index, tally: PairTally, files: ExitStack, path: Path, take: Ta
         if tally.has_failed(at):
             late.append(at)
         else:
-            take(tally, at, row, where)
+            give(at, row, where)
     for at in late:
         number = side.rows[at]
-        take(tally, at, parse_row(source.read(number)), source.where(number))
+        give(at, parse_row(source.read(number)), source.where(number))
     if len(side.unknown) == len(source):
         hint = index.hint(side.unknown[0]) if side.unknown else ""
         raise InputError(f"{path}: shares no id with {index.name}{hint}")
