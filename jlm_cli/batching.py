@@ -57,13 +57,13 @@ PADDED, DRAFT_ROOM, RESERVE = 1.5, 80, 1.125
 _LONG = 4  # full batches; a plan of fewer is not tapered
 _TAPER = 4  # the last quarter of all tokens goes in ever smaller batches,
 _OF_LEFT = 128  # each a 128th of what is left, and a quarter of a full one at least,
-_LEAST, _MANY, _LEAST_OF_MANY = 4, 128, 8  # or an eighth in a plan of so many
+SMALLER, _MANY, _LEAST_OF_MANY = 4, 128, 8  # or an eighth in a plan of so many
 
 
 def _cut(sizes: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
     left = int(sizes.sum())
     tapered = left // _TAPER if left > _LONG * budget else 0
-    least = budget // (_LEAST_OF_MANY if left > _MANY * budget else _LEAST)
+    least = budget // (_LEAST_OF_MANY if left > _MANY * budget else SMALLER)
     cuts, used, longest = [0], 0, 0
     for place, size in enumerate(sizes.tolist()):
         room = budget if left > tapered else max(least, min(budget, left // _OF_LEFT))

@@ -13,7 +13,7 @@ from jlm_cli.encoding import Lines, Prompt
 from jlm_cli.errors import RowError
 from jlm_cli.modes import Reading
 from jlm_cli.scoreline import Floats, Grammar, LineDistribution, LineTokens
-from jlm_cli.tasks import Task, finish, no_longer, until_alone
+from jlm_cli.tasks import Task, finish, until_alone
 from jlm_cli.walk import DraftToken, Walk
 
 Ids = Sequence[int]
@@ -38,11 +38,13 @@ def unheard(n_tokens: int) -> None:
 class Batch(Protocol):
     """Prompts that an engine reads. Its device may still be at what it was given last."""
 
-    def feed(self) -> bool:
-        """Give the device some of the prompts that it was not given yet; False when none is left.
+    def may_feed(self) -> bool:
+        """Whether the device has room for this batch, and little to do yet: what is given to it
+        later, be it small and waited for, comes after all that it was given before."""
+        ...
 
-        A device takes only so much work before its host must wait.
-        """
+    def feed(self) -> bool:
+        """Give the device some of the prompts it was not given yet; False when none is left."""
         ...
 
     def ready(self) -> bool:
@@ -70,8 +72,8 @@ class Engine(Protocol):
     """A language model that reads and writes token ids, a batch at a time.
 
     Each method, its batches' too, raises MemoryError where a batch does not fit; a smaller one
-    still may. So many batches may be under way `at_once`: the device is then at one while another
-    is looked through.
+    still may. So many batches may be under way `at_once`, as far as there is room: the device is
+    then at one while another is looked through.
     """
 
     at_once: int
@@ -265,8 +267,9 @@ def following(engine: Engine, prompts: Sequence[Ids], walks: Sequence[Walk]) -> 
     mine = [[place[column] for column in walk.tokens.columns] for walk in walks]
     batch = engine.begin(prompts, [walk.first_draft() for walk in walks], columns)
     try:
+        yield batch.may_feed
         while batch.feed():
-            yield no_longer
+            yield batch.may_feed
         while True:
             yield batch.ready
             for walk, own, rows in zip(walks, mine, batch.known(), strict=True):
@@ -305,6 +308,9 @@ class ReadAtOnce:
         ends = [behind(row, [()]) for row in range(len(drafts))]
         self.extend(drafts)
         self._known = [np.vstack(rows) for rows in zip(ends, self._known, strict=True)]
+
+    def may_feed(self) -> bool:
+        return True
 
     def feed(self) -> bool:
         return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -21,14 +22,15 @@ from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote, unheard
 from jlm_cli.hf.attention import computing, reads_rows_at_once
 from jlm_cli.hf.blocks import Blocks, DraftTrees, Prompts
-from jlm_cli.hf.cuda_graph import GraphedStep, can_capture, chosen
+from jlm_cli.hf.cuda_graph import GraphedPasses, chosen
 from jlm_cli.hf.head import exact, only
 from jlm_cli.hf.kernels import RotaryPatch
-from jlm_cli.hf.memory import is_out_of_memory, within_memory
-from jlm_cli.hf.packed_attention import ATTENTION, Pack
+from jlm_cli.hf.memory import within_memory
+from jlm_cli.hf.packed_attention import ATTENTION, Drafted, Pack
 from jlm_cli.hf.packing import DraftTree, Segment, Tokens, shared_start
 from jlm_cli.hf.reasons import Text, write_behind
 from jlm_cli.hf.row_by_row import CachedEngine, PlainEngine
+from jlm_cli.hf.tiles import Asked, OnDevice, TiledBlocks, are_usable, asked_by, asked_by_texts
 from jlm_cli.hf.transfers import HostCopy, sent
 from jlm_cli.hf.writing import Writer
 from jlm_cli.hub import Say, first_line, unsaid
@@ -39,6 +41,8 @@ from jlm_cli.walk import DraftToken
 # for the caches
 CPU_PACK_BYTES = 9600
 GPU_PACK = 16384
+_PREFILLS = 2  # that a device is given at once: it is at one, and need not wait for the next
+_LOOSE = 2  # times the places of a batch, in memory that it takes over
 
 
 class PackedEngine(Writer):
@@ -51,14 +55,19 @@ class PackedEngine(Writer):
         super().__init__(model, vocabulary)
         on_cpu = self.device.type == "cpu"
         self.pack_tokens = CPU_PACK_BYTES // model.dtype.itemsize if on_cpu else GPU_PACK
+        self.room: float = math.inf  # places of the batches under way
+        self._lent = 0
         self._spare: list[Blocks] = []  # of batches that have ended
+        self._prefills: deque[HostCopy] = deque()  # that the device may not have come to
         self._latest: PackedBatch | None = None
         self._up_to = _ordinary_up_to(model)
         self.pads = math.isinf(self._up_to)
         self._row_by_row = CachedEngine(model, vocabulary)
         self._rotary = RotaryPatch.of(model)
-        self._captures = can_capture(model)
-        self._graph: GraphedStep | None = None
+        self._tiled = are_usable(model)
+        self.captures = True  # until a pass of the model has to wait for its GPU
+        self._graphed = GraphedPasses(self)
+        self.no_columns = torch.empty(0, dtype=torch.int64, device=self.device)
 
     @within_memory
     def begin(
@@ -67,18 +76,44 @@ class PackedEngine(Writer):
         if max(map(len, prompts)) + DRAFT_ROOM > self._up_to:
             self._latest = None
             return self._row_by_row.begin(prompts, drafts, columns)
-        blocks = self._spare.pop() if self._spare else Blocks()
-        self._latest = PackedBatch(self, blocks, prompts, drafts, columns)
+        self._latest = PackedBatch(self, prompts, drafts, columns)
         return self._latest
 
-    def take_back(self, blocks: Blocks) -> None:
+    def has_room(self, places: int) -> bool:
+        return not self._lent or self._lent + places <= self.room
+
+    def lend(self, rows: int, places: int) -> Blocks:
+        """Memory for a batch: that of an earlier one, unless it was far larger."""
+        self._lent += rows * places
+        fitting = [one for one in self._spare if one.largest <= _LOOSE * rows * places]
+        if fitting:
+            self._spare.remove(blocks := max(fitting, key=lambda one: one.largest))
+        else:
+            self._spare.clear()
+            blocks = TiledBlocks(self.device) if self._tiled else Blocks()
+        blocks.begin(rows, places)
+        return blocks
+
+    def take_back(self, places: int, blocks: Blocks | None = None) -> None:
         """For the next batch: memory that is written already need not be asked for again."""
-        self._spare.append(blocks)
+        self._lent -= places
+        if blocks is not None:
+            self._spare.append(blocks)
+
+    def is_idle(self) -> bool:
+        """Whether the device is at its last prefill, or will soon be."""
+        while self._prefills and self._prefills[0].is_ready():
+            self._prefills.popleft()
+        return len(self._prefills) < _PREFILLS
+
+    def hear(self, prefill: HostCopy) -> None:
+        self._prefills.append(prefill)
 
     def forget(self) -> None:
         self._spare.clear()
+        self._prefills.clear()
         self._latest = None
-        self._graph = None
+        self._graphed.forget()
         super().forget()
 
     @within_memory
@@ -103,56 +138,53 @@ class PackedEngine(Writer):
             batch.text(row, ids, limit)
             for row, ids, limit in zip(rows, prompts, limits, strict=True)
         ]
-        try:
-            write_behind(self, batch.blocks, texts, wrote)
-        finally:
-            self._graph = None  # it knows of these texts alone
+        write_behind(self, batch.blocks, texts, wrote)
         return [self._written(text.ids, text.limit) for text in texts]
 
     def likeliest(self, texts: Sequence[Text], blocks: Blocks) -> list[int]:
         """The likeliest token behind what is due of each text."""
         with computing():
-            *found, is_sound = self._chosen(texts, blocks).tolist()
-        if not is_sound:
+            found, sound = self._chosen(texts, blocks).tolist()
+        if not all(sound):
             blocks.drop_memory()  # what is no number would reach the next batch's rows
         return list(found)
 
     def _chosen(self, texts: Sequence[Text], blocks: Blocks) -> torch.Tensor:
-        if (graph := self._graphed(texts, blocks)) is not None:
-            return graph.chosen(texts)
+        if isinstance(blocks, TiledBlocks) and all(len(text.due) == 1 for text in texts):
+            places = blocks.room_up_to(1 + max(text.place for text in texts))
+            ids = [text.due[0] for text in texts]
+            return self._graphed.chosen(ids, asked_by_texts(texts, places), blocks)
         tokens = Tokens()
         for text in texts:
             tokens.add_text(text.tree(), text.due)
         return chosen(self._pass(tokens, blocks))
 
-    def _graphed(self, texts: Sequence[Text], blocks: Blocks) -> GraphedStep | None:
-        """The latest graph, if it fits, or a new one; None where a pass cannot be captured."""
-        if not self._captures or any(len(text.due) > 1 for text in texts):
-            return None
-        if self._graph is None or not self._graph.fits(texts):
-            self._graph = None  # whose memory the next one may need
-            try:
-                self._graph = GraphedStep(self, blocks, texts)
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise
-                self._captures = False
-        return self._graph
-
     def run(self, tokens: Tokens, blocks: Blocks, columns: torch.Tensor) -> torch.Tensor:
         """What is known behind the kept tokens, [kept, columns]."""
-        with computing(), exact(self.model, columns) as head:
-            return head.log_p(self._pass(tokens, blocks), 0)
+        with computing():
+            if isinstance(blocks, TiledBlocks) and not tokens.segments:
+                asked = self._asked(tokens, blocks)
+                return self._graphed.log_p(tokens.ids, asked, blocks, columns)
+            with exact(self.model, columns) as head:
+                return head.log_p(self._pass(tokens, blocks), 0)
 
     def _pass(self, tokens: Tokens, blocks: Blocks) -> torch.Tensor:
         """One pass over packed tokens: logits [1, kept, vocabulary]."""
-        dtype = self.model.dtype
-        at_once = tokens.segments and reads_rows_at_once(self.device, dtype)
+        at_once = tokens.segments and reads_rows_at_once(self.device, self.model.dtype)
         prompts = Prompts.of(tokens.segments, self.device) if at_once else None
-        trees = DraftTrees.of(tokens.trees, blocks, self.device, dtype) if tokens.trees else None
+        trees = self._drafted(tokens, blocks) if tokens.trees else None
         ids, positions = (sent([one], self.device) for one in (tokens.ids, tokens.positions))
         with only(self.model, tokens.kept):
             return self.logits(ids, positions, Pack(blocks, tokens.segments, prompts, trees))
+
+    def _drafted(self, tokens: Tokens, blocks: Blocks) -> Drafted:
+        if isinstance(blocks, TiledBlocks):
+            return OnDevice.of(self._asked(tokens, blocks), blocks.table)
+        return DraftTrees.of(tokens.trees, blocks, self.device, self.model.dtype)
+
+    def _asked(self, tokens: Tokens, blocks: Blocks) -> Asked:
+        places = blocks.room_up_to(max(tree.end for tree in tokens.trees))
+        return asked_by(tokens.trees, places)
 
     def logits(self, ids: torch.Tensor, positions: torch.Tensor, pack: Pack) -> torch.Tensor:
         """Behind each of packed tokens [1, T]: [1, T, vocabulary]."""
@@ -169,13 +201,12 @@ class PackedBatch:
     def __init__(
         self,
         engine: PackedEngine,
-        blocks: Blocks,
         prompts: Sequence[Ids],
         drafts: Sequence[LineDraft],
         columns: Sequence[int],
     ) -> None:
         self._engine = engine
-        self.blocks = blocks
+        self.blocks = Blocks()  # until it is lent others
         self.is_over = False
         self._columns = sent(list(columns), engine.device)
         given = [tuple(prompt) for prompt in prompts]
@@ -186,7 +217,12 @@ class PackedBatch:
         self._left = self._packs()
         self._copies: list[HostCopy] = []
         self._sizes = [1 + len(draft) for draft in self._behind]  # what comes for each row
-        blocks.begin(len(given), max(map(len, given)) + DRAFT_ROOM)
+        self._shape = len(given), max(map(len, given)) + DRAFT_ROOM
+        self._lent = 0
+
+    def may_feed(self) -> bool:
+        rows, places = self._shape
+        return self._engine.is_idle() and (self._lent > 0 or self._engine.has_room(rows * places))
 
     @within_memory
     def feed(self) -> bool:
@@ -194,12 +230,15 @@ class PackedBatch:
         pack = next(self._left, None)
         if pack is None:
             return False
+        if not self._lent:
+            self.blocks, self._lent = self._engine.lend(*self._shape), math.prod(self._shape)
         tokens = Tokens()
         for segment in pack:
             tokens.add_prompt(segment, self._prompts[segment.row])
         for segment in pack:
             self._add_draft(tokens, segment.row, self._behind[segment.row])
         self._run(tokens)
+        self._engine.hear(self._copies[-1])
         return True
 
     def ready(self) -> bool:
@@ -227,11 +266,13 @@ class PackedBatch:
 
     def end(self) -> None:
         self.is_over = True
-        self._engine.take_back(self.blocks)
+        if self._lent:
+            self._engine.take_back(self._lent, self.blocks)
+            self._lent = 0
 
     def forget(self) -> None:
-        self.blocks = Blocks()
-        self._copies = []
+        self._engine.take_back(self._lent)
+        self._lent, self.blocks, self._copies = 0, Blocks(), []
         self._engine.forget()
 
     def missed(self) -> str | None:
@@ -320,6 +361,7 @@ def make_engine(
     """The fastest engine that the model really follows, found out by a short trial."""
     packed, plain = PackedEngine(model, vocabulary), PlainEngine(model, vocabulary)
     if (why := _unpackable(model) or _why_not(packed, plain)) is None:
+        packed.forget()  # what was captured is of layers as they are now
         return packed
     say(f"this model's rows cannot be packed and are read one by one: {why}")
     cached = CachedEngine(model, vocabulary)
@@ -401,4 +443,6 @@ def _both(batch: Batch, draft: LineDraft) -> list[Floats]:
         pass
     first = batch.known()
     batch.extend([[], draft, []])
-    return [*first, *batch.known()]
+    second = batch.known()
+    batch.end()
+    return [*first, *second]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TypeAlias, TypeVar
@@ -9,6 +10,7 @@ from typing import TypeAlias, TypeVar
 Result = TypeVar("Result")
 Pause: TypeAlias = Callable[[], bool]  # whether what the task waits for is there
 Task: TypeAlias = Generator[Pause, None, Result]
+_NAP = 0.0003  # seconds, until the pauses are looked at once more
 
 
 def no_longer() -> bool:
@@ -34,19 +36,23 @@ def finish(task: Task[Result]) -> Result:
 def in_turn(tasks: Iterable[Task[Result]], at_once: int) -> Iterator[Result]:
     """The results of all tasks, as they are done; so many are under way at once.
 
-    The oldest goes on that need not wait; where all would, the next one begins.
+    The oldest goes on that need not wait; where all would, the next one begins, and else the first
+    goes on that need not wait any longer.
     """
     under_way: dict[Task[Result], Pause] = {}
     alone: deque[Task[Result]] = deque()  # those that wait until no other is under way
     more = iter(tasks)
 
     def next_to_go_on() -> Task[Result] | None:
-        for task, pause in under_way.items():
-            if pause():
-                return task
-        if not alone and len(under_way) < at_once and (new := next(more, None)) is not None:
-            return new
-        return next(iter(under_way), None)
+        while True:
+            for task, pause in under_way.items():
+                if pause():
+                    return task
+            if not alone and len(under_way) < at_once and (new := next(more, None)) is not None:
+                return new
+            if not under_way:
+                return None
+            time.sleep(_NAP)
 
     try:
         while True:
@@ -56,16 +62,18 @@ def in_turn(tasks: Iterable[Task[Result]], at_once: int) -> Iterator[Result]:
             if task is None:
                 yield finish(alone.popleft())
                 continue
-            under_way.pop(task, None)
             try:
-                pause = next(task)
+                under_way[task] = next(task)
             except StopIteration as done:
+                under_way.pop(task, None)
                 yield done.value
                 continue
-            if pause is until_alone:
+            except BaseException:
+                under_way.pop(task, None)
+                raise
+            if under_way[task] is until_alone:
+                under_way.pop(task)
                 alone.append(task)
-            else:
-                under_way[task] = pause
     finally:
         for task in (*under_way, *alone):
             task.close()

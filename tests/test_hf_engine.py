@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tile_reference
 import torch
 import transformers
 from accelerate import dispatch_model
@@ -20,6 +21,7 @@ from jlm_cli.encoding import Encoder, Lines, Prompt
 from jlm_cli.engine import Engine, Judge, ReadAtOnce, following, reading_lines, unheard
 from jlm_cli.errors import RowError
 from jlm_cli.hf.attention import AttentionSpec, fused
+from jlm_cli.hf.blocks import Blocks
 from jlm_cli.hf.packing import SHARED_START
 from jlm_cli.hf.row_by_row import CachedEngine, PlainEngine
 from jlm_cli.hf_engine import PackedBatch, PackedEngine, make_engine
@@ -141,25 +143,30 @@ def test_batches_under_way_at_once_leave_each_other_alone(
     judge = Judge(engine, Lines(released.vocabulary), reason=False, new_tokens=0)
     wanted = [judge.judge(batch) for batch in batches]
     bits_wanted = [[bits(one) for one in results] for results in wanted]
-    monkeypatch.setattr(PackedBatch, "ready", lambda _: False)
+    asked = itertools.cycle((False, True))
+    monkeypatch.setattr(PackedBatch, "ready", lambda _: next(asked))
     for at_once in (2, 3, 5):
         numbered = [_numbered(n, judge.judging(batch)) for n, batch in enumerate(batches)]
         found = dict(in_turn(iter(numbered), at_once))
         assert [[bits(one) for one in found[n]] for n in range(5)] == bits_wanted
         assert len(engine._spare) <= at_once
-    feed, engine.at_once = PackedBatch.feed, 2
-    under_way: list[PackedBatch] = []
-    monkeypatch.setattr(PackedBatch, "end", under_way_no_longer(under_way))
+    lend, take_back, engine.at_once = engine.lend, engine.take_back, 2
+    assert engine._lent == 0
     for most, split in ((6, False), (3, True)):  # rows that memory has room for
+        lent: list[Blocks] = []
 
-        def refusing(batch: PackedBatch, most: int = most) -> bool:
-            held = {batch.blocks, *(one.blocks for one in under_way), *engine._spare}
-            if sum(blocks.rows for blocks in held) > most:
-                raise MemoryError
-            under_way.append(batch)
-            return feed(batch)
+        def refusing(rows: int, places: int, most: int = most, lent: list[Blocks] = lent) -> Blocks:
+            if rows + sum(blocks.rows for blocks in lent) > most:
+                raise torch.OutOfMemoryError
+            lent.append(blocks := lend(rows, places))
+            return blocks
 
-        monkeypatch.setattr(PackedBatch, "feed", refusing)
+        def ended(places: int, blocks: Blocks | None = None, lent: list[Blocks] = lent) -> None:
+            lent[:] = [one for one in lent if one is not blocks]
+            take_back(places, blocks)
+
+        monkeypatch.setattr(engine, "take_back", ended)
+        monkeypatch.setattr(engine, "lend", refusing)
         numbered = [_numbered(n, judge.judging(batch)) for n, batch in enumerate(batches)]
         for n, results in in_turn(iter(numbered), 2):
             for one, other in zip(results, wanted[n], strict=True):
@@ -252,16 +259,6 @@ def test_a_model_over_several_devices_is_packed(
     assert [rows.shape for rows in batch.known()] == [(2, 3)] * len(prompts)
     kept = {layer: keys.device.type for (layer, _), keys in batch.blocks._blocks.items()}
     assert kept == {**dict.fromkeys(range(last), "cpu"), last: "meta"}
-
-
-def under_way_no_longer(under_way: list[PackedBatch]) -> Callable[[PackedBatch], None]:
-    end = PackedBatch.end
-
-    def ended(batch: PackedBatch) -> None:
-        under_way[:] = [one for one in under_way if one is not batch]
-        end(batch)
-
-    return ended
 
 
 def bits(result: Reading | RowError) -> Any:
@@ -688,13 +685,13 @@ def test_reasons_do_not_read_their_prompts_again(released: Loaded) -> None:
     assert [words.text.strip() for words in written] == [result.reason for result in results]
 
 
-@pytest.mark.parametrize("how", ["pass by pass", "recorded"])
+@pytest.mark.parametrize("how", ["pass by pass", "captured"])
 def test_texts_leave_when_they_end(
     released: Loaded, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of many rows, some with the same prompt, those that go on are what they are alone; what has
     ended is in no pass, and soon in no block."""
-    made = replayed_here(monkeypatch) if how == "recorded" else []
+    captured = tile_reference.use_here(monkeypatch) if how == "captured" else []
     engine, texts = tree_of(released), [*TEXTS, *TEXTS[:2], *TEXTS[:2]]
     prompts = prompts_of(released, texts)
     judge = Judge(engine, Lines(released.vocabulary), reason=False, new_tokens=0)
@@ -704,10 +701,11 @@ def test_texts_leave_when_they_end(
     starts = [[*prompt, 5 + n] for n, prompt in enumerate(prompts)]
     heard: list[int] = []
     together = engine.write(starts, limits, heard.append)
-    assert batch is not None and batch.is_over and batch.blocks.rows == 1
+    assert batch is not None and batch.is_over
+    assert batch.blocks.rows == (8 if how == "captured" else 1)
     assert heard == [sum(limit > n for limit in limits) for n in range(150)]
-    if how == "recorded":  # anew for fewer rows, and once for more places
-        assert made == [8, 6, 4, 3, 2, 2, 1] and engine._graph is None
+    if how == "captured":  # for drafts, and for texts, again for more places
+        assert len(captured) == len(engine._graphed._passes) + 1 <= 6  # one of the trial
     for start, limit, words in zip(starts, limits, together, strict=True):
         (alone,) = engine.write([start], [limit], unheard)
         out = released.model.generate(
@@ -717,53 +715,28 @@ def test_texts_leave_when_they_end(
         assert words.cut
 
 
-def replayed_here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """What a GPU replays is computed anew, in the same memory; the rows of each recording."""
-    made: list[int] = []
-
-    def capture(step: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
-        found = step()
-        made.append(len(found) - 1)
-        return lambda: found.copy_(step()), found
-
-    monkeypatch.setattr("jlm_cli.hf.cuda_graph.capture", capture)
-    monkeypatch.setattr("jlm_cli.hf_engine.can_capture", lambda _: True)
-    return made
-
-
 @pytest.mark.parametrize("family, more", [("Llama", {}), *WINDOWED])
-def test_recorded_passes_write_the_same(
+def test_captured_passes_give_the_same(
     released: Loaded, family: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through windows too, narrower than the text or wider."""
+    """Through windows too, narrower than the text or wider; for batch after batch."""
     model, prompts = small(family, **more), prompts_of(released)
     limits = [40, 30, 20, 60]
-    wanted = make_engine(model, released.vocabulary).write(prompts, limits, unheard)
-    made = replayed_here(monkeypatch)
-    found = make_engine(model, released.vocabulary).write(prompts, limits, unheard)
-    assert made and found == wanted
+    engine = make_engine(model, released.vocabulary)
+    judged = exactly(engine, prompts, released.tokens)
+    wanted = engine.write(prompts, limits, unheard)
+    captured = tile_reference.use_here(monkeypatch)
+    engine = make_engine(model, released.vocabulary)
+    captured.clear()  # of the trial
+    for _ in range(2):
+        for one, other in zip(exactly(engine, prompts, released.tokens), judged, strict=True):
+            assert np.abs(one.p - other.p).max() < 1e-6
+        assert engine.write(prompts, limits, unheard) == wanted
+    assert captured and isinstance(engine, PackedEngine)
+    assert len(captured) == len(engine._graphed._passes)
 
 
-def test_a_recording_does_not_outlive_its_texts(
-    released: Loaded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nor where they were broken off."""
-    prompts, limits = prompts_of(released), [20] * 4
-    wanted = tree_of(released).write(prompts, limits, unheard)
-    made, heard = replayed_here(monkeypatch), itertools.count()
-
-    def breaks(_: int) -> None:
-        if next(heard) == 5:
-            raise KeyboardInterrupt
-
-    engine = tree_of(released)
-    with pytest.raises(KeyboardInterrupt):
-        engine.write([[*prompt, 9, 9] for prompt in prompts], limits, breaks)
-    assert made == [4] and engine._graph is None
-    assert engine.write(prompts, limits, unheard) == wanted
-
-
-def test_a_model_that_waits_for_its_gpu_is_not_recorded(
+def test_a_model_that_waits_for_its_gpu_is_not_captured(
     released: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor tried again."""
@@ -774,15 +747,15 @@ def test_a_model_that_waits_for_its_gpu_is_not_recorded(
         raise RuntimeError("called a synchronizing CUDA operation")
 
     wanted = tree_of(released).write(prompts, limits, unheard)
+    tile_reference.use_here(monkeypatch)
     monkeypatch.setattr("jlm_cli.hf.cuda_graph.capture", capture)
-    monkeypatch.setattr("jlm_cli.hf_engine.can_capture", lambda _: True)
     engine = tree_of(released)
     for _ in range(2):
         assert engine.write(prompts, limits, unheard) == wanted
     assert len(tried) == 1
 
 
-def test_a_recording_that_does_not_fit_is_no_slower_pass(
+def test_a_graph_that_does_not_fit_is_no_slower_pass(
     released: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The batch is halved, as any that does not fit: what is free must not change a text."""
@@ -790,12 +763,13 @@ def test_a_recording_that_does_not_fit_is_no_slower_pass(
     def capture(_: object) -> Any:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("jlm_cli.hf.cuda_graph.capture", capture)
-    monkeypatch.setattr("jlm_cli.hf_engine.can_capture", lambda _: True)
+    tile_reference.use_here(monkeypatch)
     engine = tree_of(released)
+    monkeypatch.setattr("jlm_cli.hf.cuda_graph.capture", capture)
+    engine.forget()
     with pytest.raises(MemoryError):
         engine.write(prompts_of(released), [9] * 4, unheard)
-    assert engine._captures
+    assert engine.captures
 
 
 def test_what_is_no_number_stays_in_its_batch(released: Loaded) -> None:

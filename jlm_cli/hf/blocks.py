@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from jlm_cli.batching import RESERVE
-from jlm_cli.hf.attention import AttentionSpec, Kernel, Lengths, by_products
+from jlm_cli.hf.attention import AttentionSpec, Kernel, Lengths, by_products, kernel_for
 from jlm_cli.hf.packing import DraftTree, Segment
 from jlm_cli.hf.transfers import sent
 
@@ -103,7 +103,8 @@ class DraftTrees:
         """Made once for all layers. They are shown whole blocks: products on CPUs would first copy
         a part of one, which lies in pieces."""
         first, last = min(tree.row for tree in trees), max(tree.row for tree in trees)
-        most, end = max(len(tree.sees) for tree in trees), blocks.room_for(trees)
+        most = max(len(tree.sees) for tree in trees)
+        end = blocks.room_up_to(max(tree.end for tree in trees))
         sees = np.zeros((1 + last - first, 1, most, end), bool)
         sees[..., 0] = True  # of no token's turn; a softmax over nothing is not a number
         token = np.zeros((1 + last - first, most), np.int64)
@@ -149,6 +150,16 @@ class DraftTrees:
         return self._through[spec.window]
 
     def attend(
+        self, blocks: Blocks, layer: int, states: Sequence[torch.Tensor], spec: AttentionSpec
+    ) -> torch.Tensor:
+        """query [heads, T, size], key and value [groups, T, size], which are put in their place:
+        → [T, heads, size]."""
+        here, query = self.on(states[0].device), states[0].transpose(0, 1)
+        keys, values = blocks.write_trees(here, layer, states[1:])
+        kernel = kernel_for(query.device, query.dtype, spec)
+        return here._attend(kernel, query, keys, values, spec)
+
+    def _attend(
         self,
         kernel: Kernel,
         query: torch.Tensor,
@@ -177,6 +188,8 @@ class Blocks:
     themselves.
     """
 
+    passes_over_all = True  # attention does, also over rows that nothing is asked for any more
+
     def __init__(self) -> None:
         self.specs: dict[int, AttentionSpec] = {}
         self._memory: dict[tuple[int, int], torch.Tensor] = {}
@@ -184,23 +197,24 @@ class Blocks:
         self._is_kept = True
         self.rows = 0
         self.places = 0
+        self.largest = 0  # places of all rows that memory was made for
 
     def begin(self, rows: int, places: int) -> None:
         self.rows, self.places = rows, _whole(places)
+        self.largest = max(self.largest, rows * self.places)
         self._is_kept = True
         self._blocks.clear()
         self.specs.clear()
 
-    def room_for(self, trees: Sequence[DraftTree]) -> int:
-        """How many places a block has, or will have when these are written there."""
-        end = max(tree.end for tree in trees)
+    def room_up_to(self, end: int) -> int:
+        """How many places a block has, or will have when one before `end` is written there."""
         if end > self.places:  # a larger draft than was reckoned with, or a text
             self.places = _whole(end + _ROOM)
         return self.places
 
     def drop_memory(self) -> None:
         """Let the next batch begin with new memory."""
-        self._is_kept = False
+        self._is_kept, self.largest = False, 0
         self._memory.clear()
 
     @torch.inference_mode()
@@ -258,11 +272,12 @@ class Blocks:
             shape = (self.rows, like.shape[0], self.places, like.shape[2])
             block = self._kept(layer, kind, like, shape)
         elif block.shape[2] < self.places:
-            new = self.places - block.shape[2]
-            more = block.new_zeros(*block.shape[:2], new, block.shape[3])
-            block = torch.cat([block, more], dim=2)
+            shape = (*block.shape[:2], self.places, block.shape[3])
+            memory = block.new_zeros(int(np.prod(shape)))
+            block, less = self._view(memory, shape), block
+            block[:, :, : less.shape[2]] = less
             if self._is_kept:
-                self._memory[layer, kind] = block.view(-1)
+                self._memory[layer, kind] = memory
         self._blocks[layer, kind] = block
         return block
 
@@ -275,7 +290,11 @@ class Blocks:
             memory = like.new_zeros(int(RESERVE * size))  # not NaN
             if self._is_kept:
                 self._memory[layer, kind] = memory
-        return memory[:size].view(shape)
+        return self._view(memory[:size], shape)
+
+    def _view(self, memory: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """Places of memory as a block of such a shape."""
+        return memory.view(shape)
 
 
 def _whole(places: int) -> int:

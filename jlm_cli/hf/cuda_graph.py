@@ -1,102 +1,141 @@
-"""Writing on a GPU: a pass of one token for each row is captured once and replayed. Its launches, a
-thousand and more, take the host longer than the GPU takes over so few tokens.
+"""Small passes on a GPU, captured once and replayed: those over drafted tokens and over texts. The
+launches of a pass, a thousand and more, take the host longer than the GPU takes over so few tokens.
+
+A pass is captured for so many tokens that others fit in it as well. It finds a batch's keys and
+values by their addresses, and serves whatever batch is under way.
 """
 
 from __future__ import annotations
 
+import bisect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
-from jlm_cli.hf.attention import computing
-from jlm_cli.hf.blocks import Blocks, DraftTrees
+from jlm_cli.hf.head import exact
+from jlm_cli.hf.memory import is_out_of_memory
 from jlm_cli.hf.packed_attention import Pack
-from jlm_cli.hf.packing import DraftTree
+from jlm_cli.hf.tiles import FIELDS, Asked, OnDevice, TiledBlocks
 from jlm_cli.hf.transfers import sent
 
 if TYPE_CHECKING:
-    from jlm_cli.hf.reasons import Text
     from jlm_cli.hf_engine import PackedEngine
 
-_NOTHING = DraftTree(0, 0, np.ones((1, 1), bool), np.zeros(1, np.int64))
+_TOKENS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768)
+_WHOLE = 512  # and multiples of it
+_LEAST_BESIDE = 64
 
 
-class GraphedStep:
-    """One more token for each text in some blocks, as often as it fits them.
+class GraphedPasses:
+    """An engine's passes of few tokens, each of a size that others fit in as well."""
 
-    Rows whose text has ended go along: they read a token over their own first place, and nobody
-    asks what follows.
-    """
+    def __init__(self, engine: PackedEngine) -> None:
+        self._engine = engine
+        self._passes: dict[tuple[int, int, int], GraphedPass] = {}
 
-    def __init__(self, engine: PackedEngine, blocks: Blocks, texts: Sequence[Text]) -> None:
-        """Raises RuntimeError where a pass of the model has to wait for its GPU."""
-        self._engine, self._blocks = engine, blocks
-        own = {text.row: text.tree() for text in texts}
-        trees = [own.get(row, replace(_NOTHING, row=row)) for row in range(blocks.rows)]
-        self._trees = DraftTrees.of(trees, blocks, engine.device, engine.model.dtype)
-        self._numbers = torch.zeros(3, blocks.rows, dtype=torch.int64, device=engine.device)
-        self._size = blocks.rows, blocks.places
-        self._send(texts)
-        with computing():
-            self._replay, self._found = capture(self._step)
+    def forget(self) -> None:
+        self._passes.clear()
 
-    def fits(self, texts: Sequence[Text]) -> bool:
-        """As long as the rows are those that there were, and the places enough."""
-        here = self._blocks.rows, self._blocks.places
-        return here == self._size and max(text.place for text in texts) < self._size[1]
+    def log_p(
+        self, ids: Sequence[int], asked: Asked, blocks: TiledBlocks, columns: torch.Tensor
+    ) -> torch.Tensor:
+        """What is known behind each of some drafted tokens [T, columns]."""
+        return self._of(asked, len(columns)).run(ids, asked, blocks, columns)[: len(ids)].clone()
 
-    def chosen(self, texts: Sequence[Text]) -> torch.Tensor:
-        """What is likeliest behind each text, and whether all are numbers."""
-        self._send(texts)
-        self._replay()
-        rows = [text.row for text in texts]
-        return self._found[sent([*rows, len(self._found) - 1], self._found.device)]
+    def chosen(self, ids: Sequence[int], asked: Asked, blocks: TiledBlocks) -> torch.Tensor:
+        """What is likeliest behind each of some tokens, and whether it is known: [2, T]."""
+        found = self._of(asked, 0).run(ids, asked, blocks, self._engine.no_columns)
+        return found[:, : len(ids)].clone()
 
-    def _send(self, texts: Sequence[Text]) -> None:
-        numbers = np.zeros(self._numbers.shape, np.int64)
-        for text in texts:
-            numbers[:, text.row] = text.due[0], text.position, text.place
-        self._numbers.copy_(sent(numbers, self._numbers.device))
+    def _of(self, asked: Asked, n_columns: int) -> GraphedPass:
+        n, beside = asked.ago.shape
+        at = bisect.bisect_left(_TOKENS, n)
+        n_tokens = _TOKENS[at] if at < len(_TOKENS) else -(-n // _WHOLE) * _WHOLE
+        size = n_tokens, max(_LEAST_BESIDE, 1 << (beside - 1).bit_length()), n_columns
+        if size not in self._passes:
+            self._passes[size] = GraphedPass(self._engine, *size)
+        return self._passes[size]
 
-    def _step(self) -> torch.Tensor:
-        ids, positions, places = self._numbers
-        trees = self._trees
-        trees.sees[:, 0, 0].scatter_(1, places[:, None], 0.0)
-        trees.positions.scatter_(1, places[:, None], positions[:, None].to(trees.positions.dtype))
-        now = replace(trees, place=places, own=positions[:, None], _through={})
-        pack = Pack(self._blocks, (), None, now)
-        return chosen(self._engine.logits(ids[None], positions[None], pack))
+
+class GraphedPass:
+    """A pass over so many tokens, each of which sees at most so many places beside what all of its
+    row see. With no columns, what is likeliest is wanted."""
+
+    def __init__(self, engine: PackedEngine, n_tokens: int, beside: int, n_columns: int) -> None:
+        self._engine = engine
+        self._size = n_tokens, beside
+        sizes = [n_tokens, n_tokens * FIELDS, n_tokens, n_tokens, n_tokens * beside]
+        self._numbers = torch.zeros(sum(sizes), dtype=torch.int32, device=engine.device)
+        self._ids, tiles, slots, positions, ago = torch.split(self._numbers, sizes)
+        self._table = torch.zeros_like(TiledBlocks(engine.device).table)
+        self._asked = OnDevice(
+            tiles.view(-1, FIELDS), slots, positions, ago.view(n_tokens, -1), self._table
+        )
+        self._columns = torch.zeros(n_columns, dtype=torch.int64, device=engine.device)
+        self._captured: tuple[Callable[[TiledBlocks], object], torch.Tensor] | None = None
+
+    def run(
+        self, ids: Sequence[int], asked: Asked, blocks: TiledBlocks, columns: torch.Tensor
+    ) -> torch.Tensor:
+        """Until the next one. Raises RuntimeError where memory ends."""
+        own = np.zeros(self._size[0], np.int32)
+        own[: len(ids)] = ids
+        parts = (own, *asked.filled(*self._size).parts())
+        numbers = np.concatenate([part.ravel() for part in parts])
+        self._numbers.copy_(sent(numbers, self._engine.device))
+        blocks.tell_all()
+        self._table.copy_(blocks.table)
+        self._columns.copy_(columns)
+        if self._captured is None:
+            self._captured = self._capture(blocks)
+        replay, found = self._captured
+        replay(blocks)
+        return found
+
+    def _capture(self, blocks: TiledBlocks) -> tuple[Callable[[TiledBlocks], object], torch.Tensor]:
+        """What does the pass once more, and where that leaves what it finds."""
+        if self._engine.captures:
+            try:
+                return capture(partial(self._step, blocks))
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                self._engine.captures = False
+        found = self._step(blocks)
+        return lambda others: found.copy_(self._step(others)), found
+
+    def _step(self, blocks: TiledBlocks) -> torch.Tensor:
+        pack = Pack(blocks, (), None, self._asked)
+        ids, positions = self._ids[None].long(), self._asked.positions[None].long()
+        if not len(self._columns):
+            return chosen(self._engine.logits(ids, positions, pack))
+        with exact(self._engine.model, self._columns) as head:
+            return head.log_p(self._engine.logits(ids, positions, pack), 0)
 
 
 def chosen(logits: torch.Tensor) -> torch.Tensor:
-    """Of [1, n, vocabulary] the likeliest, and behind them 1 where all are numbers."""
-    sound = torch.isfinite(logits).all().to(torch.int64)
-    return torch.cat([logits[0].argmax(-1), sound[None]])
+    """Of [1, T, vocabulary] the likeliest, and 1 where all are numbers: [2, T]."""
+    sound = torch.isfinite(logits[0]).all(-1)
+    return torch.stack([logits[0].argmax(-1), sound.to(torch.int64)])
 
 
-def can_capture(model: PreTrainedModel) -> bool:
-    """Whether it lies on one GPU."""
-    devices = {weight.device for weight in model.parameters()}
-    return len(devices) == 1 and devices.pop().type == "cuda"
-
-
-def capture(step: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
-    """What replays the launches of a step, and where they leave what it finds."""
+def capture(step: Callable[[], torch.Tensor]) -> tuple[Callable[[object], object], torch.Tensor]:
+    """What replays the launches of a step, and where they leave what it finds. Raises RuntimeError
+    where the step has to wait for its GPU."""
     with _without_waiting():
-        step()  # kernels are loaded, and memory for keys and values is found
+        step()  # kernels are loaded
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             found = step()
     finally:
         torch.cuda.set_stream(stream)  # a capture that fails would leave its own
-    return graph.replay, found
+    return lambda _: graph.replay(), found
 
 
 @contextmanager

@@ -6,18 +6,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from transformers import AttentionInterface
 
 from jlm_cli.hf.attention import AttentionSpec, Kernel, causal_rows, kernel_for, varlen_takes
-from jlm_cli.hf.blocks import Blocks, DraftTrees, Prompts
+from jlm_cli.hf.blocks import Blocks, Prompts
 from jlm_cli.hf.packing import Segment
 
 ATTENTION = "jlm_packed"
 
 States: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # queries, keys, values
+
+
+class Drafted(Protocol):
+    """The drafted tokens of one pass, made once for all layers."""
+
+    def attend(
+        self, blocks: Any, layer: int, states: Sequence[torch.Tensor], spec: AttentionSpec
+    ) -> torch.Tensor:
+        """query [heads, T, size], key and value [groups, T, size], which are put in their place in
+        the blocks: → [T, heads, size]."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class Pack:
     blocks: Blocks
     segments: Sequence[Segment]
     prompts: Prompts | None
-    trees: DraftTrees | None
+    trees: Drafted | None
 
     @cached_property
     def n_prompt_tokens(self) -> int:
@@ -54,7 +65,7 @@ def _packed_attention(
     pack.blocks.specs[layer] = spec
     kernel = kernel_for(query.device, query.dtype, spec)
     if not pack.segments:
-        return _drafts(pack, layer, (query, key, value), kernel, spec)[None], None
+        return _drafts(pack, layer, (query, key, value), spec)[None], None
     at = pack.n_prompt_tokens
     states = query[:, :, :at], key[:, :, :at], value[:, :, :at]
     if pack.prompts is not None and varlen_takes(query.shape[-1], spec):
@@ -63,19 +74,14 @@ def _packed_attention(
         parts = list(_row_by_row(pack, layer, states, kernel, spec))
     if pack.trees is not None:
         states = query[:, :, at:], key[:, :, at:], value[:, :, at:]
-        parts.append(_drafts(pack, layer, states, kernel, spec))
+        parts.append(_drafts(pack, layer, states, spec))
     return torch.cat(parts)[None], None
 
 
-def _drafts(
-    pack: Pack, layer: int, states: States, kernel: Kernel, spec: AttentionSpec
-) -> torch.Tensor:
+def _drafts(pack: Pack, layer: int, states: States, spec: AttentionSpec) -> torch.Tensor:
     """[1, heads, tokens, size] → [tokens, heads, size]."""
     assert pack.trees is not None
-    trees = pack.trees.on(states[0].device)
-    query, key, value = (one[0] for one in states)
-    keys, values = pack.blocks.write_trees(trees, layer, (key, value))
-    return trees.attend(kernel, query.transpose(0, 1), keys, values, spec)
+    return pack.trees.attend(pack.blocks, layer, [one[0] for one in states], spec)
 
 
 def _at_once(

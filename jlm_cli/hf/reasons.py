@@ -72,7 +72,7 @@ def write_behind(engine: PackedEngine, blocks: Blocks, texts: Sequence[Text], wr
         found = engine.likeliest(live, blocks)
         wrote(len(live))
         live = [text for text, token in zip(live, found, strict=True) if text.take(token, ends)]
-        if live and blocks.rows >= _SPAN * len(live):
+        if live and blocks.passes_over_all and blocks.rows >= _SPAN * len(live):
             blocks.keep([text.row for text in live])
             for row, text in enumerate(live):
                 text.row = row

@@ -1,0 +1,198 @@
+"""Drafted tokens and texts on a GPU: what each sees of its row's block in a few numbers, where a
+mask over whole blocks would take a hundred times as many, and attention by these.
+
+A tile is up to sixteen tokens of one row, which tile_kernel.py takes together.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from jlm_cli.hf.attention import AttentionSpec
+from jlm_cli.hf.blocks import Blocks
+from jlm_cli.hf.packing import DraftTree
+from jlm_cli.hf.transfers import sent
+
+if TYPE_CHECKING:
+    from jlm_cli.hf.reasons import Text
+
+Numbers = np.ndarray[Any, np.dtype[np.int32]]
+OF_A_TILE = 16  # tokens
+FIELDS = 5  # of a tile
+UNSEEN = -1
+_LAYERS = 1024  # at most
+_AMPERE = 8, 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What some tokens [T] ask, on the host, int32.
+
+    `tiles` [n, 5]: the slot of its row's first place, how many first places all of its tokens see,
+    its first token, how many tokens, and how many places of its row count beside. `slots` [T] is
+    where each token's keys and values go, `positions` [T] where it stands in its line, and `ago`
+    [T, most beside] how far before that those places do, or UNSEEN.
+    """
+
+    tiles: Numbers
+    slots: Numbers
+    positions: Numbers
+    ago: Numbers
+
+    def filled(self, n_tokens: int, wide: int) -> Asked:
+        """Up to so many tokens, those of no row, and so many places beside."""
+        tiles, slots = np.zeros((n_tokens, FIELDS), np.int32), np.full(n_tokens, UNSEEN, np.int32)
+        positions, ago = np.zeros(n_tokens, np.int32), np.full((n_tokens, wide), UNSEEN, np.int32)
+        n, beside = self.ago.shape
+        tiles[: len(self.tiles)], slots[:n], positions[:n] = self.tiles, self.slots, self.positions
+        ago[:n, :beside] = self.ago
+        return Asked(tiles, slots, positions, ago)
+
+    def parts(self) -> tuple[Numbers, ...]:
+        return self.tiles, self.slots, self.positions, self.ago
+
+
+def asked_by(trees: Sequence[DraftTree], places: int) -> Asked:
+    """By the tokens of trees, which follow each other. Blocks have so many `places`."""
+    commons = [_common(tree) for tree in trees]
+    wide = max(tree.end - common for tree, common in zip(trees, commons, strict=True))
+    total = sum(len(tree.sees) for tree in trees)
+    slots, positions = np.empty(total, np.int32), np.empty(total, np.int32)
+    ago = np.full((total, wide), UNSEEN, np.int32)
+    tiles: list[tuple[int, ...]] = []
+    at = 0
+    for tree, common in zip(trees, commons, strict=True):
+        base, beside, to = tree.row * places, tree.end - common, at + len(tree.sees)
+        own = tree.positions[tree.start :]
+        slots[at:to] = base + np.arange(tree.start, tree.end)
+        positions[at:to] = own
+        since = own[:, None] - tree.positions[None, common:]
+        ago[at:to, :beside] = np.where(tree.sees[:, common:], since, UNSEEN)
+        starts = range(at, to, OF_A_TILE)
+        tiles += [(base, common, n, min(OF_A_TILE, to - n), beside) for n in starts]
+        at = to
+    return Asked(np.array(tiles, np.int32), slots, positions, ago)
+
+
+def _common(tree: DraftTree) -> int:
+    """How many first places all of its tokens see, each where it stands in its line."""
+    plain = tree.sees.all(0) & (tree.positions == np.arange(tree.end))
+    return tree.end if plain.all() else int(plain.argmin())
+
+
+def asked_by_texts(texts: Sequence[Text], places: int) -> Asked:
+    """The same by texts of which one token is due each, all at once: there are many, and often."""
+    told = [(text.row * places, text.seen, text.start, text.n_read) for text in texts]
+    base, seen, start, n_read = np.array(told, np.int32).T
+    place = start + n_read
+    common = np.where(start == seen, place + 1, seen)
+    beside = place + 1 - common
+    n = np.arange(len(texts), dtype=np.int32)
+    tiles = np.stack([base, common, n, np.ones_like(n), beside], axis=1)
+    since = beside[:, None] - 1 - np.arange(beside.max(), dtype=np.int32)
+    ago = np.where((since >= 0) & (since <= n_read[:, None]), since, np.int32(UNSEEN))
+    return Asked(tiles, base + place, seen + n_read, ago)
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """The same on a device; its `table` [layers, 2] has the addresses of keys and values."""
+
+    tiles: torch.Tensor
+    slots: torch.Tensor
+    positions: torch.Tensor
+    ago: torch.Tensor
+    table: torch.Tensor
+
+    @classmethod
+    def of(cls, asked: Asked, table: torch.Tensor) -> OnDevice:
+        tiles, slots, positions, ago = (sent(part, table.device) for part in asked.parts())
+        return cls(tiles, slots, positions, ago, table)
+
+    def attend(
+        self, blocks: TiledBlocks, layer: int, states: Sequence[torch.Tensor], spec: AttentionSpec
+    ) -> torch.Tensor:
+        """query [heads, T, size], key and value [groups, T, size], which are put in their place:
+        → [T, heads, size]."""
+        query, key, value = states
+        blocks.tell(layer)
+        kernel().put(key, value, self.slots, self.table[layer])
+        out: torch.Tensor = kernel().attend(query, len(key), self, self.table[layer], spec)
+        return out
+
+
+class TiledBlocks(Blocks):
+    """Blocks whose tokens lie one after the other, each with all its heads, and whose addresses are
+    in a table on their device."""
+
+    passes_over_all = False
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.table = torch.zeros(_LAYERS, 2, dtype=torch.int64, device=device)
+        self._told: dict[int, tuple[int, int]] = {}
+
+    def room_up_to(self, end: int) -> int:
+        """At once: the kernels find blocks by their addresses."""
+        places = super().room_up_to(end)
+        for (layer, kind), block in list(self._blocks.items()):
+            self._block(layer, kind, block)
+        return places
+
+    def tell(self, layer: int) -> None:
+        """Of where a layer's blocks lie by now."""
+        here = self._blocks[layer, 0].data_ptr(), self._blocks[layer, 1].data_ptr()
+        if self._told.get(layer) != here:
+            self.table[layer] = sent(here, self.table.device)
+            self._told[layer] = here
+
+    def tell_all(self) -> None:
+        for layer in self.specs:
+            self.tell(layer)
+
+    def _view(self, memory: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        rows, heads, places, size = shape
+        return memory.view(rows, places, heads, size).transpose(1, 2)
+
+
+@functools.cache
+def kernel() -> ModuleType:
+    from jlm_cli.hf import tile_kernel
+
+    return tile_kernel
+
+
+def are_usable(model: PreTrainedModel) -> bool:
+    """On one GPU, where Triton finds a compiler."""
+    devices = {weight.device for weight in model.parameters()}
+    if len(devices) != 1 or model.device.type != "cuda" or torch.version.hip is not None:
+        return False
+    capable = torch.cuda.get_device_capability(model.device) >= _AMPERE
+    return capable and importlib.util.find_spec("triton") is not None and _works(model.device)
+
+
+@functools.cache
+def _works(device: torch.device) -> bool:
+    states = [torch.zeros(1, 1, 16, dtype=torch.bfloat16, device=device) for _ in range(3)]
+    asked = Asked(*(np.zeros(shape, np.int32) for shape in ((1, FIELDS), 1, 1, (1, 1))))
+    blocks = TiledBlocks(device)
+    blocks.begin(1, 1)
+    try:
+        for kind in (0, 1):
+            blocks._block(0, kind, states[0])
+        OnDevice.of(asked, blocks.table).attend(blocks, 0, states, AttentionSpec())
+        torch.cuda.synchronize(device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # of a compiler, whatever it is
+        return False
+    return True

@@ -1,0 +1,74 @@
+"""What drafted tokens and texts see of their rows, as numbers; the kernels that read these are held
+against the same in test_gpu.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tile_reference
+import torch
+
+from jlm_cli.hf.attention import AttentionSpec
+from jlm_cli.hf.blocks import Blocks, DraftTrees
+from jlm_cli.hf.reasons import Text
+from jlm_cli.hf.tiles import OnDevice, TiledBlocks, asked_by, asked_by_texts
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "spec", [AttentionSpec(), AttentionSpec(None, None, 20), AttentionSpec(0.3, 2.0, None)]
+)
+def test_tiles_say_what_a_mask_says(spec: AttentionSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    tile_reference.use_here(monkeypatch)
+    states, kept, trees = tile_reference.drafts(8, 2, 16, torch.float32)
+    plain, blocks = Blocks(), TiledBlocks(CPU)
+    with torch.inference_mode():
+        for some in (plain, blocks):
+            some.begin(3, 208)
+            for kind in (0, 1):
+                some._block(0, kind, kept[kind][0])[:] = kept[kind]
+        wanted = DraftTrees.of(trees, plain, CPU, torch.float32).attend(plain, 0, states, spec)
+        asked = asked_by(trees, blocks.places)
+        found = OnDevice.of(asked, blocks.table).attend(blocks, 0, states, spec)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    for kind in (0, 1):
+        assert torch.equal(blocks._blocks[0, kind], plain._blocks[0, kind])
+
+
+def test_texts_ask_as_their_trees_do() -> None:
+    """Behind drafts of the line that they do not see, behind some of these, and behind none."""
+    texts = [Text(0, 9, 12, [5], 99), Text(2, 7, 7, [5], 99), Text(3, 20, 24, [5], 99)]
+    for _ in range(3):
+        wanted = asked_by([text.tree() for text in texts], 64).filled(16, 64)
+        found = asked_by_texts(texts, 64).filled(16, 64)
+        for one, other in zip(found.parts(), wanted.parts(), strict=True):
+            assert one.dtype == np.int32 and one.tolist() == other.tolist()
+        for text in texts:
+            text.take(5, ())
+
+
+def test_blocks_that_move_are_told_of() -> None:
+    """They grow, all at once, and keep what they hold."""
+    blocks = TiledBlocks(CPU)
+    blocks.begin(2, 16)
+    with torch.inference_mode():
+        for layer in (0, 1):
+            for kind in (0, 1):
+                like = torch.zeros(3, 1, 4)
+                blocks._block(layer, kind, like)[:] = 10 * layer + kind + 1
+            blocks.specs[layer] = AttentionSpec()
+        blocks.tell_all()
+        before = blocks.table[:2].tolist()
+        assert blocks.room_up_to(16) == 16 and blocks.table[:2].tolist() == before
+        assert blocks.room_up_to(17) > 16
+        blocks.tell_all()
+        assert blocks.table[:2].tolist() == [
+            [blocks._blocks[layer, kind].data_ptr() for kind in (0, 1)] for layer in (0, 1)
+        ]
+        for layer in (0, 1):
+            for kind in (0, 1):
+                block = blocks._blocks[layer, kind]
+                assert block.shape == (2, 3, blocks.places, 4)
+                assert (block[:, :, :16] == 10 * layer + kind + 1).all()
+                assert not block[:, :, 16:].any()
