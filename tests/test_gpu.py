@@ -117,6 +117,19 @@ def test_rows_are_narrowed_in_one_pass(n: int, size: int) -> None:
         assert torch.equal(found[1], wanted[1])
 
 
+@pytest.mark.parametrize("size", [16, 64, 11008])
+@pytest.mark.parametrize("n", [1, 500])
+def test_gated_rows_are_narrowed_in_one_pass(n: int, size: int) -> None:
+    """As those that float32 gates, but for a last place."""
+    seed = torch.Generator().manual_seed(0)
+    gate, up = (torch.randn(n, size, generator=seed).to(DEVICE, torch.bfloat16) for _ in range(2))
+    found, scales = float8._gated(gate, up)
+    wanted = nn.functional.silu(gate.float()) * up.float()
+    torch.testing.assert_close(scales, float8.to_float8(wanted)[1], rtol=1e-5, atol=0)
+    assert (found.float() * scales - wanted).abs().max() <= 0.07 * wanted.abs().max()
+    assert (found.float() * scales - wanted).norm() <= 0.04 * wanted.norm()
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("n", [1, 3, 500])
 def test_float8_products_are_those_of_a_cpu(n: int, bias: bool) -> None:

@@ -95,3 +95,12 @@ def drafts(
     states = [torch.randn(n, 29, size, generator=seed).to(dtype) for n in (heads, groups, groups)]
     kept = [torch.randn(3, groups, 208, size, generator=seed).to(dtype) for _ in range(2)]
     return states, kept, trees
+
+
+def move(
+    origins: torch.Tensor, slots: torch.Tensor, addresses: torch.Tensor, like: torch.Tensor
+) -> None:
+    places = int(torch.cat([origins, slots]).max()) + 1
+    for address in addresses.tolist():
+        block = _memory(address, places, like.transpose(0, 1))
+        block[slots] = block[origins]

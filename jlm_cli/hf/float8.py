@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TypeAlias, TypeGuard
 
 import torch
 from torch.nn import Linear, Module, functional
@@ -19,7 +19,7 @@ from torch.nn.functional import ScalingType
 from transformers import PreTrainedModel
 
 from jlm_cli.errors import ModelError
-from jlm_cli.hf.layers import replace_layers
+from jlm_cli.hf.layers import gated_parts, replace_layers
 from jlm_cli.hub import first_line
 
 _FLOAT8 = torch.float8_e4m3fn
@@ -63,9 +63,26 @@ class Float8Linear(Module):
         self._quantizer = quantizer
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        product = _product if states.is_cuda else _wide_product
-        out = product(self._quantizer(states), self.weight_t, self.bias, states.dtype)
-        return out.view(*states.shape[:-1], out.shape[-1])
+        return self.of_rows(self._quantizer(states), states)
+
+    def of_rows(self, rows: Float8Rows, like: torch.Tensor) -> torch.Tensor:
+        """Of rows in float8, which were states [..., size]; the result is like those."""
+        product = _product if like.is_cuda else _wide_product
+        out = product(rows, self.weight_t, self.bias, like.dtype)
+        return out.view(*like.shape[:-1], out.shape[-1])
+
+
+class Float8Gated(Module):
+    """down(silu(gate(x)) · up(x)), in float8 as soon as it is gated."""
+
+    def __init__(self, parts: Sequence[Linear], quantizer: RowQuantizer) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = (Float8Linear(part, quantizer) for part in parts)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate(states), self.up(states)
+        rows = _gated(*(one.view(-1, one.shape[-1]) for one in (gate, up)))
+        return self.down.of_rows(rows, gate)
 
 
 def _product(
@@ -96,9 +113,10 @@ def use_float8(model: PreTrainedModel) -> None:
     model.register_forward_hook(lambda *_: quantizer.forget())
 
     def quantized(module: Module, _: torch.dtype) -> Module | None:
-        if type(module) is not Linear or any(size % _WHOLE for size in module.weight.shape):
-            return None
-        return Float8Linear(module, quantizer)
+        parts = gated_parts(module) if has_triton(model.device) else None
+        if parts is not None and all(map(_is_taken, parts)):
+            return Float8Gated(parts, quantizer)
+        return Float8Linear(module, quantizer) if _is_taken(module) else None
 
     try:
         whole = _shares(model)
@@ -113,6 +131,11 @@ def use_float8(model: PreTrainedModel) -> None:
             f"--quantize fp8: changes too much of what this model predicts ({off:.2f} of it, at "
             f"most {_ANOTHER}); take --quantize 8bit for less memory"
         )
+
+
+def _is_taken(module: Module) -> TypeGuard[Linear]:
+    """Whether kernels take a layer's widths."""
+    return type(module) is Linear and not any(size % _WHOLE for size in module.weight.shape)
 
 
 def _shares(model: PreTrainedModel) -> torch.Tensor:
@@ -133,8 +156,18 @@ def to_float8(rows: torch.Tensor) -> Float8Rows:
 def _kernel(device: torch.device) -> Callable[[torch.Tensor], Float8Rows]:
     """The same in one pass over the rows, where Triton is there; torch's six take longer than the
     product that they prepare."""
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+    if not has_triton(device):
         return to_float8
     from jlm_cli.hf.float8_kernel import to_float8_at_once
 
     return functools.partial(to_float8_at_once, dtype=_FLOAT8, most=_MOST, least=_LEAST)
+
+
+def _gated(gate: torch.Tensor, up: torch.Tensor) -> Float8Rows:
+    from jlm_cli.hf.float8_kernel import gated_to_float8_at_once
+
+    return gated_to_float8_at_once(gate, up, _FLOAT8, _MOST, _LEAST)
+
+
+def has_triton(device: torch.device) -> bool:
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None

@@ -21,6 +21,40 @@ def _to_float8(rows, found, scales, step, size, most, least, BLOCK: tl.constexpr
     tl.store(found + row * size + place, (wide / scale).to(found.dtype.element_ty), mask=there)
 
 
+# fmt: off
+@triton.jit  # type: ignore[untyped-decorator]
+def _gated_to_float8(  # type: ignore[no-untyped-def]
+    gate, up, found, scales, step, up_step, size, most, least, BLOCK: tl.constexpr,
+):
+    # fmt: on
+    """The same of silu(gate) times up."""
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, BLOCK)
+    there = place < size
+    wide = tl.load(gate + row * step + place, mask=there, other=0.0).to(tl.float32)
+    wide *= tl.sigmoid(wide)
+    wide *= tl.load(up + row * up_step + place, mask=there, other=0.0).to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(wide), axis=0) / most, least)
+    tl.store(scales + row, scale)
+    tl.store(found + row * size + place, (wide / scale).to(found.dtype.element_ty), mask=there)
+
+
+def gated_to_float8_at_once(
+    gate: torch.Tensor, up: torch.Tensor, dtype: torch.dtype, most: float, least: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of silu(gate) times up, [n, size] each."""
+    n, size = gate.shape
+    found = torch.empty(n, size, dtype=dtype, device=gate.device)
+    scales = torch.empty(n, 1, device=gate.device)
+    block = triton.next_power_of_2(size)
+    with torch.cuda.device_of(gate):  # type: ignore[no-untyped-call]
+        _gated_to_float8[n,](
+            *(gate, up, found, scales, gate.stride(0), up.stride(0), size, most, least, block),
+            num_warps=_warps(block),
+        )
+    return found, scales
+
+
 def to_float8_at_once(
     rows: torch.Tensor, dtype: torch.dtype, most: float, least: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,9 +64,13 @@ def to_float8_at_once(
     found = torch.empty(n, size, dtype=dtype, device=rows.device)
     scales = torch.empty(n, 1, device=rows.device)
     block = triton.next_power_of_2(size)
-    warps = min(16, max(1, block // _FOR_A_WARP))
     with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
         _to_float8[n,](
-            rows, found, scales, rows.stride(0), size, most, least, block, num_warps=warps
+            *(rows, found, scales, rows.stride(0), size, most, least, block),
+            num_warps=_warps(block),
         )
     return found, scales
+
+
+def _warps(block: int) -> int:
+    return min(16, max(1, block // _FOR_A_WARP))

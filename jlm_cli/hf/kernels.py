@@ -113,12 +113,18 @@ def _by_liger(
     return turned
 
 
-def _is_usual(own: Turn, faster: Turn, model: PreTrainedModel) -> bool:
-    """False also where a kernel does not compile on this machine."""
-    config, seed = model.config.get_text_config(), torch.Generator().manual_seed(0)
+def heads_of(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Heads of queries, of keys, and their size."""
+    config = model.config.get_text_config()
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads, groups, getattr(config, "head_dim", None) or config.hidden_size // heads
+
+
+def _is_usual(own: Turn, faster: Turn, model: PreTrainedModel) -> bool:
+    """False also where a kernel does not compile on this machine."""
+    seed = torch.Generator().manual_seed(0)
+    heads, groups, size = heads_of(model)
     shapes = ((1, 32, n, size) for n in (heads, groups))
     query, key = (torch.randn(shape, generator=seed).transpose(1, 2) for shape in shapes)
     angle = torch.randn(1, 32, size // 2, generator=seed).repeat(1, 1, 2)

@@ -96,6 +96,16 @@ class LigerGated(Module):
 _GATED = ("gate_proj", "up_proj", "down_proj")
 
 
+def gated_parts(module: Module) -> tuple[Linear, Linear, Linear] | None:
+    """Gate, up and down of a layer that gates with SiLU; None of any other."""
+    if isinstance(module, LigerGated):
+        return module.gate, module.up, module.down
+    if not _is_gated(module):
+        return None
+    gate, up, down = (getattr(module, name) for name in _GATED)
+    return gate, up, down
+
+
 def use_onednn(model: PreTrainedModel) -> None:
     """For a model on a CPU."""
     in_order = model.dtype == torch.bfloat16 and is_supported()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jlm_cli.hf.attention import AttentionSpec
     from jlm_cli.hf.tiles import OnDevice
 
-_KEYS = {2: 64, 4: 32}  # at a time, by the bytes of a number
+_KEYS, _KEYS_BYTES = 64, 16384  # at a time, at most; shared memory holds several times as many
 _LEAST = 16  # numbers in each width of a product
 _HEADS = 4  # that share their keys, at most, in a program
 
@@ -44,6 +44,24 @@ def _put(  # type: ignore[no-untyped-def]
         tl.store(tl.load(addresses).to(kind) + to, keys, mask=there)
         values = tl.load(value + token * value_token + head * value_head + place, mask=there)
         tl.store(tl.load(addresses + 1).to(kind) + to, values, mask=there)
+
+
+# fmt: off
+@triton.jit  # type: ignore[untyped-decorator]
+def _move(  # type: ignore[no-untyped-def]
+    like, origins, slots, addresses, all_heads, BLOCK: tl.constexpr,
+):
+    # fmt: on
+    """A token's keys and values from one slot of the blocks to another."""
+    token = tl.program_id(0)
+    kind = like.dtype
+    number = tl.arange(0, BLOCK)
+    there = number < all_heads
+    here = tl.load(origins + token).to(tl.int64) * all_heads + number
+    to = tl.load(slots + token).to(tl.int64) * all_heads + number
+    keys_at, values_at = tl.load(addresses).to(kind), tl.load(addresses + 1).to(kind)
+    tl.store(keys_at + to, tl.load(keys_at + here, mask=there), mask=there)
+    tl.store(values_at + to, tl.load(values_at + here, mask=there), mask=there)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -80,12 +98,12 @@ def _attend(  # type: ignore[no-untyped-def]
         token, head = first + nth, group * share + of_group
         here, within = (nth < n_tokens) & (of_group < share), number < size
         both = here[:, None] & within[None, :]
-        at = token[:, None] * query_token + head[:, None] * query_head + number[None, :]
-        states = tl.load(query + at, mask=both, other=0.0)
+        asked_at = token[:, None] * query_token + head[:, None] * query_head + number[None, :]
+        states = tl.load(query + asked_at, mask=both, other=0.0)
         position = tl.load(positions + token, mask=here, other=0)
-        at = base.to(tl.int64) * step + group * size
-        keys_at = tl.load(addresses).to(query.dtype) + at
-        values_at = tl.load(addresses + 1).to(query.dtype) + at
+        row_at = base.to(tl.int64) * step + group * size
+        keys_at = tl.load(addresses).to(query.dtype) + row_at
+        values_at = tl.load(addresses + 1).to(query.dtype) + row_at
         most = tl.full((TOKENS * HEADS,), float("-inf"), tl.float32)
         total = tl.zeros((TOKENS * HEADS,), tl.float32)
         out = tl.zeros((TOKENS * HEADS, SIZE), tl.float32)
@@ -107,18 +125,18 @@ def _attend(  # type: ignore[no-untyped-def]
             at = (common + place)[:, None] * step + number[None, :]
             keys = tl.load(keys_at + at, mask=there, other=0.0)
             values = tl.load(values_at + at, mask=there, other=0.0)
-            at = token[:, None] * wide + place[None, :]
             told = (place < n_more)[None, :] & here[:, None]
-            since = tl.load(ago + at, mask=told, other=-1)
+            told_at = token[:, None] * wide + place[None, :]
+            since = tl.load(ago + told_at, mask=told, other=-1)
             sees = since >= 0
             if WINDOWED:
                 sees = sees & (since < window)
             most, total, out = _more(
                 states, keys, values, sees, scale, cap, most, total, out, CAPPED
             )
-        at = (token[:, None] * groups * share + head[:, None]) * size + number[None, :]
         out = out / tl.where(total == 0.0, 1.0, total)[:, None]
-        tl.store(found + at, out.to(found.dtype.element_ty), mask=both)
+        out_at = (token[:, None] * groups * share + head[:, None]) * size + number[None, :]
+        tl.store(found + out_at, out.to(found.dtype.element_ty), mask=both)
 
 
 def put(
@@ -132,8 +150,22 @@ def put(
         _put[n,](
             *(keys, values, slots, addresses),
             *(keys.stride(0), keys.stride(1), values.stride(0), values.stride(1)),
-            *(size, groups * size, triton.next_power_of_2(groups * size)),
+            *(size, groups * size, _power(groups * size)),
         )
+
+
+def move(
+    origins: torch.Tensor, slots: torch.Tensor, addresses: torch.Tensor, like: torch.Tensor
+) -> None:
+    """The keys and values of some slots [n] to others, of blocks for states [groups, T, size]."""
+    numbers = like.shape[0] * like.shape[2]
+    with torch.cuda.device_of(like):  # type: ignore[no-untyped-call]
+        _move[len(slots),](like, origins, slots, addresses, numbers, _power(numbers))
+
+
+def _power(n: int) -> int:
+    """Of two, that is as large."""
+    return int(triton.next_power_of_2(n))
 
 
 def attend(
@@ -144,7 +176,7 @@ def attend(
     heads, n, size = query.shape
     query = query if query.stride(2) == 1 else query.contiguous()
     share = heads // groups
-    at_once = min(_HEADS, triton.next_power_of_2(share))
+    at_once, wide = min(_HEADS, _power(share)), max(_LEAST, _power(size))
     found = torch.zeros(n, heads, size, dtype=query.dtype, device=query.device)
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
         _attend[len(asked.tiles), groups, triton.cdiv(share, at_once)](
@@ -155,8 +187,8 @@ def attend(
             spec.window or 0,
             TOKENS=OF_A_TILE,
             HEADS=at_once,
-            KEYS=_KEYS[query.element_size()],
-            SIZE=max(_LEAST, triton.next_power_of_2(size)),
+            KEYS=max(_LEAST, min(_KEYS, _KEYS_BYTES // (wide * query.element_size()))),
+            SIZE=wide,
             CAPPED=spec.cap is not None,
             WINDOWED=spec.window is not None,
         )

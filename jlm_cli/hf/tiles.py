@@ -18,7 +18,8 @@ import torch
 from transformers import PreTrainedModel
 
 from jlm_cli.hf.attention import AttentionSpec
-from jlm_cli.hf.blocks import Blocks
+from jlm_cli.hf.blocks import Blocks, Prompts
+from jlm_cli.hf.kernels import heads_of
 from jlm_cli.hf.packing import DraftTree
 from jlm_cli.hf.transfers import sent
 
@@ -130,6 +131,26 @@ class OnDevice:
         return out
 
 
+@dataclass(frozen=True)
+class Slots:
+    """Where the tokens of some prompts lie, as blocks of so many places have them one after the
+    other: their own [T], all that their rows see [S], and what is copied [n] from where to where.
+    """
+
+    own: torch.Tensor
+    seen: torch.Tensor | None = None
+    origins: torch.Tensor | None = None
+    copies: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, prompts: Prompts, places: int) -> Slots:
+        own = prompts.row * places + prompts.place
+        if prompts.seen is None or prompts.shared is None:
+            return cls(own)
+        seen, copies = (one[0] * places + one[1] for one in (prompts.seen, prompts.shared))
+        return cls(own, seen, seen[prompts.shared[2]], copies)
+
+
 class TiledBlocks(Blocks):
     """Blocks whose tokens lie one after the other, each with all its heads, and whose addresses are
     in a table on their device."""
@@ -140,6 +161,7 @@ class TiledBlocks(Blocks):
         super().__init__()
         self.table = torch.zeros(_LAYERS, 2, dtype=torch.int64, device=device)
         self._told: dict[int, tuple[int, int]] = {}
+        self._latest: tuple[Prompts, Slots] | None = None
 
     def room_up_to(self, end: int) -> int:
         """At once: the kernels find blocks by their addresses."""
@@ -159,6 +181,30 @@ class TiledBlocks(Blocks):
         for layer in self.specs:
             self.tell(layer)
 
+    def write_prompts(
+        self, prompts: Prompts, layer: int, states: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Keys and values at once; what rows share with others is copied within the blocks."""
+        blocks = [self._block(layer, kind, new) for kind, new in enumerate(states)]
+        self.tell(layer)
+        key, value = states
+        slots = self._slots_of(prompts)
+        kernel().put(key, value, slots.own, self.table[layer])
+        if slots.seen is None:
+            return [new.transpose(0, 1) for new in states]
+        kernel().move(slots.origins, slots.copies, self.table[layer], key)
+        heads, size = key.shape[0], key.shape[2]
+        return [
+            block.transpose(1, 2).view(-1, heads * size)[slots.seen].view(-1, heads, size)
+            for block in blocks
+        ]
+
+    def _slots_of(self, prompts: Prompts) -> Slots:
+        """Made once for all layers."""
+        if self._latest is None or self._latest[0] is not prompts:
+            self._latest = prompts, Slots.of(prompts, self.places)
+        return self._latest[1]
+
     def _view(self, memory: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         rows, heads, places, size = shape
         return memory.view(rows, places, heads, size).transpose(1, 2)
@@ -172,25 +218,28 @@ def kernel() -> ModuleType:
 
 
 def are_usable(model: PreTrainedModel) -> bool:
-    """On one GPU, where Triton finds a compiler."""
+    """On one GPU, where Triton finds a compiler, and room for what a tile needs."""
     devices = {weight.device for weight in model.parameters()}
     if len(devices) != 1 or model.device.type != "cuda" or torch.version.hip is not None:
         return False
     capable = torch.cuda.get_device_capability(model.device) >= _AMPERE
-    return capable and importlib.util.find_spec("triton") is not None and _works(model.device)
+    return capable and importlib.util.find_spec("triton") is not None and _work(model)
 
 
-@functools.cache
-def _works(device: torch.device) -> bool:
-    states = [torch.zeros(1, 1, 16, dtype=torch.bfloat16, device=device) for _ in range(3)]
-    asked = Asked(*(np.zeros(shape, np.int32) for shape in ((1, FIELDS), 1, 1, (1, 1))))
-    blocks = TiledBlocks(device)
+def _work(model: PreTrainedModel) -> bool:
+    heads, groups, size = heads_of(model)
+    blocks = TiledBlocks(model.device)
     blocks.begin(1, 1)
+    asked = Asked(*(np.zeros(shape, np.int32) for shape in ((1, FIELDS), 1, 1, (1, 1))))
     try:
-        for kind in (0, 1):
-            blocks._block(0, kind, states[0])
-        OnDevice.of(asked, blocks.table).attend(blocks, 0, states, AttentionSpec())
-        torch.cuda.synchronize(device)
+        with torch.inference_mode():
+            states = [
+                torch.zeros(n, 1, size, dtype=model.dtype, device=model.device)
+                for n in (heads, groups, groups)
+            ]
+            for kind in (0, 1):
+                blocks._block(0, kind, states[1])
+            OnDevice.of(asked, blocks.table).attend(blocks, 0, states, AttentionSpec())
     except torch.OutOfMemoryError:
         raise
     except Exception:  # of a compiler, whatever it is
