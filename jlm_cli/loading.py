@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jlm_cli import sharding
-from jlm_cli.batching import PADDED, SMALLER
+from jlm_cli.batching import SMALLER
 from jlm_cli.config import Quantize
 from jlm_cli.devices import Compute, n_gpus
 from jlm_cli.encoding import Vocabulary
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel
 
     from jlm_cli.engine import Engine
+
+_USUAL = 1.2  # places of a batch for each of its tokens, as most batches have them
 
 
 def load_engine(
@@ -68,7 +70,7 @@ def load_engine(
 
         use_float8(model)  # not before: the engine's trial is finer than float8
     if isinstance(engine, PackedEngine):
-        engine.room = compute.at_once * PADDED * compute.batch_tokens
+        engine.room = compute.at_once * _USUAL * compute.batch_tokens
         if compute.at_once > 1:  # in a plan's last quarter more of them, which are smaller
             engine.at_once = SMALLER * compute.at_once
     return engine

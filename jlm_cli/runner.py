@@ -5,6 +5,7 @@ Every worker of a run goes through `work`; the first surveys and plans before, a
 
 from __future__ import annotations
 
+import gc
 import shutil
 import tempfile
 import time
@@ -275,7 +276,11 @@ def judged_batches(
     now: Run, batches: Iterable[Sequence[int]], judge: Judge
 ) -> Iterator[list[RowRecord]]:
     """The records of batches, as they are done; as many are under way as the engine takes."""
-    return in_turn((_judging(now, batch, judge) for batch in batches), judge.at_once)
+    gc.freeze()  # what is there by now stays; to look it through would hold the device up
+    try:
+        yield from in_turn((_judging(now, batch, judge) for batch in batches), judge.at_once)
+    finally:
+        gc.unfreeze()
 
 
 def _judging(now: Run, batch: Sequence[int], judge: Judge) -> Task[list[RowRecord]]:

@@ -153,6 +153,7 @@ def test_float8_is_as_far_off_as_on_a_cpu(released: Loaded) -> None:
         whole = exactly(engine, prompts, released.tokens)
         fuse(model)
         float8.use_float8(model)
+        engine.forget()  # what was captured is of the layers before
         narrow = exactly(engine, prompts, released.tokens)
         pairs = zip(narrow, whole, strict=True)
         off.append(max(float(np.abs(one.p - other.p).max()) for one, other in pairs))
@@ -175,8 +176,9 @@ def test_captured_passes_give_what_others_do(
     engine = make_engine(model, released.vocabulary)
     assert isinstance(engine, PackedEngine) and engine._tiled
     judged = [exactly(engine, prompts, released.tokens) for _ in range(2)]
+    engine.forget()
     found = [engine.write(prompts, limits, unheard) for _ in range(2)]
-    assert engine.captures and len(engine._graphed._passes) >= 3
+    assert engine.captures and len(engine._graphed._passes) >= 2
     assert found[0] == found[1]
     for one, other in zip(*judged, strict=True):
         assert one.p.tolist() == other.p.tolist()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jlm_cli.hf.tiles import OnDevice
 
 _KEYS, _KEYS_BYTES = 64, 16384  # at a time, at most; shared memory holds several times as many
+_STAGES = 2  # of them at once on their way; more would leave room for fewer tiles
 _LEAST = 16  # numbers in each width of a product
 _HEADS = 4  # that share their keys, at most, in a program
 
@@ -102,8 +103,9 @@ def _attend(  # type: ignore[no-untyped-def]
         states = tl.load(query + asked_at, mask=both, other=0.0)
         position = tl.load(positions + token, mask=here, other=0)
         row_at = base.to(tl.int64) * step + group * size
-        keys_at = tl.load(addresses).to(query.dtype) + row_at
-        values_at = tl.load(addresses + 1).to(query.dtype) + row_at
+        # as memory is allocated; else numbers would be moved one by one
+        keys_at = tl.multiple_of(tl.load(addresses).to(query.dtype), 16) + row_at
+        values_at = tl.multiple_of(tl.load(addresses + 1).to(query.dtype), 16) + row_at
         most = tl.full((TOKENS * HEADS,), float("-inf"), tl.float32)
         total = tl.zeros((TOKENS * HEADS,), tl.float32)
         out = tl.zeros((TOKENS * HEADS, SIZE), tl.float32)
@@ -191,5 +193,6 @@ def attend(
             SIZE=wide,
             CAPPED=spec.cap is not None,
             WINDOWED=spec.window is not None,
+            num_stages=_STAGES,
         )
     return found
