@@ -69,10 +69,10 @@ def pieces(config: Any, device: torch.device, dtype: torch.dtype, tokens: int) -
     waves = [one.repeat(1, 1, 2).to(dtype) for one in (angle.cos(), angle.sin())]
     yield "turning: transformers", lambda: apply_rotary_pos_emb(query, key, *waves)
     yield "turning: by halves", lambda: kernels._by_halves(query, key, *waves)
-    if kernels.are_usable(device, dtype):
-        yield "gating: Liger", lambda: kernels.silu_times(gate, up)
+    if kernels.are_usable(device):
+        yield "gating: kernel", lambda: kernels.silu_times(gate, up)
         turned = query.clone(), key.clone()
-        yield "turning: Liger", lambda: kernels._by_liger(*turned, *waves)
+        yield "turning: kernel", lambda: kernels.by_kernel(*turned, *waves)
     yield from attention(query, key, value)
 
 

@@ -216,11 +216,11 @@ def versions() -> dict[str, str]:
 
 
 def version_of_kernels() -> str | None:
-    """Of the extra `gpu`; None where it is not installed."""
+    """Of Triton, which our own are written in; None where it is not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return version("liger-kernel")
+        return version("triton")
     except PackageNotFoundError:
         return None
 

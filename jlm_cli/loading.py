@@ -51,7 +51,7 @@ def load_engine(
         torch.set_num_threads(compute.threads)
     bits = None if compute.quantize == "fp8" else compute.quantize
     model = load_model(files, compute.dtype, _place(compute), bits)
-    _make_faster(model, compute, say)
+    _make_faster(model, compute)
     try:
         engine = make_engine(model, vocabulary, say)
     except AssertionError as error:  # how bitsandbytes refuses sizes that it cannot pack
@@ -76,16 +76,13 @@ def load_engine(
     return engine
 
 
-def _make_faster(model: PreTrainedModel, compute: Compute, say: Say) -> None:
+def _make_faster(model: PreTrainedModel, compute: Compute) -> None:
     """By layers that compute the same."""
-    from jlm_cli.hf.kernels import are_installed
     from jlm_cli.hf.layers import fuse, use_onednn
     from jlm_cli.hf.memory import keep_memory
 
     if compute.device == "cuda":
         fuse(model)
-        if compute.dtype == "bfloat16" and not are_installed():
-            say("pip install 'jlm[gpu]' makes judging on GPUs faster")
     elif compute.device == "cpu":
         keep_memory()
         if compute.quantize != "fp8":  # whose products take the weights as they are

@@ -12,6 +12,7 @@ from conftest import Loaded
 from test_hf_engine import exactly, prompts_of, small
 from tile_reference import drafts
 from torch import nn
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from jlm_cli.engine import unheard
 from jlm_cli.hf import float8, kernels
@@ -82,10 +83,9 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("family, more", MODELS)
 def test_a_judge_on_it_says_what_it_says_on_a_cpu(
-    released: Loaded, family: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    released: Loaded, family: str, more: dict[str, Any]
 ) -> None:
-    """In float32; in bfloat16, with what kernels are installed, as far off as on a CPU."""
-    monkeypatch.setattr(kernels, "MANY", 1)
+    """In float32; in bfloat16 as far off as on a CPU."""
     prompts, off = prompts_of(released), {}
     wanted = exactly(
         make_engine(small(family, **more), released.vocabulary), prompts, released.tokens
@@ -228,9 +228,36 @@ def test_tiles(dtype: torch.dtype, size: int, heads: int, groups: int, spec: Att
         assert torch.equal(blocks._blocks[0, kind].cpu().float(), plain._blocks[0, kind])
 
 
-def test_kernels_turn_as_transformers_does(released: Loaded) -> None:
-    """Where they are installed (extra `gpu`)."""
-    model = small("Llama").to(DEVICE, torch.bfloat16)
-    turning = kernels.RotaryPatch.of(model)
-    assert turning.modules
-    assert (turning.faster is kernels._by_liger) == kernels.are_installed()
+def test_kernels_turn_as_transformers_does() -> None:
+    turning = kernels.RotaryPatch.of(small("Llama").to(DEVICE, torch.bfloat16))
+    assert turning.modules and turning.faster is kernels.by_kernel
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize("size", [16, 80, 128, 256])
+def test_heads_are_turned_where_they_lie(dtype: torch.dtype, size: int) -> None:
+    """In batches, and as parts of a wider product."""
+    seed = torch.Generator().manual_seed(0)
+    wide = torch.randn(2, 70, 8 * size, generator=seed).to(DEVICE, dtype)
+    angle = torch.randn(1, 70, size // 2, generator=seed).repeat(1, 1, 2)
+    waves = [one.to(DEVICE, dtype) for one in (angle.cos(), angle.sin())]
+    query, key = (
+        part.view(2, 70, -1, size).transpose(1, 2)
+        for part in (wide[..., : 6 * size], wide[..., 6 * size :])
+    )
+    wanted = apply_rotary_pos_emb(query.float(), key.float(), *(one.float() for one in waves))
+    found = kernels.by_kernel(query, key, *waves)
+    for one, other in zip(found, wanted, strict=True):
+        rounding = 1e-6 if dtype == torch.float32 else 0.01
+        assert (one.float() - other).norm() <= rounding * other.norm()
+
+
+@pytest.mark.parametrize("size", [16, 100, 4096, 11008])
+@pytest.mark.parametrize("n", [1, 500])
+def test_gates_are_passed_over_once(n: int, size: int) -> None:
+    seed = torch.Generator().manual_seed(0)
+    gate, up = torch.randn(1, n, 2 * size, generator=seed).to(DEVICE, torch.bfloat16).chunk(2, -1)
+    wanted = nn.functional.silu(gate.float()) * up.float()
+    found = kernels.silu_times(gate, up).float()
+    assert found.shape == wanted.shape
+    assert (found - wanted).norm() <= 0.01 * wanted.norm()

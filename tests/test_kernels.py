@@ -1,4 +1,4 @@
-"""Liger's kernels, which need a GPU: what takes their place here computes as they do."""
+"""Kernels that need a GPU: what takes their place here computes as they do."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ import pytest
 import torch
 import transformers
 from conftest import Loaded
+from torch import nn
 from transformers.models.llama import modeling_llama
 
-from jlm_cli import devices
+from jlm_cli import devices, hf
 from jlm_cli.encoding import Lines, Prompt
 from jlm_cli.engine import Judge
 from jlm_cli.hf import kernels
-from jlm_cli.hf.layers import LigerGated, fuse
+from jlm_cli.hf.joint import Joint, JointGated, JointPart
+from jlm_cli.hf.layers import fuse
 from jlm_cli.hf_engine import PackedEngine
 from jlm_cli.modes import Reading, View
 from jlm_cli.prompts import load
@@ -44,25 +46,19 @@ def gate(states: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
 def taken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Which kernels were called."""
     names: list[str] = []
+    fake = ModuleType("jlm_cli.hf.layer_kernel")
+    for name, compute in (("turn", turn), ("silu_times", gate)):
 
-    def kernel(name: str, compute: Callable[..., Any]) -> Any:
-        def apply(*given: torch.Tensor) -> Any:
+        def kernel(
+            *given: torch.Tensor, name: str = name, compute: Callable[..., Any] = compute
+        ) -> Any:
             names.append(name)
             return compute(*given)
 
-        return type(name, (), {"apply": staticmethod(apply)})
-
-    for module, name, compute in (
-        ("rope", "LigerRopeFunction", turn),
-        ("swiglu", "LigerSiLUMulFunction", gate),
-    ):
-        fake = ModuleType(module)
-        setattr(fake, name, kernel(module, compute))
-        monkeypatch.setitem(sys.modules, f"liger_kernel.ops.{module}", fake)
-    for name in ("liger_kernel", "liger_kernel.ops"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        setattr(fake, name, kernel)
+    monkeypatch.setitem(sys.modules, "jlm_cli.hf.layer_kernel", fake)
+    monkeypatch.setattr(hf, "layer_kernel", fake, raising=False)
     monkeypatch.setattr(kernels, "are_usable", lambda *_: True)
-    monkeypatch.setattr(kernels, "MANY", 1)
     yield names
 
 
@@ -79,7 +75,7 @@ def test_a_judge_says_the_same_with_turned_queries(
         for engine in engines_of(builtin, monkeypatch)
     )
     assert modeling_llama.apply_rotary_pos_emb is own
-    assert taken.count("rope") > 2 * len(builtin.model.model.layers)
+    assert taken.count("turn") > 2 * len(builtin.model.model.layers)
     for found in others:
         assert isinstance(found, Reading) and isinstance(wanted, Reading)
         assert (found.line.text, found.reason) == (wanted.line.text, wanted.reason)
@@ -91,7 +87,7 @@ def engines_of(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pack
     for faster, are_there in (
         (None, False),
         (kernels._by_halves, False),
-        (kernels._by_liger, True),
+        (kernels.by_kernel, True),
     ):
         monkeypatch.setattr(kernels, "are_usable", lambda *_, there=are_there: there)
         engine = PackedEngine(loaded.model, loaded.vocabulary)
@@ -103,27 +99,38 @@ def engines_of(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pack
         yield engine
 
 
-def test_gates_are_passed_over_once(
-    builtin: Loaded, taken: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a pass of many tokens."""
+def test_layers_of_the_same_states_are_one_product(builtin: Loaded, taken: list[str]) -> None:
+    """Gated in one pass; queries, keys and values as they are alone."""
     plain = copy.deepcopy(builtin.model).to(torch.bfloat16)
     model = copy.deepcopy(plain)
     fuse(model)
-    assert sum(isinstance(part, LigerGated) for part in model.modules()) == len(model.model.layers)
+    assert sum(isinstance(part, JointGated) for part in model.modules()) == len(model.model.layers)
     taken.clear()
     ids = torch.tensor(builtin.vocabulary.encode(["Which answer is better? " * 9])[0].ids)[None]
     with torch.inference_mode():
         exact, before, after = (
             one(ids).logits.float().log_softmax(-1) for one in (builtin.model, plain, model)
         )
-    assert taken == ["swiglu"] * len(model.model.layers)
+    assert taken == ["silu_times"] * len(model.model.layers)
+    products = sum(isinstance(part, nn.Linear) for part in model.modules())
+    assert products == 4 * len(model.model.layers) + 1
     assert (after - exact).norm() <= 1.2 * (before - exact).norm()
-    monkeypatch.setattr(kernels, "MANY", 10_000)
-    taken.clear()
+
+
+def test_a_part_of_a_joint_product_can_be_taken_again() -> None:
+    """And in any order; what is kept is of the latest states alone."""
+    layers = [nn.Linear(8, size) for size in (4, 6, 2)]
+    joint = Joint(layers)
+    parts = [JointPart(joint, n, layer) for n, layer in enumerate(layers)]
+    states, others = torch.randn(2, 1, 5, 8)
     with torch.inference_mode():
-        few = model(ids).logits.float().log_softmax(-1)
-    assert not taken and (few - exact).norm() <= 1.2 * (before - exact).norm()
+        for n in (0, 2, 1, 1):
+            torch.testing.assert_close(parts[n](states), layers[n](states))
+        torch.testing.assert_close(parts[0](others), layers[0](others))
+        torch.testing.assert_close(parts[2](states), layers[2](states))
+    for n in (0, 1, 2):
+        parts[n](others)
+    assert joint._states is None and not joint._left
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -153,9 +160,9 @@ def test_other_ways_to_turn_stay_the_models_own(
     taken.clear()
     query, key = torch.randn(2, 1, 2, 7, 8).unbind()
     waves = torch.randn(2, 1, 7, 8).unbind()
-    turned = functools.partial(kernels._rotated, own, kernels._by_liger)
+    turned = functools.partial(kernels._rotated, own, kernels.by_kernel)
     assert turned(query.clone(), key.clone(), *waves) is not None
-    assert taken == ["rope"]
+    assert taken == ["turn"]
     wanted = own(query, key, *waves, 1)
     assert torch.equal(turned(query, key, *waves, 1)[0], wanted[0])
     part = [one[..., :4] for one in waves]
@@ -163,16 +170,16 @@ def test_other_ways_to_turn_stay_the_models_own(
     def turns_a_part(query: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return query, query
 
-    turned = functools.partial(kernels._rotated, turns_a_part, kernels._by_liger)
+    turned = functools.partial(kernels._rotated, turns_a_part, kernels.by_kernel)
     assert turned(query, key, *part)[0] is query
-    assert taken == ["rope"]
+    assert taken == ["turn"]
 
     def fails(*_: Any) -> Any:
         raise RuntimeError("no C compiler")
 
     usual = [modeling_llama]
-    assert kernels.RotaryPatch.of(builtin.model) == kernels.RotaryPatch(usual, kernels._by_liger)
-    monkeypatch.setattr(sys.modules["liger_kernel.ops.rope"].LigerRopeFunction, "apply", fails)
+    assert kernels.RotaryPatch.of(builtin.model) == kernels.RotaryPatch(usual, kernels.by_kernel)
+    monkeypatch.setattr(sys.modules["jlm_cli.hf.layer_kernel"], "turn", fails)
     assert kernels.RotaryPatch.of(builtin.model) == kernels.RotaryPatch(usual, kernels._by_halves)
 
 

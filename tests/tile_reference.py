@@ -45,13 +45,16 @@ def attend(
     query: torch.Tensor, groups: int, asked: OnDevice, addresses: torch.Tensor, spec: AttentionSpec
 ) -> torch.Tensor:
     heads, n, size = query.shape
-    found = torch.zeros(n, heads, size, dtype=query.dtype)
+    found = torch.full((n, heads, size), float("nan"), dtype=query.dtype)
     scale = size**-0.5 if spec.scale is None else spec.scale
     for base, common, first, n_tokens, beside in asked.tiles.tolist():
         if not n_tokens:
             continue
         mine, places = slice(first, first + n_tokens), common + beside
         like = query[:1].expand(groups, -1, -1).transpose(0, 1)
+        if not places:
+            found[mine] = 0
+            continue
         key, value = (
             _memory(address, base + places, like)[base:].float() for address in addresses.tolist()
         )

@@ -9,8 +9,7 @@ every layer.
 from __future__ import annotations
 
 import functools
-import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeAlias, TypeGuard
 
 import torch
@@ -19,7 +18,9 @@ from torch.nn.functional import ScalingType
 from transformers import PreTrainedModel
 
 from jlm_cli.errors import ModelError
-from jlm_cli.hf.layers import gated_parts, replace_layers
+from jlm_cli.hf import kernels
+from jlm_cli.hf.joint import JointGated
+from jlm_cli.hf.layers import replace_layers
 from jlm_cli.hub import first_line
 
 _FLOAT8 = torch.float8_e4m3fn
@@ -75,12 +76,12 @@ class Float8Linear(Module):
 class Float8Gated(Module):
     """down(silu(gate(x)) · up(x)), in float8 as soon as it is gated."""
 
-    def __init__(self, parts: Sequence[Linear], quantizer: RowQuantizer) -> None:
+    def __init__(self, whole: JointGated, quantizer: RowQuantizer) -> None:
         super().__init__()
-        self.gate, self.up, self.down = (Float8Linear(part, quantizer) for part in parts)
+        self.both, self.down = (Float8Linear(one, quantizer) for one in (whole.both, whole.down))
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate(states), self.up(states)
+        gate, up = self.both(states).chunk(2, dim=-1)
         rows = _gated(*(one.view(-1, one.shape[-1]) for one in (gate, up)))
         return self.down.of_rows(rows, gate)
 
@@ -113,9 +114,8 @@ def use_float8(model: PreTrainedModel) -> None:
     model.register_forward_hook(lambda *_: quantizer.forget())
 
     def quantized(module: Module, _: torch.dtype) -> Module | None:
-        parts = gated_parts(module) if has_triton(model.device) else None
-        if parts is not None and all(map(_is_taken, parts)):
-            return Float8Gated(parts, quantizer)
+        if isinstance(module, JointGated) and _is_taken(module.both) and _is_taken(module.down):
+            return Float8Gated(module, quantizer)
         return Float8Linear(module, quantizer) if _is_taken(module) else None
 
     try:
@@ -156,7 +156,7 @@ def to_float8(rows: torch.Tensor) -> Float8Rows:
 def _kernel(device: torch.device) -> Callable[[torch.Tensor], Float8Rows]:
     """The same in one pass over the rows, where Triton is there; torch's six take longer than the
     product that they prepare."""
-    if not has_triton(device):
+    if not kernels.are_usable(device):
         return to_float8
     from jlm_cli.hf.float8_kernel import to_float8_at_once
 
@@ -167,7 +167,3 @@ def _gated(gate: torch.Tensor, up: torch.Tensor) -> Float8Rows:
     from jlm_cli.hf.float8_kernel import gated_to_float8_at_once
 
     return gated_to_float8_at_once(gate, up, _FLOAT8, _MOST, _LEAST)
-
-
-def has_triton(device: torch.device) -> bool:
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None

@@ -1,8 +1,8 @@
-"""Liger's kernels for GPUs, where they are installed: `pip install 'jlm[gpu]'`.
+"""Where there are kernels of our own, and what queries and keys are turned by.
 
 To turn queries and keys by their places, transformers' models pass over them nine times, which is
-an eighth of the time that a 7B model takes on an H200; and over what a gated layer gates twice.
-These kernels do so once. Without them queries and keys are turned in five passes.
+an eighth of the time that a 7B model takes on an H200. A kernel in Triton, which comes with torch
+for GPUs, does so once; without it they are turned in five passes.
 """
 
 from __future__ import annotations
@@ -21,18 +21,16 @@ from transformers import PreTrainedModel
 
 Turn: TypeAlias = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 _ROTARY = "apply_rotary_pos_emb"  # in the modules of models
-MANY = 1024  # tokens of a pass; with fewer a call costs the host more than two of torch's
+_AMPERE = 8, 0
 _ROUNDING = {2: 0.02, 4: 1e-5}  # by bytes; 16 bits round each of three steps by a quarter of it
 
 
-def are_usable(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether they are there, and for such a model."""
-    return device.type == "cuda" and dtype == torch.bfloat16 and are_installed()
-
-
-@functools.cache
-def are_installed() -> bool:
-    return importlib.util.find_spec("liger_kernel") is not None
+def are_usable(device: torch.device) -> bool:
+    """Whether Triton is there, for such a device; AMD's was not tried."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    capable = torch.cuda.get_device_capability(device) >= _AMPERE
+    return capable and importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -48,8 +46,8 @@ class RotaryPatch:
         names = {type(part).__module__ for part in model.modules() if hasattr(part, "layer_idx")}
         modules = (sys.modules[name] for name in sorted(names))
         turning = [one for one in modules if hasattr(one, _ROTARY)]
-        liger = [_by_liger] if are_usable(model.device, model.dtype) else []
-        for faster in (*liger, _by_halves):
+        kernel = [by_kernel] if are_usable(model.device) else []
+        for faster in (*kernel, _by_halves):
             usual = [one for one in turning if _is_usual(getattr(one, _ROTARY), faster, model)]
             if usual:
                 break
@@ -68,11 +66,11 @@ class RotaryPatch:
                 setattr(module, _ROTARY, turn)
 
 
-def silu_times(gate: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+def silu_times(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """In one pass."""
+    from jlm_cli.hf import layer_kernel
 
-    found: torch.Tensor = LigerSiLUMulFunction.apply(gate, factor)
-    return found
+    return layer_kernel.silu_times(gate, up)
 
 
 def _rotated(
@@ -101,16 +99,14 @@ def _by_halves(
     return turned(query), turned(key)
 
 
-def _by_liger(
+def by_kernel(
     query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """In place."""
-    from liger_kernel.ops.rope import LigerRopeFunction
+    from jlm_cli.hf import layer_kernel
 
-    # Triton's kernels go to the current GPU
-    with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
-        turned: tuple[torch.Tensor, torch.Tensor] = LigerRopeFunction.apply(query, key, cos, sin)
-    return turned
+    query, key = (one if one.stride(-1) == 1 else one.contiguous() for one in (query, key))
+    return layer_kernel.turn(query, key, cos.contiguous(), sin.contiguous())
 
 
 def heads_of(model: PreTrainedModel) -> tuple[int, int, int]:

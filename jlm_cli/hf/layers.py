@@ -1,9 +1,9 @@
 """Faster layers. A layer that would give anything but what it gave before stays.
 
 The norms of transformers pass over their states six times. On GPUs they become torch's own, which
-do so once, and what a gated layer gates is passed over once too, by Liger's kernel. On CPUs norms
-take half as many, and where bfloat16 is multiplied natively, linear layers go as oneDNN takes them:
-their weights laid out once in its own order, the gate of a gated layer applied within the products.
+do so once, and layers of the same states one product (joint.py). On CPUs norms take half as many,
+and where bfloat16 is multiplied natively, linear layers go as oneDNN takes them: their weights laid
+out once in its own order, the gate of a gated layer applied within the products.
 torch's compiler writes these calls of oneDNN, which have no public name yet.
 """
 
@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from jlm_cli.hf import kernels
+from jlm_cli.hf.joint import JointGated, join_attention
 
 _TOKENS = 2048  # in a pass, about: the order is chosen for it
 _ROUNDING = {2: 0.01, 4: 1e-5}  # of the norm, by bytes; bfloat16 alone is off by a third of it
@@ -79,31 +80,7 @@ class CpuNorm(RMSNorm):
         return out.mul_(self.weight).view(states.shape)
 
 
-class LigerGated(Module):
-    """The same on a GPU: gated in one pass by Liger's kernel."""
-
-    def __init__(self, mlp: Module) -> None:
-        super().__init__()
-        self.gate, self.up, self.down = (getattr(mlp, name) for name in _GATED)
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        gated, up = self.gate(states), self.up(states)
-        if up.numel() // up.shape[-1] < kernels.MANY:
-            return self.down(functional.silu(gated) * up)  # type: ignore[no-any-return]
-        return self.down(kernels.silu_times(gated, up))  # type: ignore[no-any-return]
-
-
 _GATED = ("gate_proj", "up_proj", "down_proj")
-
-
-def gated_parts(module: Module) -> tuple[Linear, Linear, Linear] | None:
-    """Gate, up and down of a layer that gates with SiLU; None of any other."""
-    if isinstance(module, LigerGated):
-        return module.gate, module.up, module.down
-    if not _is_gated(module):
-        return None
-    gate, up, down = (getattr(module, name) for name in _GATED)
-    return gate, up, down
 
 
 def use_onednn(model: PreTrainedModel) -> None:
@@ -115,8 +92,8 @@ def use_onednn(model: PreTrainedModel) -> None:
 def fuse(model: PreTrainedModel) -> None:
     """For a model on GPUs. By the bytes that they move, norms would else take a seventh of the time
     that all products take."""
-    gates = kernels.are_usable(model.device, model.dtype)
-    replace_layers(model, _if_it_works(_fused_and_gated if gates else _fused))
+    joins = kernels.are_usable(model.device) and model.dtype == torch.bfloat16
+    replace_layers(model, _if_it_works(_joined if joins else _fused))
 
 
 def is_supported() -> bool:
@@ -177,7 +154,7 @@ def _weighted(module: Module) -> list[Module]:
 
 
 def _if_it_works(faster: Replacing) -> Replacing:
-    """Not so with another torch, or where Liger's kernels find no compiler."""
+    """Not so with another torch, or where Triton finds no compiler."""
 
     def tried(module: Module, dtype: torch.dtype) -> Module | None:
         try:
@@ -201,9 +178,11 @@ def _normed(module: Module, dtype: torch.dtype) -> Module | None:
     return _if_norm(module, dtype, CpuNorm)
 
 
-def _fused_and_gated(module: Module, dtype: torch.dtype) -> Module | None:
+def _joined(module: Module, dtype: torch.dtype) -> Module | None:
     if _is_gated(module):
-        return _if_equal(LigerGated(module), module, module.gate_proj.weight)  # type: ignore[union-attr, arg-type]
+        gate, up, down = (getattr(module, name) for name in _GATED)
+        return _if_equal(JointGated(gate, up, down), module, gate.weight)
+    join_attention(module)
     return _fused(module, dtype)
 
 

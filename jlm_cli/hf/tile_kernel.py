@@ -174,12 +174,12 @@ def attend(
     query: torch.Tensor, groups: int, asked: OnDevice, addresses: torch.Tensor, spec: AttentionSpec
 ) -> torch.Tensor:
     """Attention of query [heads, T, size] to a layer's blocks, as the tiles say; heads share the
-    keys of `groups`: [T, heads, size], zeros for tokens of no tile."""
+    keys of `groups`: [T, heads, size], zeros for tokens that see nothing."""
     heads, n, size = query.shape
     query = query if query.stride(2) == 1 else query.contiguous()
     share = heads // groups
     at_once, wide = min(_HEADS, _power(share)), max(_LEAST, _power(size))
-    found = torch.zeros(n, heads, size, dtype=query.dtype, device=query.device)
+    found = torch.empty(n, heads, size, dtype=query.dtype, device=query.device)
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
         _attend[len(asked.tiles), groups, triton.cdiv(share, at_once)](
             *(query, found, addresses, asked.tiles, asked.positions, asked.ago),

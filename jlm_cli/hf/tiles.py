@@ -7,7 +7,6 @@ A tile is up to sixteen tokens of one row, which tile_kernel.py takes together.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -17,9 +16,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from jlm_cli.hf import kernels
 from jlm_cli.hf.attention import AttentionSpec
 from jlm_cli.hf.blocks import Blocks, Prompts
-from jlm_cli.hf.kernels import heads_of
 from jlm_cli.hf.packing import DraftTree
 from jlm_cli.hf.transfers import sent
 
@@ -31,7 +30,6 @@ OF_A_TILE = 16  # tokens
 FIELDS = 5  # of a tile
 UNSEEN = -1
 _LAYERS = 1024  # at most
-_AMPERE = 8, 0
 
 
 @dataclass(frozen=True)
@@ -50,12 +48,14 @@ class Asked:
     ago: Numbers
 
     def filled(self, n_tokens: int, wide: int) -> Asked:
-        """Up to so many tokens, those of no row, and so many places beside."""
+        """Up to so many tokens, which are of no row and see nothing, and so many places beside."""
         tiles, slots = np.zeros((n_tokens, FIELDS), np.int32), np.full(n_tokens, UNSEEN, np.int32)
         positions, ago = np.zeros(n_tokens, np.int32), np.full((n_tokens, wide), UNSEEN, np.int32)
         n, beside = self.ago.shape
         tiles[: len(self.tiles)], slots[:n], positions[:n] = self.tiles, self.slots, self.positions
         ago[:n, :beside] = self.ago
+        for at, first in enumerate(range(n, n_tokens, OF_A_TILE), len(self.tiles)):
+            tiles[at] = 0, 0, first, min(OF_A_TILE, n_tokens - first), 0
         return Asked(tiles, slots, positions, ago)
 
     def parts(self) -> tuple[Numbers, ...]:
@@ -219,15 +219,12 @@ def kernel() -> ModuleType:
 
 def are_usable(model: PreTrainedModel) -> bool:
     """On one GPU, where Triton finds a compiler, and room for what a tile needs."""
-    devices = {weight.device for weight in model.parameters()}
-    if len(devices) != 1 or model.device.type != "cuda" or torch.version.hip is not None:
-        return False
-    capable = torch.cuda.get_device_capability(model.device) >= _AMPERE
-    return capable and importlib.util.find_spec("triton") is not None and _work(model)
+    n_devices = len({weight.device for weight in model.parameters()})
+    return n_devices == 1 and kernels.are_usable(model.device) and _work(model)
 
 
 def _work(model: PreTrainedModel) -> bool:
-    heads, groups, size = heads_of(model)
+    heads, groups, size = kernels.heads_of(model)
     blocks = TiledBlocks(model.device)
     blocks.begin(1, 1)
     asked = Asked(*(np.zeros(shape, np.int32) for shape in ((1, FIELDS), 1, 1, (1, 1))))
