@@ -74,26 +74,33 @@ def windows() -> str:
 
 
 def on_gpu() -> str:
-    """A 7B shape; the ways that were measured there."""
-    found = result("throughput-7b-h200")
-    dtypes, speeds = found["conditions"]["dtypes"], found["pairs_per_second"]
-    body: list[Sequence[object]] = [
-        (
-            text.replace("of 8", "of 32"),
-            dtypes[way],
-            f"{speeds[way]:.1f}",
-            f"{found[_RATIOS[way]]:.2f} ×",
-            f"{found[_RATIOS[way].replace('jlm', 'jlm_fp8')]:.2f} ×",
+    """A 7B shape: each way beside jlm in the same run; those that the latest one left out, in an
+    earlier one."""
+    latest, earlier = result("throughput-7b-h200"), result("throughput-7b-h200-0.3")
+    body: list[Sequence[object]] = []
+    for way, text in _WAYS.items():
+        found = latest if way in latest["pairs_per_second"] else earlier
+        speeds, ratio = found["pairs_per_second"], _RATIOS[way]
+        body.append(
+            (
+                text.replace("of 8", "of 32"),
+                f"{speeds[way]:.1f}",
+                f"{speeds['jlm']:.1f}",
+                f"{found[ratio]:.2f} ×",
+                f"{speeds['jlm_fp8']:.1f}",
+                f"{found[ratio.replace('jlm', 'jlm_fp8')]:.2f} ×",
+            )
         )
-        for way, text in _WAYS.items()
-    ]
-    body.append(("jlm", dtypes["jlm"], f"{speeds['jlm']:.1f}", "", ""))
-    body.append(("jlm `--quantize fp8`", "float8", f"{speeds['jlm_fp8']:.1f}", "", ""))
-    writing = result("throughput-reason-7b-h200")
+    named = "pairs/s", "jlm beside it", "faster by", "jlm in fp8", "faster by"
+    return rows(("7B on an H200", *named), body)
+
+
+def on_gpu_alone() -> str:
+    latest, writing = result("throughput-7b-h200"), result("throughput-reason-7b-h200")
     speed, most = writing["pairs_per_second"]["jlm"], writing["conditions"]["reason_tokens_at_most"]
-    body.append((f"jlm, with reasons of {most} tokens", "bfloat16", f"{speed:.1f}", "", ""))
-    body += [(text, "", f"{found[name]:.2f}", "", "") for text, name in _SHARES.items()]
-    return rows(("7B on an H200", "format", "pairs/s", "jlm is faster by", "in fp8 by"), body)
+    body = [(f"pairs/s with reasons of {most} tokens each", f"{speed:.1f}")]
+    body += [(text, f"{latest[name]:.2f}") for text, name in _SHARES.items()]
+    return rows(("jlm in bfloat16", "measured"), body)
 
 
 def pieces() -> str:
@@ -279,6 +286,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "windows": windows,
     "share": share,
     "gpu": on_gpu,
+    "gpu-alone": on_gpu_alone,
     "pieces": pieces,
     "quality": quality,
     "checks": checks,
