@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from jlm_cli.hf.kernels import RotaryPatch
 from jlm_cli.hf.memory import within_memory
 from jlm_cli.hf.packed_attention import ATTENTION, Drafted, Pack
 from jlm_cli.hf.packing import DraftTree, Segment, Tokens, shared_start
+from jlm_cli.hf.pool import BlockPool
 from jlm_cli.hf.reasons import Text, write_behind
 from jlm_cli.hf.row_by_row import CachedEngine, PlainEngine
 from jlm_cli.hf.tiles import Asked, OnDevice, TiledBlocks, are_usable, asked_by, asked_by_texts
@@ -42,7 +44,6 @@ from jlm_cli.walk import DraftToken
 CPU_PACK_BYTES = 9600
 GPU_PACK = 16384
 _PREFILLS = 2  # that a device is given at once: it is at one, and need not wait for the next
-_LOOSE = 2  # times the places of a batch, in memory that it takes over
 
 
 class PackedEngine(Writer):
@@ -55,16 +56,14 @@ class PackedEngine(Writer):
         super().__init__(model, vocabulary)
         on_cpu = self.device.type == "cpu"
         self.pack_tokens = CPU_PACK_BYTES // model.dtype.itemsize if on_cpu else GPU_PACK
-        self.room: float = math.inf  # places of the batches under way
-        self._lent = 0
-        self._spare: list[Blocks] = []  # of batches that have ended
+        tiled = are_usable(model)
+        self.pool = BlockPool(partial(TiledBlocks, self.device) if tiled else Blocks)
         self._prefills: deque[HostCopy] = deque()  # that the device may not have come to
         self._latest: PackedBatch | None = None
         self._up_to = _ordinary_up_to(model)
         self.pads = math.isinf(self._up_to)
         self._row_by_row = CachedEngine(model, vocabulary)
         self._rotary = RotaryPatch.of(model)
-        self._tiled = are_usable(model)
         self.captures = True  # until a pass of the model has to wait for its GPU
         self._graphed = GraphedPasses(self)
         self.no_columns = torch.empty(0, dtype=torch.int64, device=self.device)
@@ -79,27 +78,6 @@ class PackedEngine(Writer):
         self._latest = PackedBatch(self, prompts, drafts, columns)
         return self._latest
 
-    def has_room(self, places: int) -> bool:
-        return not self._lent or self._lent + places <= self.room
-
-    def lend(self, rows: int, places: int) -> Blocks:
-        """Memory for a batch: that of an earlier one, unless it was far larger."""
-        self._lent += rows * places
-        fitting = [one for one in self._spare if one.largest <= _LOOSE * rows * places]
-        if fitting:
-            self._spare.remove(blocks := max(fitting, key=lambda one: one.largest))
-        else:
-            self._spare.clear()
-            blocks = TiledBlocks(self.device) if self._tiled else Blocks()
-        blocks.begin(rows, places)
-        return blocks
-
-    def take_back(self, places: int, blocks: Blocks | None = None) -> None:
-        """For the next batch: memory that is written already need not be asked for again."""
-        self._lent -= places
-        if blocks is not None:
-            self._spare.append(blocks)
-
     def is_idle(self) -> bool:
         """Whether the device is at its last prefill, or will soon be."""
         while self._prefills and self._prefills[0].is_ready():
@@ -110,7 +88,7 @@ class PackedEngine(Writer):
         self._prefills.append(prefill)
 
     def forget(self) -> None:
-        self._spare.clear()
+        self.pool.forget()
         self._prefills.clear()
         self._latest = None
         self._graphed.forget()
@@ -205,7 +183,7 @@ class PackedBatch:
         drafts: Sequence[LineDraft],
         columns: Sequence[int],
     ) -> None:
-        self._engine = engine
+        self._engine, self._pool = engine, engine.pool
         self.blocks = Blocks()  # until it is lent others
         self.is_over = False
         self._columns = sent(list(columns), engine.device)
@@ -222,7 +200,7 @@ class PackedBatch:
 
     def may_feed(self) -> bool:
         rows, places = self._shape
-        return self._engine.is_idle() and (self._lent > 0 or self._engine.has_room(rows * places))
+        return self._engine.is_idle() and (self._lent > 0 or self._pool.has_room(rows * places))
 
     @within_memory
     def feed(self) -> bool:
@@ -231,7 +209,7 @@ class PackedBatch:
         if pack is None:
             return False
         if not self._lent:
-            self.blocks, self._lent = self._engine.lend(*self._shape), math.prod(self._shape)
+            self.blocks, self._lent = self._pool.lend(*self._shape), math.prod(self._shape)
         tokens = Tokens()
         for segment in pack:
             tokens.add_prompt(segment, self._prompts[segment.row])
@@ -267,11 +245,11 @@ class PackedBatch:
     def end(self) -> None:
         self.is_over = True
         if self._lent:
-            self._engine.take_back(self._lent, self.blocks)
+            self._pool.take_back(self._lent, self.blocks)
             self._lent = 0
 
     def forget(self) -> None:
-        self._engine.take_back(self._lent)
+        self._pool.take_back(self._lent)
         self._lent, self.blocks, self._copies = 0, Blocks(), []
         self._engine.forget()
 

@@ -70,7 +70,7 @@ def load_engine(
 
         use_float8(model)  # not before: the engine's trial is finer than float8
     if isinstance(engine, PackedEngine):
-        engine.room = compute.at_once * _USUAL * compute.batch_tokens
+        engine.pool.room = compute.at_once * _USUAL * compute.batch_tokens
         if compute.at_once > 1:  # in a plan's last quarter more of them, which are smaller
             engine.at_once = SMALLER * compute.at_once
     return engine

@@ -174,8 +174,9 @@ def test_captured_passes_give_what_others_do(
     model = small(family, **more).to(DEVICE, dtype)
     prompts, limits = prompts_of(released), [40, 130, 20, 60]
     engine = make_engine(model, released.vocabulary)
-    assert isinstance(engine, PackedEngine) and engine._tiled
+    assert isinstance(engine, PackedEngine)
     judged = [exactly(engine, prompts, released.tokens) for _ in range(2)]
+    assert isinstance(engine.pool.spare[0], TiledBlocks)
     engine.forget()
     found = [engine.write(prompts, limits, unheard) for _ in range(2)]
     assert engine.captures and len(engine._graphed._passes) >= 2

@@ -149,9 +149,9 @@ def test_batches_under_way_at_once_leave_each_other_alone(
         numbered = [_numbered(n, judge.judging(batch)) for n, batch in enumerate(batches)]
         found = dict(in_turn(iter(numbered), at_once))
         assert [[bits(one) for one in found[n]] for n in range(5)] == bits_wanted
-        assert len(engine._spare) <= at_once
-    lend, take_back, engine.at_once = engine.lend, engine.take_back, 2
-    assert engine._lent == 0
+        assert len(engine.pool.spare) <= at_once
+    lend, take_back, engine.at_once = engine.pool.lend, engine.pool.take_back, 2
+    assert engine.pool._lent == 0
     for most, split in ((6, False), (3, True)):  # rows that memory has room for
         lent: list[Blocks] = []
 
@@ -165,8 +165,8 @@ def test_batches_under_way_at_once_leave_each_other_alone(
             lent[:] = [one for one in lent if one is not blocks]
             take_back(places, blocks)
 
-        monkeypatch.setattr(engine, "take_back", ended)
-        monkeypatch.setattr(engine, "lend", refusing)
+        monkeypatch.setattr(engine.pool, "take_back", ended)
+        monkeypatch.setattr(engine.pool, "lend", refusing)
         numbered = [_numbered(n, judge.judging(batch)) for n, batch in enumerate(batches)]
         for n, results in in_turn(iter(numbered), 2):
             for one, other in zip(results, wanted[n], strict=True):
