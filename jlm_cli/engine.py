@@ -84,6 +84,10 @@ class Engine(Protocol):
         """A batch of prompts, each with the tokens drafted behind it."""
         ...
 
+    def may_begin(self) -> bool:
+        """Whether none of the batches under way waits for its first prompts to be fed."""
+        ...
+
     def forget(self) -> None:
         """Give back the memory kept from batch to batch."""
         ...
@@ -121,6 +125,11 @@ class Judge:
     def at_once(self) -> int:
         """Batches under way; a reason goes on from the batch that was read last."""
         return 1 if self.reason else self.engine.at_once
+
+    def may_begin(self, n_under_way: int) -> bool:
+        """Whether another batch may, beside so many. One that waits is enough: taken too early, it
+        could not go to another worker."""
+        return n_under_way < self.at_once and (not n_under_way or self.engine.may_begin())
 
     def judge(self, prompts: Sequence[Prompt]) -> list[Reading | RowError]:
         """A batch judged, alone."""

@@ -39,6 +39,9 @@ class FakeEngine:
 
         return ReadAtOnce(drafts, len(columns), behind)
 
+    def may_begin(self) -> bool:
+        return True
+
     def forget(self) -> None:
         pass
 

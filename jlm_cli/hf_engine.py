@@ -59,6 +59,7 @@ class PackedEngine(Writer):
         tiled = are_usable(model)
         self.pool = BlockPool(partial(TiledBlocks, self.device) if tiled else Blocks)
         self._prefills: deque[HostCopy] = deque()  # that the device may not have come to
+        self.unfed: set[PackedBatch] = set()
         self._latest: PackedBatch | None = None
         self._up_to = _ordinary_up_to(model)
         self.pads = math.isinf(self._up_to)
@@ -77,6 +78,9 @@ class PackedEngine(Writer):
             return self._row_by_row.begin(prompts, drafts, columns)
         self._latest = PackedBatch(self, prompts, drafts, columns)
         return self._latest
+
+    def may_begin(self) -> bool:
+        return not self.unfed
 
     def is_idle(self) -> bool:
         """Whether the device is at its last prefill, or will soon be."""
@@ -197,6 +201,7 @@ class PackedBatch:
         self._sizes = [1 + len(draft) for draft in self._behind]  # what comes for each row
         self._shape = len(given), max(map(len, given)) + DRAFT_ROOM
         self._lent = 0
+        engine.unfed.add(self)
 
     def may_feed(self) -> bool:
         rows, places = self._shape
@@ -209,6 +214,7 @@ class PackedBatch:
         if pack is None:
             return False
         if not self._lent:
+            self._engine.unfed.discard(self)
             self.blocks, self._lent = self._pool.lend(*self._shape), math.prod(self._shape)
         tokens = Tokens()
         for segment in pack:
@@ -244,6 +250,7 @@ class PackedBatch:
 
     def end(self) -> None:
         self.is_over = True
+        self._engine.unfed.discard(self)
         if self._lent:
             self._pool.take_back(self._lent, self.blocks)
             self._lent = 0

@@ -278,7 +278,7 @@ def judged_batches(
     """The records of batches, as they are done; as many are under way as the engine takes."""
     gc.freeze()  # what is there by now stays; to look it through would hold the device up
     try:
-        yield from in_turn((_judging(now, batch, judge) for batch in batches), judge.at_once)
+        yield from in_turn((_judging(now, batch, judge) for batch in batches), judge.may_begin)
     finally:
         gc.unfreeze()
 

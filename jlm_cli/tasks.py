@@ -33,8 +33,9 @@ def finish(task: Task[Result]) -> Result:
             return result
 
 
-def in_turn(tasks: Iterable[Task[Result]], at_once: int) -> Iterator[Result]:
-    """The results of all tasks, as they are done; so many are under way at once.
+def in_turn(tasks: Iterable[Task[Result]], may_begin: Callable[[int], bool]) -> Iterator[Result]:
+    """The results of all tasks, as they are done; `may_begin` says whether another one may begin
+    beside so many that are under way.
 
     The oldest goes on that need not wait; where all would, the next one begins, and else the first
     goes on that need not wait any longer.
@@ -48,7 +49,7 @@ def in_turn(tasks: Iterable[Task[Result]], at_once: int) -> Iterator[Result]:
             for task, pause in under_way.items():
                 if pause():
                     return task
-            if not alone and len(under_way) < at_once and (new := next(more, None)) is not None:
+            if not alone and may_begin(len(under_way)) and (new := next(more, None)) is not None:
                 return new
             if not under_way:
                 return None

@@ -14,8 +14,8 @@ from conftest import Loaded
 from test_hf_engine import prompts_of, small
 
 from jlm_cli.errors import ModelError
-from jlm_cli.hf import float8
-from jlm_cli.hf.float8 import Float8Linear, RowQuantizer, to_float8, use_float8
+from jlm_cli.hf import float8, kernels
+from jlm_cli.hf.float8 import Float8Linear, to_float8, use_float8
 from jlm_cli.hf.layers import fuse, use_onednn
 
 
@@ -37,16 +37,17 @@ def test_a_layer_is_near_the_whole_one(shape: tuple[int, ...], bias: bool) -> No
     whole = torch.nn.Linear(64, 48, bias=bias).to(torch.bfloat16)
     states = torch.randn(shape).to(torch.bfloat16)
     with torch.inference_mode():
-        wanted, found = whole(states), Float8Linear(whole, RowQuantizer(to_float8))(states)
+        wanted, found = whole(states), Float8Linear(whole, to_float8)(states)
     assert found.shape == wanted.shape and found.dtype == wanted.dtype
     assert (found - wanted).float().norm() <= 0.06 * wanted.float().norm()
 
 
-def test_states_of_several_layers_are_narrowed_once(
-    builtin: Loaded, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("joins, n_layers", [(False, 7), (True, 4)])
+def test_joined_layers_are_narrowed_once(
+    builtin: Loaded, monkeypatch: pytest.MonkeyPatch, joins: bool, n_layers: int
 ) -> None:
-    """Of queries, keys and values, of what they bring, of both gates, and of what these bring. The
-    head stays whole."""
+    """Queries, keys and values, what they bring, both gates, and what these bring, in one pass with
+    the gating. The head stays whole."""
     n_narrowed = 0
 
     def counted(rows: torch.Tensor) -> Any:
@@ -54,22 +55,29 @@ def test_states_of_several_layers_are_narrowed_once(
         n_narrowed += 1
         return to_float8(rows)
 
+    def gated(gate: torch.Tensor, up: torch.Tensor) -> Any:
+        return counted(torch.nn.functional.silu(gate.float()) * up.float())
+
     monkeypatch.setattr(float8, "_kernel", lambda _: counted)
+    monkeypatch.setattr(float8, "_gated", gated)
     plain: Any = copy.deepcopy(builtin.model).to(torch.bfloat16)
-    for is_fused in (False, True):  # as on a CPU, and a GPU
-        model: Any = copy.deepcopy(plain)
-        if is_fused:
-            fuse(model)
-        use_float8(model)
-        layers = [one for one in model.modules() if isinstance(one, Float8Linear)]
-        assert len(layers) == 7 * len(model.model.layers)
-        assert not isinstance(model.lm_head, Float8Linear)
-        ids = torch.tensor(builtin.vocabulary.encode(["Which answer is better?"])[0].ids)[None]
-        n_narrowed = 0
-        with torch.inference_mode():
-            found, wanted = (one(ids).logits.float().log_softmax(-1) for one in (model, plain))
-        assert n_narrowed == 4 * len(model.model.layers)
-        assert 0 < (found - wanted).norm() <= 0.2 * wanted.norm()
+    model: Any = copy.deepcopy(plain)
+    if joins:  # as on a GPU
+        monkeypatch.setattr(kernels, "are_usable", lambda _: True)
+        monkeypatch.setattr(
+            kernels, "silu_times", lambda gate, up: torch.nn.functional.silu(gate) * up
+        )
+    fuse(model)
+    use_float8(model)
+    layers = [one for one in model.modules() if isinstance(one, Float8Linear)]
+    assert len(layers) == n_layers * len(model.model.layers)
+    assert not isinstance(model.lm_head, Float8Linear)
+    ids = torch.tensor(builtin.vocabulary.encode(["Which answer is better?"])[0].ids)[None]
+    n_narrowed = 0
+    with torch.inference_mode():
+        found, wanted = (one(ids).logits.float().log_softmax(-1) for one in (model, plain))
+    assert n_narrowed == n_layers * len(model.model.layers)
+    assert 0 < (found - wanted).norm() <= 0.2 * wanted.norm()
 
 
 def test_a_model_without_such_layers_is_refused() -> None:

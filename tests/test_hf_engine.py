@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -147,7 +148,7 @@ def test_batches_under_way_at_once_leave_each_other_alone(
     monkeypatch.setattr(PackedBatch, "ready", lambda _: next(asked))
     for at_once in (2, 3, 5):
         numbered = [_numbered(n, judge.judging(batch)) for n, batch in enumerate(batches)]
-        found = dict(in_turn(iter(numbered), at_once))
+        found = dict(in_turn(iter(numbered), functools.partial(operator.gt, at_once)))
         assert [[bits(one) for one in found[n]] for n in range(5)] == bits_wanted
         assert len(engine.pool.spare) <= at_once
     lend, take_back, engine.at_once = engine.pool.lend, engine.pool.take_back, 2
@@ -168,7 +169,7 @@ def test_batches_under_way_at_once_leave_each_other_alone(
         monkeypatch.setattr(engine.pool, "take_back", ended)
         monkeypatch.setattr(engine.pool, "lend", refusing)
         numbered = [_numbered(n, judge.judging(batch)) for n, batch in enumerate(batches)]
-        for n, results in in_turn(iter(numbered), 2):
+        for n, results in in_turn(iter(numbered), lambda n: n < 2):
             for one, other in zip(results, wanted[n], strict=True):
                 assert isinstance(one, Reading) and isinstance(other, Reading)
                 assert one.line.p == pytest.approx(other.line.p, abs=2e-5)

@@ -51,6 +51,7 @@ def test_a_device_is_given_two_packs_at_once(
 ) -> None:
     """Of whatever batch; what a batch asks next does not wait for them."""
     engine, there = tree_of(released, pack_tokens=1), []
+    assert engine.may_begin()
     monkeypatch.setattr("jlm_cli.hf.transfers.HostCopy.is_ready", lambda copy: copy in there)
     prompts = prompts_of(released)
     batches = [engine.begin(prompts, [[] for _ in prompts], [0]) for _ in range(2)]
@@ -59,7 +60,7 @@ def test_a_device_is_given_two_packs_at_once(
     assert first.may_feed() and first.feed() and first.may_feed() and first.feed()
     assert not first.may_feed() and not second.may_feed() and not first.ready()
     there.append(first._copies[0])
-    assert first.may_feed() and second.may_feed()
+    assert first.may_feed() and second.may_feed() and not engine.may_begin()
     engine.pool.room = 1
     assert first.may_feed() and not second.may_feed()
     while first.feed():
@@ -67,4 +68,4 @@ def test_a_device_is_given_two_packs_at_once(
     assert len(first.known()) == len(prompts)
     there += engine._prefills
     first.end()
-    assert second.may_feed()
+    assert second.may_feed() and second.feed() and engine.may_begin()

@@ -47,7 +47,7 @@ def test_a_task_alone_goes_on_to_its_result() -> None:
 def test_every_task_gives_its_result(at_once: int, pause: Pause | None) -> None:
     log = Log()
     tasks = (log.task(name, n, pause) for name, n in zip("abcdef", (2, 0, 1, 5, 1, 2), strict=True))
-    assert sorted(in_turn(tasks, at_once)) == ["A", "B", "C", "D", "E", "F"]
+    assert sorted(in_turn(tasks, lambda n: n < at_once)) == ["A", "B", "C", "D", "E", "F"]
     for n in range(len(log)):
         begun = {entry[0] for entry in log[:n]}
         assert sum(f"{name}." not in log[:n] for name in begun) <= at_once
@@ -55,7 +55,7 @@ def test_every_task_gives_its_result(at_once: int, pause: Pause | None) -> None:
 
 def test_the_next_task_begins_before_one_waits() -> None:
     log = Log()
-    results = in_turn((log.task(name, 2) for name in "abc"), 2)
+    results = in_turn((log.task(name, 2) for name in "abc"), lambda n: n < 2)
     assert next(results) == "A"
     assert log == ["a0", "b0", "a1", "a!", "a."]
     assert [*results] == ["B", "C"]
@@ -65,14 +65,14 @@ def test_the_next_task_begins_before_one_waits() -> None:
 def test_who_need_not_wait_goes_on_first() -> None:
     log = Log()
     tasks = [log.task("a", 2, no_longer), log.task("b", 2), log.task("c", 1, no_longer)]
-    assert list(in_turn(tasks, 2)) == ["A", "C", "B"]
+    assert list(in_turn(tasks, lambda n: n < 2)) == ["A", "C", "B"]
     assert log.steps == "a0 a1 a! b0 c0 b1 c! b!"
 
 
 def test_who_waits_to_be_alone_runs_to_its_end_by_itself() -> None:
     log = Log()
     tasks = [log.task("a", 3), log.task("b", 2, until_alone), log.task("c", 1)]
-    assert list(in_turn(tasks, 2)) == ["A", "B", "C"]
+    assert list(in_turn(tasks, lambda n: n < 2)) == ["A", "B", "C"]
     assert log.steps == "a0 b0 a1 a2 a! b1 b! c0 c!"
 
 
@@ -84,20 +84,20 @@ def test_tasks_are_taken_only_when_there_is_room() -> None:
             taken.append(name)
             yield log.task(name, 1)
 
-    next(in_turn(tasks(), 2))
+    next(in_turn(tasks(), lambda n: n < 2))
     assert taken == ["a", "b"]
 
 
 def test_a_failure_closes_what_is_under_way() -> None:
     log = Log()
     with pytest.raises(ValueError, match="b"):
-        list(in_turn([log.task("a", 4), log.task("b", 1, fails=True)], 2))
+        list(in_turn([log.task("a", 4), log.task("b", 1, fails=True)], lambda n: n < 2))
     assert log[-2:] == ["b.", "a."]
 
 
 def test_an_end_in_between_closes_what_is_under_way() -> None:
     log = Log()
-    results = in_turn((log.task(name, n + 1) for n, name in enumerate("ab")), 2)
+    results = in_turn((log.task(name, n + 1) for n, name in enumerate("ab")), lambda n: n < 2)
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert log[-1] == "b."

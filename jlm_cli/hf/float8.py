@@ -30,41 +30,23 @@ _WHOLE = 16  # the kernels' step in both widths of a layer
 _ANOTHER = 0.5  # of the norm of log-probabilities; usual is a hundredth
 
 Float8Rows: TypeAlias = tuple[torch.Tensor, torch.Tensor]  # rows in float8, and their scales
-
-
-class RowQuantizer:
-    """Rows [..., size] in float8. Queries, keys and values, and both halves of a gated layer, are
-    made of the same states, which nothing changes in between: those are quantized once."""
-
-    def __init__(self, quantize: Callable[[torch.Tensor], Float8Rows]) -> None:
-        self._to_float8 = quantize
-        self._latest: torch.Tensor | None = None
-        self._found: Float8Rows | None = None
-
-    def __call__(self, states: torch.Tensor) -> Float8Rows:
-        if self._found is None or states is not self._latest:
-            self._found = self._to_float8(states.reshape(-1, states.shape[-1]))
-            self._latest = states
-        return self._found
-
-    def forget(self) -> None:
-        self._latest = self._found = None
+Quantizing: TypeAlias = Callable[[torch.Tensor], Float8Rows]
 
 
 class Float8Linear(Module):
     """A linear layer of bfloat16 states [..., size] that multiplies in float8 (e4m3), each row and
     each column of the weights with a scale of its own."""
 
-    def __init__(self, linear: Linear, quantizer: RowQuantizer) -> None:
+    def __init__(self, linear: Linear, quantizing: Quantizing) -> None:
         super().__init__()
         weight, scales = to_float8(linear.weight.detach())
         self.weight_t = weight.t(), scales.t().contiguous()
         self.bias = linear.bias
         self.weight = linear.weight.detach().to("meta")  # some models look at its dtype
-        self._quantizer = quantizer
+        self._quantizing = quantizing
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return self.of_rows(self._quantizer(states), states)
+        return self.of_rows(self._quantizing(states.reshape(-1, states.shape[-1])), states)
 
     def of_rows(self, rows: Float8Rows, like: torch.Tensor) -> torch.Tensor:
         """Of rows in float8, which were states [..., size]; the result is like those."""
@@ -76,9 +58,9 @@ class Float8Linear(Module):
 class Float8Gated(Module):
     """down(silu(gate(x)) · up(x)), in float8 as soon as it is gated."""
 
-    def __init__(self, whole: JointGated, quantizer: RowQuantizer) -> None:
+    def __init__(self, whole: JointGated, quantizing: Quantizing) -> None:
         super().__init__()
-        self.both, self.down = (Float8Linear(one, quantizer) for one in (whole.both, whole.down))
+        self.both, self.down = (Float8Linear(one, quantizing) for one in (whole.both, whole.down))
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         gate, up = self.both(states).chunk(2, dim=-1)
@@ -110,13 +92,12 @@ def _wide_product(
 def use_float8(model: PreTrainedModel) -> None:
     """All linear layers but the head, whose widths the kernels take. Raises ModelError where a
     model has none, or its predictions change too much."""
-    quantizer = RowQuantizer(_kernel(model.device))
-    model.register_forward_hook(lambda *_: quantizer.forget())
+    quantizing = _kernel(model.device)
 
     def quantized(module: Module, _: torch.dtype) -> Module | None:
         if isinstance(module, JointGated) and _is_taken(module.both) and _is_taken(module.down):
-            return Float8Gated(module, quantizer)
-        return Float8Linear(module, quantizer) if _is_taken(module) else None
+            return Float8Gated(module, quantizing)
+        return Float8Linear(module, quantizing) if _is_taken(module) else None
 
     try:
         whole = _shares(model)
@@ -153,7 +134,7 @@ def to_float8(rows: torch.Tensor) -> Float8Rows:
     return (wide / scales).to(_FLOAT8), scales
 
 
-def _kernel(device: torch.device) -> Callable[[torch.Tensor], Float8Rows]:
+def _kernel(device: torch.device) -> Quantizing:
     """The same in one pass over the rows, where Triton is there; torch's six take longer than the
     product that they prepare."""
     if not kernels.are_usable(device):

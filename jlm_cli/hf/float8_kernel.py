@@ -39,38 +39,37 @@ def _gated_to_float8(  # type: ignore[no-untyped-def]
     tl.store(found + row * size + place, (wide / scale).to(found.dtype.element_ty), mask=there)
 
 
-def gated_to_float8_at_once(
-    gate: torch.Tensor, up: torch.Tensor, dtype: torch.dtype, most: float, least: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows of silu(gate) times up, [n, size] each."""
-    n, size = gate.shape
-    found = torch.empty(n, size, dtype=dtype, device=gate.device)
-    scales = torch.empty(n, 1, device=gate.device)
-    block = triton.next_power_of_2(size)
-    with torch.cuda.device_of(gate):  # type: ignore[no-untyped-call]
-        _gated_to_float8[n,](
-            *(gate, up, found, scales, gate.stride(0), up.stride(0), size, most, least, block),
-            num_warps=_warps(block),
-        )
-    return found, scales
-
-
 def to_float8_at_once(
     rows: torch.Tensor, dtype: torch.dtype, most: float, least: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows [n, size] and their scales, float32 [n, 1]."""
-    n, size = rows.shape
     rows = rows if rows.stride(1) == 1 else rows.contiguous()
-    found = torch.empty(n, size, dtype=dtype, device=rows.device)
-    scales = torch.empty(n, 1, device=rows.device)
-    block = triton.next_power_of_2(size)
+    found, scales, how = _room_for(rows, dtype)
     with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]
-        _to_float8[n,](
-            *(rows, found, scales, rows.stride(0), size, most, least, block),
-            num_warps=_warps(block),
+        _to_float8[len(rows),](
+            rows, found, scales, rows.stride(0), rows.shape[1], most, least, **how
         )
     return found, scales
 
 
-def _warps(block: int) -> int:
-    return min(16, max(1, block // _FOR_A_WARP))
+def gated_to_float8_at_once(
+    gate: torch.Tensor, up: torch.Tensor, dtype: torch.dtype, most: float, least: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same of silu(gate) times up, [n, size] each."""
+    found, scales, how = _room_for(gate, dtype)
+    steps = gate.stride(0), up.stride(0)
+    with torch.cuda.device_of(gate):  # type: ignore[no-untyped-call]
+        _gated_to_float8[len(gate),](
+            gate, up, found, scales, *steps, gate.shape[1], most, least, **how
+        )
+    return found, scales
+
+
+def _room_for(
+    rows: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, int]]:
+    n, size = rows.shape
+    found = torch.empty(n, size, dtype=dtype, device=rows.device)
+    scales = torch.empty(n, 1, device=rows.device)
+    block = int(triton.next_power_of_2(size))
+    return found, scales, {"BLOCK": block, "num_warps": min(16, max(1, block // _FOR_A_WARP))}

@@ -43,6 +43,9 @@ class Writer:
         self._read: tuple[list[int], Cache] | None = None
         self.pads = True  # else it would heed what fills up shorter rows
 
+    def may_begin(self) -> bool:
+        return True
+
     def forget(self) -> None:
         """Give back the memory kept from batch to batch, and between replies."""
         self._read = None
