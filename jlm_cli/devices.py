@@ -89,8 +89,7 @@ def has_amx() -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
-# under way at once: the GPU is at one and has the next, while a third is looked through; more would
-# be smaller ones, whose drafts cost as many launches
+# under way at once: the GPU is at one and has the next, while a third is looked through
 GPU_BATCHES = 3
 # of a batch on a CPU; packs are smaller, this bounds keys, values and logits of drafts
 _CPU_LEAST, _CPU_SCORING, _CPU_WRITING = 4096, 8192, 16384  # tokens
@@ -112,8 +111,8 @@ def _threads() -> int:
 class Compute:
     """Where and how a model computes: found out once, the same for every worker.
 
-    So many batches are under way `at_once`; a worker on a CPU has so many `threads`. `weights` and
-    `cache` are estimates in bytes of what the model and these batches take, `memory` what the
+    So many full batches are under way `at_once`; a worker on a CPU has so many `threads`. `weights`
+    and `cache` are estimates in bytes of what the model and these batches take, `memory` what the
     device has.
     """
 
@@ -133,8 +132,7 @@ class Compute:
         here = {"device": self.device, "dtype": self.dtype, "batch_tokens": self.batch_tokens}
         if self.threads is not None:
             here[THREADS] = self.threads
-        could = (self.device, self.dtype) == ("cuda", "bfloat16")
-        return {**here, "kernels": version_of_kernels()} if could else here
+        return {**here, "kernels": version_of_kernels()} if self.device == "cuda" else here
 
     def sizes(self) -> dict[str, int]:
         """Estimates in bytes."""

@@ -23,7 +23,7 @@ from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote, unheard
 from jlm_cli.hf.attention import computing, reads_rows_at_once
 from jlm_cli.hf.blocks import Blocks, DraftTrees, Prompts
-from jlm_cli.hf.cuda_graph import GraphedPasses, chosen
+from jlm_cli.hf.cuda_graph import MOST_TOKENS, GraphedPasses, chosen
 from jlm_cli.hf.head import exact, only
 from jlm_cli.hf.kernels import RotaryPatch
 from jlm_cli.hf.memory import within_memory
@@ -132,7 +132,8 @@ class PackedEngine(Writer):
         return list(found)
 
     def _chosen(self, texts: Sequence[Text], blocks: Blocks) -> torch.Tensor:
-        if isinstance(blocks, TiledBlocks) and all(len(text.due) == 1 for text in texts):
+        few = len(texts) <= MOST_TOKENS and all(len(text.due) == 1 for text in texts)
+        if isinstance(blocks, TiledBlocks) and few:
             places = blocks.room_up_to(1 + max(text.place for text in texts))
             ids = [text.due[0] for text in texts]
             return self._graphed.chosen(ids, asked_by_texts(texts, places), blocks)
@@ -144,7 +145,8 @@ class PackedEngine(Writer):
     def run(self, tokens: Tokens, blocks: Blocks, columns: torch.Tensor) -> torch.Tensor:
         """What is known behind the kept tokens, [kept, columns]."""
         with computing():
-            if isinstance(blocks, TiledBlocks) and not tokens.segments:
+            few = len(tokens.ids) <= MOST_TOKENS and not tokens.segments
+            if isinstance(blocks, TiledBlocks) and few:
                 asked = self._asked(tokens, blocks)
                 return self._graphed.log_p(tokens.ids, asked, blocks, columns)
             with exact(self.model, columns) as head:
@@ -176,6 +178,9 @@ class PackedEngine(Writer):
         return logits
 
 
+_NONE = Blocks()
+
+
 class PackedBatch:
     """Rows of a batch lie in the order of their tokens, and each copies what it shares with the
     one before: both orders of a sample, and samples with the same question, begin alike."""
@@ -188,7 +193,7 @@ class PackedBatch:
         columns: Sequence[int],
     ) -> None:
         self._engine, self._pool = engine, engine.pool
-        self.blocks = Blocks()  # until it is lent others
+        self.blocks = _NONE  # until it is lent some
         self.is_over = False
         self._columns = sent(list(columns), engine.device)
         given = [tuple(prompt) for prompt in prompts]
@@ -200,12 +205,11 @@ class PackedBatch:
         self._copies: list[HostCopy] = []
         self._sizes = [1 + len(draft) for draft in self._behind]  # what comes for each row
         self._shape = len(given), max(map(len, given)) + DRAFT_ROOM
-        self._lent = 0
         engine.unfed.add(self)
 
     def may_feed(self) -> bool:
-        rows, places = self._shape
-        return self._engine.is_idle() and (self._lent > 0 or self._pool.has_room(rows * places))
+        has_room = self.blocks is not _NONE or self._pool.has_room(*self._shape)
+        return has_room and self._engine.is_idle()
 
     @within_memory
     def feed(self) -> bool:
@@ -213,9 +217,9 @@ class PackedBatch:
         pack = next(self._left, None)
         if pack is None:
             return False
-        if not self._lent:
+        if self.blocks is _NONE:
             self._engine.unfed.discard(self)
-            self.blocks, self._lent = self._pool.lend(*self._shape), math.prod(self._shape)
+            self.blocks = self._pool.lend(*self._shape)
         tokens = Tokens()
         for segment in pack:
             tokens.add_prompt(segment, self._prompts[segment.row])
@@ -249,15 +253,14 @@ class PackedBatch:
         return [parts[place[row]] for row in range(len(parts))]
 
     def end(self) -> None:
-        self.is_over = True
         self._engine.unfed.discard(self)
-        if self._lent:
-            self._pool.take_back(self._lent, self.blocks)
-            self._lent = 0
+        if self.blocks is not _NONE and not self.is_over:
+            self._pool.take_back(self.blocks)
+        self.is_over = True
 
     def forget(self) -> None:
-        self._pool.take_back(self._lent)
-        self._lent, self.blocks, self._copies = 0, Blocks(), []
+        self._pool.lose(self.blocks)
+        self.blocks, self._copies = _NONE, []
         self._engine.forget()
 
     def missed(self) -> str | None:

@@ -5,6 +5,7 @@ torch and transformers are imported inside the functions, so that the command li
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,8 +52,8 @@ def load_engine(
         torch.set_num_threads(compute.threads)
     bits = None if compute.quantize == "fp8" else compute.quantize
     model = load_model(files, compute.dtype, _place(compute), bits)
-    _make_faster(model, compute)
     try:
+        _make_faster(model, compute)
         engine = make_engine(model, vocabulary, say)
     except AssertionError as error:  # how bitsandbytes refuses sizes that it cannot pack
         raise ModelError(f"--model {files.name}: {first_line(error)}") from error
@@ -60,7 +61,7 @@ def load_engine(
         raise ModelError(
             f"--model {files.name}: its tokenizer has tokens that its weights do not know"
         ) from error
-    except MemoryError as error:
+    except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelError(
             f"--model {files.name}: its weights leave no memory to judge with; take more GPUs "
             "(--gpus-per-model) or --quantize"
@@ -69,6 +70,7 @@ def load_engine(
         from jlm_cli.hf.float8 import use_float8
 
         use_float8(model)  # not before: the engine's trial is finer than float8
+    gc.collect()  # layers that were replaced go, and their weights
     if isinstance(engine, PackedEngine):
         engine.pool.room = compute.at_once * _USUAL * compute.batch_tokens
         if compute.at_once > 1:  # in a plan's last quarter more of them, which are smaller

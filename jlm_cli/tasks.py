@@ -13,11 +13,6 @@ Task: TypeAlias = Generator[Pause, None, Result]
 _NAP = 0.0003  # seconds, until the pauses are looked at once more
 
 
-def no_longer() -> bool:
-    """The pause of a task that only lets others go first."""
-    return True
-
-
 def until_alone() -> bool:
     """The pause of a task that goes on, to its end, when no other is under way."""
     return False

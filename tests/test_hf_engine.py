@@ -151,22 +151,16 @@ def test_batches_under_way_at_once_leave_each_other_alone(
         found = dict(in_turn(iter(numbered), functools.partial(operator.gt, at_once)))
         assert [[bits(one) for one in found[n]] for n in range(5)] == bits_wanted
         assert len(engine.pool.spare) <= at_once
-    lend, take_back, engine.at_once = engine.pool.lend, engine.pool.take_back, 2
-    assert engine.pool._lent == 0
+    lend, engine.at_once = engine.pool.lend, 2
+    assert not engine.pool._lent
     for most, split in ((6, False), (3, True)):  # rows that memory has room for
-        lent: list[Blocks] = []
+        engine.pool.forget()
 
-        def refusing(rows: int, places: int, most: int = most, lent: list[Blocks] = lent) -> Blocks:
-            if rows + sum(blocks.rows for blocks in lent) > most:
+        def refusing(rows: int, places: int, most: int = most) -> Blocks:
+            if rows + sum(blocks.rows for blocks in engine.pool._lent) > most:
                 raise torch.OutOfMemoryError
-            lent.append(blocks := lend(rows, places))
-            return blocks
+            return lend(rows, places)
 
-        def ended(places: int, blocks: Blocks | None = None, lent: list[Blocks] = lent) -> None:
-            lent[:] = [one for one in lent if one is not blocks]
-            take_back(places, blocks)
-
-        monkeypatch.setattr(engine.pool, "take_back", ended)
         monkeypatch.setattr(engine.pool, "lend", refusing)
         numbered = [_numbered(n, judge.judging(batch)) for n, batch in enumerate(batches)]
         for n, results in in_turn(iter(numbered), lambda n: n < 2):
@@ -735,6 +729,18 @@ def test_captured_passes_give_the_same(
         assert engine.write(prompts, limits, unheard) == wanted
     assert captured and isinstance(engine, PackedEngine)
     assert len(captured) == len(engine._graphed._passes)
+
+
+def test_nothing_is_captured_under_autocast(
+    released: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while training: a graph would read casts of the weights, which do not last."""
+    captured, prompts = tile_reference.use_here(monkeypatch), prompts_of(released)
+    with torch.autocast("cpu", torch.bfloat16):
+        written = tree_of(released).write(prompts, [5] * len(prompts), unheard)
+    assert not captured and len(written) == len(prompts)
+    assert tree_of(released).write(prompts, [5] * len(prompts), unheard)
+    assert captured
 
 
 def test_a_model_that_waits_for_its_gpu_is_not_captured(

@@ -79,6 +79,7 @@ def test_what_running_out_of_memory_looks_like() -> None:
     for text in (
         "CUDA error: out of memory",
         "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate",
+        "Triton Error [CUDA]: out of memory",
     ):
         assert is_out_of_memory(RuntimeError(text))
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))

@@ -184,7 +184,7 @@ def test_other_ways_to_turn_stay_the_models_own(
 
 
 def test_a_run_is_gone_on_with_on_the_same_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "version_of_kernels", lambda: "0.8.5")
-    assert devices.Compute("cuda", "bfloat16", 4096).settings()["kernels"] == "0.8.5"
-    for device, dtype in (("cpu", "bfloat16"), ("cuda", "float16")):
-        assert "kernels" not in devices.Compute(device, dtype, 4096).settings()
+    monkeypatch.setattr(devices, "version_of_kernels", lambda: "3.6.0")
+    for dtype in ("bfloat16", "float16"):
+        assert devices.Compute("cuda", dtype, 4096).settings()["kernels"] == "3.6.0"
+        assert "kernels" not in devices.Compute("cpu", dtype, 4096).settings()

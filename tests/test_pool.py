@@ -23,27 +23,41 @@ def test_memory_goes_from_batch_to_batch() -> None:
     """Also to a larger one; memory that is far too large is given back, with all that is spare."""
     pool = BlockPool(Blocks)
     first, second = written(pool, 4, 64), written(pool, 3, 64)
-    for blocks, places in ((first, 256), (second, 192)):
-        pool.take_back(places, blocks)
+    for blocks in (first, second):
+        pool.take_back(blocks)
     assert written(pool, 3, 64) is first
     assert written(pool, 8, 64) is second
-    pool.take_back(192, first)
-    pool.take_back(512, second)
+    pool.take_back(first)
+    pool.take_back(second)
     small = written(pool, 1, 64)
     assert small not in (first, second) and not pool.spare
-    pool.take_back(64, small)
+    pool.take_back(small)
     assert written(pool, 2, 32) is small
 
 
 def test_a_batch_waits_for_room_unless_it_is_alone() -> None:
+    """What is lent counts as large as it has been."""
     pool = BlockPool(Blocks)
-    assert pool.has_room(10**9)
-    pool.room = 300
-    assert pool.has_room(400)
-    pool.lend(2, 100)
-    assert pool.has_room(100) and not pool.has_room(101)
-    pool.take_back(200)
-    assert pool.has_room(400)
+    assert pool.has_room(9999, 9999)
+    pool.room = 320
+    assert pool.has_room(4, 100)
+    large = written(pool, 2, 160)
+    assert not pool.has_room(1, 16)
+    pool.take_back(large)
+    small = written(pool, 2, 96)
+    assert small is large and not pool.has_room(1, 16)
+    pool.lose(small)
+    lent = written(pool, 2, 96)
+    assert lent is not large and pool.has_room(1, 128) and not pool.has_room(1, 129)
+
+
+def test_spare_memory_makes_room() -> None:
+    pool = BlockPool(Blocks)
+    pool.room = 320
+    first, second = written(pool, 1, 160), written(pool, 1, 160)
+    for blocks in (first, second):
+        pool.take_back(blocks)
+    assert written(pool, 1, 176) in (first, second) and not pool.spare
 
 
 def test_a_device_is_given_two_packs_at_once(

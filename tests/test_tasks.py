@@ -7,13 +7,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from jlm_cli.tasks import Pause, Task, finish, in_turn, no_longer, until_alone
+from jlm_cli.tasks import Pause, Task, finish, in_turn, until_alone
 
 
 def asked_twice() -> Pause:
     """What is not there yet when it is first asked for."""
     asked = itertools.chain([False], itertools.repeat(True))
     return lambda: next(asked)
+
+
+def no_longer() -> bool:
+    """The pause of a task that only lets others go first."""
+    return True
 
 
 class Log(list[str]):

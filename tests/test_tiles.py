@@ -3,13 +3,19 @@ against the same in test_gpu.py."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tile_reference
 import torch
+import transformers
+from test_hf_engine import small
 
+from jlm_cli.hf import tiles
 from jlm_cli.hf.attention import AttentionSpec
-from jlm_cli.hf.blocks import Blocks, DraftTrees
+from jlm_cli.hf.blocks import Blocks, DraftTrees, Prompts
+from jlm_cli.hf.packing import Segment
 from jlm_cli.hf.reasons import Text
 from jlm_cli.hf.tiles import OnDevice, TiledBlocks, asked_by, asked_by_texts
 
@@ -72,3 +78,32 @@ def test_blocks_that_move_are_told_of() -> None:
                 assert block.shape == (2, 3, blocks.places, 4)
                 assert (block[:, :, :16] == 10 * layer + kind + 1).all()
                 assert not block[:, :, 16:].any()
+
+
+def test_values_narrower_than_keys_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a kernel would write beside them; such a model is read in another way."""
+    tile_reference.use_here(monkeypatch)
+    (query, key, value), _, trees = tile_reference.drafts(8, 2, 16, torch.float32)
+    blocks = TiledBlocks(CPU)
+    blocks.begin(3, 208)
+    drafted = OnDevice.of(asked_by(trees, blocks.places), blocks.table)
+    prompts = Prompts.of([Segment(0, 0, key.shape[1])], CPU)
+    with pytest.raises(ValueError, match="not as wide as its keys"):
+        drafted.attend(blocks, 0, (query, key, value[..., :8]), AttentionSpec())
+    with pytest.raises(ValueError, match="not as wide as its keys"):
+        blocks.write_prompts(prompts, 0, (key, value[..., :8]))
+
+
+def test_tiles_are_tried_with_the_models_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recurrent model has none, another may ask for more than there is."""
+    tile_reference.use_here(monkeypatch)
+    recurrent = transformers.MambaForCausalLM(
+        transformers.MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=9)
+    )
+    assert tiles._work(small("Llama")) and not tiles._work(recurrent)
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(tile_reference, "attend", fails)
+    assert not tiles._work(small("Llama"))

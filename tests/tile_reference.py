@@ -23,7 +23,7 @@ def use_here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def capture(step: Any) -> tuple[Any, torch.Tensor]:
         found = step()
         captured.append(max(found.shape[0], found.shape[1]) if len(found) == 2 else len(found))
-        return lambda _: found.copy_(step()), found
+        return lambda: found.copy_(step()), found
 
     monkeypatch.setattr("jlm_cli.hf.cuda_graph.capture", capture)
     monkeypatch.setattr("jlm_cli.hf_engine.are_usable", lambda _: True)

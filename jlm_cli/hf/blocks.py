@@ -210,6 +210,7 @@ class Blocks:
         """How many places a block has, or will have when one before `end` is written there."""
         if end > self.places:  # a larger draft than was reckoned with, or a text
             self.places = _whole(end + _ROOM)
+            self.largest = max(self.largest, self.rows * self.places)
         return self.places
 
     def drop_memory(self) -> None:

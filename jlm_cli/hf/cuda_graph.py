@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from jlm_cli.hf_engine import PackedEngine
 
 _TOKENS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768)
-_WHOLE = 512  # and multiples of it
+MOST_TOKENS = _TOKENS[-1]  # over more the GPU takes as long as the host over the launches
+_MOST_KEPT = 32  # graphs, each of which has memory of its own
 _LEAST_BESIDE = 64
 
 
@@ -54,10 +55,11 @@ class GraphedPasses:
 
     def _of(self, asked: Asked, n_columns: int) -> GraphedPass:
         n, beside = asked.ago.shape
-        at = bisect.bisect_left(_TOKENS, n)
-        n_tokens = _TOKENS[at] if at < len(_TOKENS) else -(-n // _WHOLE) * _WHOLE
+        n_tokens = _TOKENS[bisect.bisect_left(_TOKENS, n)]
         size = n_tokens, max(_LEAST_BESIDE, 1 << (beside - 1).bit_length()), n_columns
         if size not in self._passes:
+            if len(self._passes) == _MOST_KEPT:
+                self._passes.clear()
             self._passes[size] = GraphedPass(self._engine, *size)
         return self._passes[size]
 
@@ -77,7 +79,7 @@ class GraphedPass:
             tiles.view(-1, FIELDS), slots, positions, ago.view(n_tokens, -1), self._table
         )
         self._columns = torch.zeros(n_columns, dtype=torch.int64, device=engine.device)
-        self._captured: tuple[Callable[[TiledBlocks], object], torch.Tensor] | None = None
+        self._captured: tuple[Callable[[], object], torch.Tensor] | None = None
 
     def run(
         self, ids: Sequence[int], asked: Asked, blocks: TiledBlocks, columns: torch.Tensor
@@ -91,23 +93,21 @@ class GraphedPass:
         blocks.tell_all()
         self._table.copy_(blocks.table)
         self._columns.copy_(columns)
+        if self._captured is None and self._engine.captures and not _has_autocast(self._ids.device):
+            self._capture(blocks)
         if self._captured is None:
-            self._captured = self._capture(blocks)
+            return self._step(blocks)
         replay, found = self._captured
-        replay(blocks)
+        replay()
         return found
 
-    def _capture(self, blocks: TiledBlocks) -> tuple[Callable[[TiledBlocks], object], torch.Tensor]:
-        """What does the pass once more, and where that leaves what it finds."""
-        if self._engine.captures:
-            try:
-                return capture(partial(self._step, blocks))
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise
-                self._engine.captures = False
-        found = self._step(blocks)
-        return lambda others: found.copy_(self._step(others)), found
+    def _capture(self, blocks: TiledBlocks) -> None:
+        try:
+            self._captured = capture(partial(self._step, blocks))
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            self._engine.captures = False
 
     def _step(self, blocks: TiledBlocks) -> torch.Tensor:
         pack = Pack(blocks, (), None, self._asked)
@@ -124,7 +124,12 @@ def chosen(logits: torch.Tensor) -> torch.Tensor:
     return torch.stack([logits[0].argmax(-1), sound.to(torch.int64)])
 
 
-def capture(step: Callable[[], torch.Tensor]) -> tuple[Callable[[object], object], torch.Tensor]:
+def _has_autocast(device: torch.device) -> bool:
+    """Whose casts of the weights, which a graph would read, do not last."""
+    return bool(torch.is_autocast_enabled(device.type))
+
+
+def capture(step: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
     """What replays the launches of a step, and where they leave what it finds. Raises RuntimeError
     where the step has to wait for its GPU."""
     with _without_waiting():
@@ -135,7 +140,7 @@ def capture(step: Callable[[], torch.Tensor]) -> tuple[Callable[[object], object
             found = step()
     finally:
         torch.cuda.set_stream(stream)  # a capture that fails would leave its own
-    return lambda _: graph.replay(), found
+    return graph.replay, found
 
 
 @contextmanager

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from accelerate.hooks import remove_hook_from_module
 from torch.nn import Linear, Module, Parameter
 
 from jlm_cli.hf import kernels
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj")
-_GATED = ("gate_proj", "up_proj", "down_proj")
 
 
 class Joint(Module):
@@ -28,8 +28,9 @@ class Joint(Module):
     def part(self, n: int, states: torch.Tensor) -> torch.Tensor:
         """[..., size of the n-th]; it may be changed in place."""
         if states is not self._states or n not in self._left:
-            self._states = states
-            self._left = dict(enumerate(self.linear(states).split(self._sizes, dim=-1)))
+            self._left = {}  # of a pass that was broken off, perhaps
+            parts = self.linear(states).split(self._sizes, dim=-1)
+            self._states, self._left = states, dict(enumerate(parts))
         found = self._left.pop(n)
         if not self._left:
             self._states = None
@@ -78,10 +79,19 @@ def join_attention(module: Module) -> None:
     """Queries, keys and values of a module that has them as plain layers of the same kind; any
     other stays as it is."""
     parts = [getattr(module, name, None) for name in _ATTENTION]
-    layers = [part for part in parts if type(part) is Linear and not hasattr(part, "_hf_hook")]
+    layers = [part for part in parts if type(part) is Linear]
     alike = {(layer.in_features, layer.bias is None, layer.weight.dtype) for layer in layers}
     if len(layers) < len(parts) or len(alike) > 1:
         return
     joint = Joint(layers)
     for n, (name, layer) in enumerate(zip(_ATTENTION, layers, strict=True)):
+        unhook(layer)
         setattr(module, name, JointPart(joint, n, layer))
+
+
+def unhook(module: Module) -> None:
+    """Of accelerate, which binds a module's forward to itself: it would keep its weights. Where a
+    whole layer lies on one GPU, its parts need not take their states from another."""
+    if hasattr(module, "_hf_hook"):
+        remove_hook_from_module(module)
+        vars(module).pop("forward", None)

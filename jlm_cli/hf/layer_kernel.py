@@ -13,7 +13,7 @@ _FOR_A_WARP = 512  # numbers
 # fmt: off
 @triton.jit  # type: ignore[untyped-decorator]
 def _turn(  # type: ignore[no-untyped-def]
-    states, cos, sin, in_batch, of_head, of_token, waves_in_batch, of_wave, n_tokens, heads, half,
+    states, cos, sin, in_batch, of_head, of_token, waves_in_batch, of_wave, heads, half,
     HEADS: tl.constexpr, HALF: tl.constexpr,
 ):
     # fmt: on
@@ -59,7 +59,7 @@ def turn(
             waves_in_batch = cos.stride(0) if len(cos) > 1 else 0
             _turn[n_tokens, batch](
                 *(states, cos, sin, states.stride(0), states.stride(1), states.stride(2)),
-                *(waves_in_batch, cos.stride(1), n_tokens, heads, half),
+                *(waves_in_batch, cos.stride(1), heads, half),
                 HEADS=triton.next_power_of_2(heads),
                 HALF=triton.next_power_of_2(half),
             )

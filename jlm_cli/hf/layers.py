@@ -14,13 +14,13 @@ from contextlib import suppress
 from typing import TypeAlias
 
 import torch
-from accelerate.hooks import add_hook_to_module, remove_hook_from_module
+from accelerate.hooks import add_hook_to_module
 from torch.nn import Linear, Module, Parameter, RMSNorm, SiLU, functional
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from jlm_cli.hf import kernels
-from jlm_cli.hf.joint import JointGated, join_attention
+from jlm_cli.hf.joint import JointGated, join_attention, unhook
 
 _TOKENS = 2048  # in a pass, about: the order is chosen for it
 _ROUNDING = {2: 0.01, 4: 1e-5}  # of the norm, by bytes; bfloat16 alone is off by a third of it
@@ -124,9 +124,10 @@ def _replace_below(
         if found is None:
             _replace_below(child, dtype, replacing, called)
             continue
-        if hook := getattr(child, "_hf_hook", None):  # takes its states from another GPU
-            remove_hook_from_module(child)
-            vars(child).pop("forward", None)  # bound to itself, it would keep its weights
+        hook = getattr(child, "_hf_hook", None)  # takes its states from another GPU
+        for part in child.modules():
+            unhook(part)
+        if hook is not None:
             add_hook_to_module(found, hook)
         setattr(parent, name, found)
 
@@ -159,6 +160,8 @@ def _if_it_works(faster: Replacing) -> Replacing:
     def tried(module: Module, dtype: torch.dtype) -> Module | None:
         try:
             return faster(module, dtype)
+        except torch.OutOfMemoryError:  # else what is free would change bytes
+            raise
         except Exception:
             return None
 

@@ -9,8 +9,13 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 
-# of the CPU's allocator; of CUDA itself, where a kernel is loaded or memory pinned; of cuBLAS
-_OTHERS = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# of the CPU's allocator; of CUDA itself, where a kernel is loaded or memory pinned; of its users
+_OTHERS = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 

@@ -42,11 +42,6 @@ class Text:
         """Where what is due next goes."""
         return self.start + self.n_read
 
-    @property
-    def position(self) -> int:
-        """The same among the tokens of the text, its prompt included."""
-        return self.seen + self.n_read
-
     def tree(self) -> DraftTree:
         """What is due, each token behind all before it."""
         here = self.place

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from jlm_cli.hf.tiles import OF_A_TILE
+from jlm_cli.hf.tiles import FIELDS, OF_A_TILE
 
 if TYPE_CHECKING:
     from jlm_cli.hf.attention import AttentionSpec
@@ -85,12 +85,12 @@ def _more(states, keys, values, sees, scale, cap, most, total, out, CAPPED: tl.c
 @triton.jit  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
     query, found, addresses, tiles, positions, ago, query_head, query_token, wide, groups, share,
-    size, scale, cap, window, TOKENS: tl.constexpr, HEADS: tl.constexpr, KEYS: tl.constexpr,
-    SIZE: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
+    size, scale, cap, window, FIELDS: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
+    KEYS: tl.constexpr, SIZE: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
 ):
     # fmt: on
     """A tile's queries, of some heads that share a group's keys."""
-    tile, group = tiles + tl.program_id(0) * 5, tl.program_id(1)
+    tile, group = tiles + tl.program_id(0) * FIELDS, tl.program_id(1)
     base, common, first = tl.load(tile), tl.load(tile + 1), tl.load(tile + 2)
     n_tokens, n_more = tl.load(tile + 3), tl.load(tile + 4)
     if n_tokens > 0:
@@ -187,6 +187,7 @@ def attend(
             size**-0.5 if spec.scale is None else spec.scale,
             spec.cap or 1.0,
             spec.window or 0,
+            FIELDS=FIELDS,
             TOKENS=OF_A_TILE,
             HEADS=at_once,
             KEYS=max(_LEAST, min(_KEYS, _KEYS_BYTES // (wide * query.element_size()))),

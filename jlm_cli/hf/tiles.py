@@ -125,6 +125,7 @@ class OnDevice:
         """query [heads, T, size], key and value [groups, T, size], which are put in their place:
         → [T, heads, size]."""
         query, key, value = states
+        _check(key, value)
         blocks.tell(layer)
         kernel().put(key, value, self.slots, self.table[layer])
         out: torch.Tensor = kernel().attend(query, len(key), self, self.table[layer], spec)
@@ -185,9 +186,10 @@ class TiledBlocks(Blocks):
         self, prompts: Prompts, layer: int, states: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
         """Keys and values at once; what rows share with others is copied within the blocks."""
+        key, value = states
+        _check(key, value)
         blocks = [self._block(layer, kind, new) for kind, new in enumerate(states)]
         self.tell(layer)
-        key, value = states
         slots = self._slots_of(prompts)
         kernel().put(key, value, slots.own, self.table[layer])
         if slots.seen is None:
@@ -210,6 +212,11 @@ class TiledBlocks(Blocks):
         return memory.view(rows, places, heads, size).transpose(1, 2)
 
 
+def _check(key: torch.Tensor, value: torch.Tensor) -> None:
+    if key.shape != value.shape:  # as DeepSeek has them
+        raise ValueError("its values are not as wide as its keys")
+
+
 @functools.cache
 def kernel() -> ModuleType:
     from jlm_cli.hf import tile_kernel
@@ -224,11 +231,11 @@ def are_usable(model: PreTrainedModel) -> bool:
 
 
 def _work(model: PreTrainedModel) -> bool:
-    heads, groups, size = kernels.heads_of(model)
     blocks = TiledBlocks(model.device)
     blocks.begin(1, 1)
     asked = Asked(*(np.zeros(shape, np.int32) for shape in ((1, FIELDS), 1, 1, (1, 1))))
     try:
+        heads, groups, size = kernels.heads_of(model)
         with torch.inference_mode():
             states = [
                 torch.zeros(n, 1, size, dtype=model.dtype, device=model.device)
@@ -239,6 +246,6 @@ def _work(model: PreTrainedModel) -> bool:
             OnDevice.of(asked, blocks.table).attend(blocks, 0, states, AttentionSpec())
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # of a compiler, whatever it is
+    except Exception:  # of a compiler, whatever it is; recurrent models have no heads
         return False
     return True

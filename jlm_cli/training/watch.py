@@ -130,6 +130,8 @@ class Watch(TrainerCallback):
                 judge = Judge(self._engine, course.lines, reason=False, new_tokens=0)
                 records = list(judged(course.material.watched, self._mode, encoder, judge))
         finally:
+            if self._engine is not None:
+                self._engine.forget()  # training needs its memory
             model.train()
         return figures_of(records)
 
