@@ -40,6 +40,9 @@ class GraphedPasses:
         self._passes: dict[tuple[int, int, int], GraphedPass] = {}
 
     def forget(self) -> None:
+        """Not before the GPU is done with them."""
+        if self._passes and self._engine.device.type == "cuda":
+            torch.cuda.synchronize(self._engine.device)
         self._passes.clear()
 
     def log_p(
@@ -59,7 +62,7 @@ class GraphedPasses:
         size = n_tokens, max(_LEAST_BESIDE, 1 << (beside - 1).bit_length()), n_columns
         if size not in self._passes:
             if len(self._passes) == _MOST_KEPT:
-                self._passes.clear()
+                self.forget()
             self._passes[size] = GraphedPass(self._engine, *size)
         return self._passes[size]
 

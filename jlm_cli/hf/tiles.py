@@ -65,7 +65,7 @@ class Asked:
 def asked_by(trees: Sequence[DraftTree], places: int) -> Asked:
     """By the tokens of trees, which follow each other. Blocks have so many `places`."""
     commons = [_common(tree) for tree in trees]
-    wide = max(tree.end - common for tree, common in zip(trees, commons, strict=True))
+    wide = max(1, *(tree.end - common for tree, common in zip(trees, commons, strict=True)))
     total = sum(len(tree.sees) for tree in trees)
     slots, positions = np.empty(total, np.int32), np.empty(total, np.int32)
     ago = np.full((total, wide), UNSEEN, np.int32)
@@ -99,7 +99,7 @@ def asked_by_texts(texts: Sequence[Text], places: int) -> Asked:
     beside = place + 1 - common
     n = np.arange(len(texts), dtype=np.int32)
     tiles = np.stack([base, common, n, np.ones_like(n), beside], axis=1)
-    since = beside[:, None] - 1 - np.arange(beside.max(), dtype=np.int32)
+    since = beside[:, None] - 1 - np.arange(max(1, beside.max()), dtype=np.int32)
     ago = np.where((since >= 0) & (since <= n_read[:, None]), since, np.int32(UNSEEN))
     return Asked(tiles, base + place, seen + n_read, ago)
 
