@@ -67,7 +67,6 @@ class PackedEngine(Writer):
         self._rotary = RotaryPatch.of(model)
         self.captures = True  # until a pass of the model has to wait for its GPU
         self._graphed = GraphedPasses(self)
-        self.no_columns = torch.empty(0, dtype=torch.int64, device=self.device)
 
     @within_memory
     def begin(

@@ -5,7 +5,6 @@ torch and transformers are imported inside the functions, so that the command li
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +69,6 @@ def load_engine(
         from jlm_cli.hf.float8 import use_float8
 
         use_float8(model)  # not before: the engine's trial is finer than float8
-    gc.collect()  # layers that were replaced go, and their weights
     if isinstance(engine, PackedEngine):
         engine.pool.room = compute.at_once * _USUAL * compute.batch_tokens
         if compute.at_once > 1:  # in a plan's last quarter more of them, which are smaller

@@ -64,9 +64,6 @@ def in_turn(tasks: Iterable[Task[Result]], may_begin: Callable[[int], bool]) -> 
                 under_way.pop(task, None)
                 yield done.value
                 continue
-            except BaseException:
-                under_way.pop(task, None)
-                raise
             if under_way[task] is until_alone:
                 under_way.pop(task)
                 alone.append(task)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import weakref
 from typing import Any
 
@@ -122,6 +123,29 @@ def test_weights_that_were_replaced_go() -> None:
     narrow = [one for one in model.modules() if isinstance(one, Float8Linear)]
     assert len(narrow) == n_layers and all(hasattr(one, "_hf_hook") for one in narrow)
     assert not any(one() is not None for one in seen)
+
+
+def test_weights_that_were_joined_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from under accelerate's hooks, and with no look for garbage."""
+    monkeypatch.setattr(kernels, "are_usable", lambda _: True)
+    monkeypatch.setattr(kernels, "silu_times", lambda gate, up: torch.nn.functional.silu(gate) * up)
+    model: Any = small("Llama", hidden_size=64, head_dim=32).to(torch.bfloat16)
+    for module in list(model.modules()):
+        add_hook_to_module(module, AlignDevicesHook(execution_device="cpu"))
+    joined = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+    seen = [
+        weakref.ref(one.weight)
+        for name, one in model.named_modules()
+        if name.rpartition(".")[2] in joined
+    ]
+    del module
+    gc.disable()
+    try:
+        fuse(model)
+        assert len(seen) == 5 * len(model.model.layers)
+        assert not any(one() is not None for one in seen)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("prepare", [use_onednn, use_float8])

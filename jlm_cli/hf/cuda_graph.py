@@ -38,6 +38,7 @@ class GraphedPasses:
     def __init__(self, engine: PackedEngine) -> None:
         self._engine = engine
         self._passes: dict[tuple[int, int, int], GraphedPass] = {}
+        self._no_columns = torch.empty(0, dtype=torch.int64, device=engine.device)
 
     def forget(self) -> None:
         """Not before the GPU is done with them."""
@@ -53,7 +54,7 @@ class GraphedPasses:
 
     def chosen(self, ids: Sequence[int], asked: Asked, blocks: TiledBlocks) -> torch.Tensor:
         """What is likeliest behind each of some tokens, and whether it is known: [2, T]."""
-        found = self._of(asked, 0).run(ids, asked, blocks, self._engine.no_columns)
+        found = self._of(asked, 0).run(ids, asked, blocks, self._no_columns)
         return found[:, : len(ids)].clone()
 
     def _of(self, asked: Asked, n_columns: int) -> GraphedPass:

@@ -9,6 +9,15 @@ import triton.language as tl
 _FOR_A_WARP = 512  # numbers
 
 
+@triton.jit
+def _store(wide, row, place, found, scales, size, most, least):  # type: ignore[no-untyped-def]
+    """A row of float32 in float8, and its scale."""
+    scale = tl.maximum(tl.max(tl.abs(wide), axis=0) / most, least)
+    tl.store(scales + row, scale)
+    narrow = (wide / scale).to(found.dtype.element_ty)
+    tl.store(found + row * size + place, narrow, mask=place < size)
+
+
 @triton.jit  # type: ignore[untyped-decorator]
 def _to_float8(rows, found, scales, step, size, most, least, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """One row for each program."""
@@ -16,9 +25,7 @@ def _to_float8(rows, found, scales, step, size, most, least, BLOCK: tl.constexpr
     place = tl.arange(0, BLOCK)
     there = place < size
     wide = tl.load(rows + row * step + place, mask=there, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(wide), axis=0) / most, least)
-    tl.store(scales + row, scale)
-    tl.store(found + row * size + place, (wide / scale).to(found.dtype.element_ty), mask=there)
+    _store(wide, row, place, found, scales, size, most, least)
 
 
 # fmt: off
@@ -34,9 +41,7 @@ def _gated_to_float8(  # type: ignore[no-untyped-def]
     wide = tl.load(gate + row * step + place, mask=there, other=0.0).to(tl.float32)
     wide *= tl.sigmoid(wide)
     wide *= tl.load(up + row * up_step + place, mask=there, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(wide), axis=0) / most, least)
-    tl.store(scales + row, scale)
-    tl.store(found + row * size + place, (wide / scale).to(found.dtype.element_ty), mask=there)
+    _store(wide, row, place, found, scales, size, most, least)
 
 
 def to_float8_at_once(

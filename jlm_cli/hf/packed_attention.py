@@ -63,7 +63,6 @@ def _packed_attention(
     query, key = query.to(value.dtype), key.to(value.dtype)  # turned in float32 under autocast
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     pack.blocks.specs[layer] = spec
-    kernel = kernel_for(query.device, query.dtype, spec)
     if not pack.segments:
         return _drafts(pack, layer, (query, key, value), spec)[None], None
     at = pack.n_prompt_tokens
@@ -71,6 +70,7 @@ def _packed_attention(
     if pack.prompts is not None and varlen_takes(query.shape[-1], spec):
         parts = [_at_once(pack.prompts.on(query.device), pack.blocks, layer, states, spec)]
     else:
+        kernel = kernel_for(query.device, query.dtype, spec)
         parts = list(_row_by_row(pack, layer, states, kernel, spec))
     if pack.trees is not None:
         states = query[:, :, at:], key[:, :, at:], value[:, :, at:]
