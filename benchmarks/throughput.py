@@ -177,6 +177,7 @@ def _jlm(setting: Setting) -> tuple[PreTrainedModel, Work]:
     judge = Judge(engine, run.lines, bool(setting.reason), setting.reason)
     plan = setting.plan
     run_pass, device = engine.run, run.compute.device
+    behind = _products_behind(engine)
     if device == "cuda" and judge.at_once > 1 and len(plan) < LEAST_BATCHES:
         raise SystemExit(f"{len(plan)} batches: take more --rows")
     spent: Json = {}
@@ -186,9 +187,11 @@ def _jlm(setting: Setting) -> tuple[PreTrainedModel, Work]:
         start = _mark(device)
         known = run_pass(tokens, *rest)
         beside = _beside_layers(tokens, engine.model)
+        spared = behind * (len(tokens.ids) - len(tokens.kept)) if tokens.segments else 0
         for part in ("", "prefill_") if tokens.segments else ("",):
             spent[f"{part}fed"] += len(tokens.ids)
             spent[f"{part}beside"] += beside
+            spent[f"{part}spared"] += spared
         if tokens.segments:
             prefills.append((start, _mark(device)))
         return known
@@ -196,7 +199,8 @@ def _jlm(setting: Setting) -> tuple[PreTrainedModel, Work]:
     engine.run = counted  # type: ignore[method-assign, assignment]
 
     def judge_all() -> Json:
-        spent.update(fed=0, beside=0, prefill_fed=0, prefill_beside=0)
+        counts = ("fed", "beside", "spared")
+        spent.update({f"{part}{count}": 0 for part in ("", "prefill_") for count in counts})
         prefills.clear()
         for records in runner.judged_batches(run, plan, judge):
             if any(b'"error"' in record or b"split-batch" in record for _, record in records):
@@ -271,6 +275,14 @@ def _products(model: PreTrainedModel) -> int:
         for name, layer in model.named_modules()
         if isinstance(layer, torch.nn.Linear) and "lm_head" not in name
     )
+
+
+def _products_behind(engine: PackedEngine) -> int:
+    """Multiply-adds for one token behind the last attention, which not every token takes."""
+    parts = (engine.model.get_submodule(name) for name in engine.behind)
+    layers = (layer for part in parts for layer in part.modules())
+    weights = (getattr(layer, "weight", None) for layer in layers)
+    return sum(one.numel() for one in weights if isinstance(one, torch.Tensor) and one.ndim == 2)
 
 
 def _beside_layers(tokens: Tokens, model: PreTrainedModel) -> int:
@@ -370,9 +382,9 @@ def _result(
         return round(statistics.median(value(one) for one in rounds), 3)
 
     def share(one: Json, part: str = "", beside: bool = True) -> float:
-        """Of the bfloat16 matmul rate: all products that the tokens really fed need."""
+        """Of the bfloat16 matmul rate: all products that were made of the tokens really fed."""
         took = one["jlm"]
-        products = each_product * took[f"{part}fed"]
+        products = each_product * took[f"{part}fed"] - took[f"{part}spared"]
         products += took[f"{part}beside"] if beside else 0
         best = max(one[way]["gflops"]["bfloat16"] for way in facts)
         return float(2 * products / took[f"{part}seconds"] / 1e9 / best)

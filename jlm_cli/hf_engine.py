@@ -20,24 +20,23 @@ from transformers import PreTrainedModel
 
 from jlm_cli.batching import DRAFT_ROOM
 from jlm_cli.encoding import Vocabulary
-from jlm_cli.engine import Batch, Ids, LineDraft, ReadAtOnce, Written, Wrote, unheard
+from jlm_cli.engine import Ids, LineDraft, ReadAtOnce, Written, Wrote
 from jlm_cli.hf.attention import computing, reads_rows_at_once
 from jlm_cli.hf.blocks import Blocks, DraftTrees, Prompts
 from jlm_cli.hf.cuda_graph import MOST_TOKENS, GraphedPasses, chosen
-from jlm_cli.hf.head import exact, only
-from jlm_cli.hf.kernels import RotaryPatch
+from jlm_cli.hf.head import exact
+from jlm_cli.hf.kernels import RotaryPatch, ordinary_up_to
+from jlm_cli.hf.last_layer import only
 from jlm_cli.hf.memory import within_memory
 from jlm_cli.hf.packed_attention import ATTENTION, Drafted, Pack
 from jlm_cli.hf.packing import DraftTree, Segment, Tokens, shared_start
 from jlm_cli.hf.pool import BlockPool
 from jlm_cli.hf.reasons import Text, write_behind
-from jlm_cli.hf.row_by_row import CachedEngine, PlainEngine
+from jlm_cli.hf.row_by_row import CachedEngine
 from jlm_cli.hf.tiles import Asked, OnDevice, TiledBlocks, are_usable, asked_by, asked_by_texts
 from jlm_cli.hf.transfers import HostCopy, sent
 from jlm_cli.hf.writing import Writer
-from jlm_cli.hub import Say, first_line, unsaid
 from jlm_cli.scoreline import Floats
-from jlm_cli.walk import DraftToken
 
 # tokens in one pass, times bytes of a number: enough to amortise reading the weights, few enough
 # for the caches
@@ -61,12 +60,13 @@ class PackedEngine(Writer):
         self._prefills: deque[HostCopy] = deque()  # that the device may not have come to
         self.unfed: set[PackedBatch] = set()
         self._latest: PackedBatch | None = None
-        self._up_to = _ordinary_up_to(model)
+        self._up_to = ordinary_up_to(model)
         self.pads = math.isinf(self._up_to)
         self._row_by_row = CachedEngine(model, vocabulary)
         self._rotary = RotaryPatch.of(model)
         self.captures = True  # until a pass of the model has to wait for its GPU
         self._graphed = GraphedPasses(self)
+        self.behind: Sequence[str] = ()  # parts that see each token by itself, where it is known
 
     @within_memory
     def begin(
@@ -157,7 +157,7 @@ class PackedEngine(Writer):
         prompts = Prompts.of(tokens.segments, self.device) if at_once else None
         trees = self._drafted(tokens, blocks) if tokens.trees else None
         ids, positions = (sent([one], self.device) for one in (tokens.ids, tokens.positions))
-        with only(self.model, tokens.kept):
+        with only(self.model, self.behind if tokens.segments else (), tokens):
             return self.logits(ids, positions, Pack(blocks, tokens.segments, prompts, trees))
 
     def _drafted(self, tokens: Tokens, blocks: Blocks) -> Drafted:
@@ -340,96 +340,3 @@ def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
         yield
     finally:
         model.config._attn_implementation = before
-
-
-def make_engine(
-    model: PreTrainedModel, vocabulary: Vocabulary, say: Say = unsaid
-) -> PackedEngine | CachedEngine | PlainEngine:
-    """The fastest engine that the model really follows, found out by a short trial."""
-    packed, plain = PackedEngine(model, vocabulary), PlainEngine(model, vocabulary)
-    if (why := _unpackable(model) or _why_not(packed, plain)) is None:
-        packed.forget()  # what was captured is of layers as they are now
-        return packed
-    say(f"this model's rows cannot be packed and are read one by one: {why}")
-    cached = CachedEngine(model, vocabulary)
-    engine = cached if _why_not(cached, plain) is None else plain
-    engine.pads = math.isinf(_ordinary_up_to(model)) and _pads(engine)
-    return engine
-
-
-def _pads(engine: CachedEngine | PlainEngine) -> bool:
-    """Whether a row is written alike beside a longer one, which it is filled up to."""
-    texts = ("one two three", "one two three four five six seven eight nine ten eleven")
-    rows = [encoding.ids for encoding in engine.vocabulary.encode(texts)]
-    limits = [_WRITTEN] * len(rows)
-    try:
-        alone = [engine.write([row], [_WRITTEN], unheard)[0] for row in rows]
-        return engine.write(rows, limits, unheard) == alone
-    except _FAILURES:  # it may judge all the same
-        return False
-
-
-_WRITTEN = 8  # tokens, of such a trial
-_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
-
-
-def _unpackable(model: PreTrainedModel) -> str | None:
-    """What a short trial would not show: Llama 4 also scales attention by the place in a pass, and
-    others choose of a long text what they look at."""
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
-    other = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    return f"it has layers of the kind {other[0]}" if other else None
-
-
-def _ordinary_up_to(model: PreTrainedModel) -> float:
-    """How long a row may be that changes nothing of what its pass makes of the others, by a rotary
-    embedding that follows the longest one; which a short trial would not show either."""
-    config = model.config.get_text_config()
-    ropes = getattr(config, "rope_parameters", None) or {}
-    ends: list[float] = [math.inf]
-    for rope in (ropes, *(one for one in ropes.values() if isinstance(one, dict))):
-        if rope.get("rope_type") == "longrope":
-            ends.append(rope["original_max_position_embeddings"])
-        elif rope.get("rope_type") == "dynamic":
-            ends.append(config.max_position_embeddings)
-    return min(ends)
-
-
-_TRIAL_TOLERANCE = 0.05  # relative, in log-probability; a mask that is ignored is off by far more
-_ROUNDING = 0.1  # more of it for states of 16 bits, which alone are off by 0.05, and of 8, by 0.12
-
-
-def _why_not(engine: PackedEngine | CachedEngine, plain: PlainEngine) -> str | None:
-    """Both engines on short rows with branches, of which two begin alike; None where they agree."""
-    alike = "one two three four five six seven eight nine ten " * 3
-    texts = (f"{alike}eleven:", f"{alike}twelve:", "thirteen:")
-    prompts = [encoding.ids for encoding in plain.vocabulary.encode(texts)]
-    columns = prompts[0][:4]
-    forks = [DraftToken(columns[n], 1, ()) for n in (0, 1)]
-    draft = [*forks, DraftToken(columns[2], 2, (0,))]
-    try:
-        batch = engine.begin(prompts, [draft, [], []], columns)
-        found = _both(batch, draft)
-        if isinstance(batch, PackedBatch) and (missed := batch.missed()):
-            return missed
-    except _FAILURES as error:
-        return first_line(error)
-    wanted = _both(plain.begin(prompts, [draft, [], []], columns), draft)
-    rounded = (plain.model.dtype.itemsize == 2) + getattr(plain.model, "is_loaded_in_8bit", False)
-    allowed = _TRIAL_TOLERANCE + _ROUNDING * rounded
-    agree = all(
-        bool(np.all(np.abs(a - b) < allowed * (1 + np.abs(b))))
-        for a, b in zip(found, wanted, strict=True)
-    )
-    return None if agree else "packed and plain passes disagree"
-
-
-def _both(batch: Batch, draft: LineDraft) -> list[Floats]:
-    """What is known at first, and of a draft for the second row."""
-    while batch.feed():
-        pass
-    first = batch.known()
-    batch.extend([[], draft, []])
-    second = batch.known()
-    batch.end()
-    return [*first, *second]

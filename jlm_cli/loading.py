@@ -45,7 +45,8 @@ def load_engine(
         return FakeEngine()
     import torch
 
-    from jlm_cli.hf_engine import PackedEngine, make_engine
+    from jlm_cli.hf.trial import make_engine
+    from jlm_cli.hf_engine import PackedEngine
 
     if compute.threads is not None:
         torch.set_num_threads(compute.threads)

@@ -22,7 +22,8 @@ from jlm_cli.hf.layers import fuse
 from jlm_cli.hf.packed_attention import _at_once
 from jlm_cli.hf.packing import Segment
 from jlm_cli.hf.tiles import OnDevice, TiledBlocks, asked_by
-from jlm_cli.hf_engine import PackedEngine, make_engine
+from jlm_cli.hf.trial import make_engine
+from jlm_cli.hf_engine import PackedEngine
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda")

@@ -25,7 +25,8 @@ from jlm_cli.hf.attention import AttentionSpec, fused
 from jlm_cli.hf.blocks import Blocks
 from jlm_cli.hf.packing import SHARED_START
 from jlm_cli.hf.row_by_row import CachedEngine, PlainEngine
-from jlm_cli.hf_engine import PackedBatch, PackedEngine, make_engine
+from jlm_cli.hf.trial import make_engine
+from jlm_cli.hf_engine import PackedBatch, PackedEngine
 from jlm_cli.modes import Reading, View, mode_of
 from jlm_cli.prompts import load
 from jlm_cli.records import Sample

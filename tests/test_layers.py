@@ -12,7 +12,8 @@ from conftest import Loaded
 from torch.nn import GELU, Linear, Module, Parameter, RMSNorm, SiLU
 
 from jlm_cli.hf.layers import CpuNorm, OneDnnGated, OneDnnLinear, fuse, is_supported, use_onednn
-from jlm_cli.hf_engine import PackedEngine, make_engine
+from jlm_cli.hf.trial import make_engine
+from jlm_cli.hf_engine import PackedEngine
 
 SUPPORTED = is_supported()
 

@@ -23,7 +23,8 @@ from jlm_cli import devices, hub, loading, models
 from jlm_cli.config import Quantize
 from jlm_cli.engine import reading_lines
 from jlm_cli.errors import ModelError
-from jlm_cli.hf_engine import PackedEngine, make_engine
+from jlm_cli.hf.trial import make_engine
+from jlm_cli.hf_engine import PackedEngine
 from jlm_cli.modes import Templates, identity
 from jlm_cli.scoreline import LineDistribution
 from jlm_cli.tasks import finish

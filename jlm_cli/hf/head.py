@@ -1,4 +1,4 @@
-"""The head of a model: shown the wanted places alone, and exact in the tokens that are asked for.
+"""The head of a model, exact in the tokens that are asked for.
 
 In 16 bits a logit of 26 is rounded to eighths: two scores are often equally likely then, and each
 likelihood is off by a few per cent. So the asked tokens' logits are computed once more, in float32
@@ -17,26 +17,9 @@ import torch
 from torch.nn import Linear, Module, Parameter, functional
 from transformers import PreTrainedModel
 
-from jlm_cli.hf.transfers import sent
-
 Change = Callable[[torch.Tensor], torch.Tensor]
 _CLOSE = 0.03  # 16 bits round by less
 _LOGITS_AT_ONCE = 64  # rows of logits turned into log-probabilities at a time, to bound memory
-
-
-@contextmanager
-def only(model: PreTrainedModel, kept: Sequence[int]) -> Iterator[None]:
-    """The head is shown the states of these places alone. A tensor of `logits_to_keep` would be
-    moved to the first of several GPUs, where the states are no longer."""
-
-    def pick(_: Module, given: tuple[torch.Tensor]) -> torch.Tensor:
-        return given[0][:, sent(kept, given[0].device)]
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(pick)  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 @dataclass

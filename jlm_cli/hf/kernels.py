@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -115,6 +116,20 @@ def heads_of(model: PreTrainedModel) -> tuple[int, int, int]:
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
     return heads, groups, getattr(config, "head_dim", None) or config.hidden_size // heads
+
+
+def ordinary_up_to(model: PreTrainedModel) -> float:
+    """How long a row may be that changes nothing of what its pass makes of the others, by a rotary
+    embedding that follows the longest one; which a short trial would not show either."""
+    config = model.config.get_text_config()
+    ropes = getattr(config, "rope_parameters", None) or {}
+    ends: list[float] = [math.inf]
+    for rope in (ropes, *(one for one in ropes.values() if isinstance(one, dict))):
+        if rope.get("rope_type") == "longrope":
+            ends.append(rope["original_max_position_embeddings"])
+        elif rope.get("rope_type") == "dynamic":
+            ends.append(config.max_position_embeddings)
+    return min(ends)
 
 
 def _is_usual(own: Turn, faster: Turn, model: PreTrainedModel) -> bool:

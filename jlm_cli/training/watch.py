@@ -19,7 +19,7 @@ from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder
 from jlm_cli.engine import Engine, Judge
 from jlm_cli.errors import Ended, RowError
-from jlm_cli.hf_engine import make_engine
+from jlm_cli.hf.trial import make_engine
 from jlm_cli.intervals import cells_of_counts
 from jlm_cli.measuring.columns import tally_of
 from jlm_cli.measuring.summary import summary_of

@@ -1,0 +1,118 @@
+"""Which engine a model really follows, found out by a short trial as it is loaded."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from jlm_cli.encoding import Vocabulary
+from jlm_cli.engine import Batch, LineDraft, unheard
+from jlm_cli.hf.attention import computing
+from jlm_cli.hf.blocks import Blocks
+from jlm_cli.hf.kernels import ordinary_up_to
+from jlm_cli.hf.last_layer import behind_attention
+from jlm_cli.hf.packed_attention import Pack
+from jlm_cli.hf.packing import Segment
+from jlm_cli.hf.row_by_row import CachedEngine, PlainEngine
+from jlm_cli.hf_engine import PackedBatch, PackedEngine
+from jlm_cli.hub import Say, first_line, unsaid
+from jlm_cli.scoreline import Floats
+from jlm_cli.walk import DraftToken
+
+_WRITTEN = 8  # tokens, of a trial
+_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
+_TRIAL_TOLERANCE = 0.05  # relative, in log-probability; a mask that is ignored is off by far more
+_ROUNDING = 0.1  # more of it for states of 16 bits, which alone are off by 0.05, and of 8, by 0.12
+
+
+def make_engine(
+    model: PreTrainedModel, vocabulary: Vocabulary, say: Say = unsaid
+) -> PackedEngine | CachedEngine | PlainEngine:
+    """The fastest engine that the model really follows, found out by a short trial."""
+    packed, plain = PackedEngine(model, vocabulary), PlainEngine(model, vocabulary)
+    packed.behind = _behind(packed)
+    if (why := _unpackable(model) or _why_not(packed, plain)) is None:
+        packed.forget()  # what was captured is of layers as they are now
+        return packed
+    say(f"this model's rows cannot be packed and are read one by one: {why}")
+    cached = CachedEngine(model, vocabulary)
+    engine = cached if _why_not(cached, plain) is None else plain
+    engine.pads = math.isinf(ordinary_up_to(model)) and _pads(engine)
+    return engine
+
+
+def _behind(engine: PackedEngine) -> list[str]:
+    """Parts behind the last attention of a pass, which is over when each layer has told of its."""
+    tokens = torch.arange(4, device=engine.device)[None]
+    blocks = Blocks()
+    blocks.begin(1, tokens.shape[1])
+    pack = Pack(blocks, [Segment(0, 0, tokens.shape[1])], None, None)
+    n_layers = engine.model.config.get_text_config().num_hidden_layers
+    try:
+        with computing():
+            return behind_attention(
+                engine.model,
+                lambda: engine.logits(tokens, tokens, pack),
+                lambda: len(blocks.specs) == n_layers,
+            )
+    except _FAILURES:  # of the pass, which the trial will show
+        return []
+
+
+def _pads(engine: CachedEngine | PlainEngine) -> bool:
+    """Whether a row is written alike beside a longer one, which it is filled up to."""
+    texts = ("one two three", "one two three four five six seven eight nine ten eleven")
+    rows = [encoding.ids for encoding in engine.vocabulary.encode(texts)]
+    limits = [_WRITTEN] * len(rows)
+    try:
+        alone = [engine.write([row], [_WRITTEN], unheard)[0] for row in rows]
+        return engine.write(rows, limits, unheard) == alone
+    except _FAILURES:  # it may judge all the same
+        return False
+
+
+def _unpackable(model: PreTrainedModel) -> str | None:
+    """What a short trial would not show: Llama 4 also scales attention by the place in a pass, and
+    others choose of a long text what they look at."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    other = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    return f"it has layers of the kind {other[0]}" if other else None
+
+
+def _why_not(engine: PackedEngine | CachedEngine, plain: PlainEngine) -> str | None:
+    """Both engines on short rows with branches, of which two begin alike; None where they agree."""
+    alike = "one two three four five six seven eight nine ten " * 3
+    texts = (f"{alike}eleven:", f"{alike}twelve:", "thirteen:")
+    prompts = [encoding.ids for encoding in plain.vocabulary.encode(texts)]
+    columns = prompts[0][:4]
+    forks = [DraftToken(columns[n], 1, ()) for n in (0, 1)]
+    draft = [*forks, DraftToken(columns[2], 2, (0,))]
+    try:
+        batch = engine.begin(prompts, [draft, [], []], columns)
+        found = _both(batch, draft)
+        if isinstance(batch, PackedBatch) and (missed := batch.missed()):
+            return missed
+    except _FAILURES as error:
+        return first_line(error)
+    wanted = _both(plain.begin(prompts, [draft, [], []], columns), draft)
+    rounded = (plain.model.dtype.itemsize == 2) + getattr(plain.model, "is_loaded_in_8bit", False)
+    allowed = _TRIAL_TOLERANCE + _ROUNDING * rounded
+    agree = all(
+        bool(np.all(np.abs(a - b) < allowed * (1 + np.abs(b))))
+        for a, b in zip(found, wanted, strict=True)
+    )
+    return None if agree else "packed and plain passes disagree"
+
+
+def _both(batch: Batch, draft: LineDraft) -> list[Floats]:
+    """What is known at first, and of a draft for the second row."""
+    while batch.feed():
+        pass
+    first = batch.known()
+    batch.extend([[], draft, []])
+    second = batch.known()
+    batch.end()
+    return [*first, *second]
