@@ -95,7 +95,7 @@ def test_a_judge_on_it_says_what_it_says_on_a_cpu(
         model = small(family, **more).to(device, dtype)
         fuse(model)
         engine = make_engine(model, released.vocabulary)
-        assert isinstance(engine, PackedEngine)
+        assert isinstance(engine, PackedEngine) and len(engine.behind) >= 3
         found = exactly(engine, prompts, released.tokens)
         off[device, dtype] = max(
             float(np.abs(one.p - other.p).max()) for one, other in zip(found, wanted, strict=True)

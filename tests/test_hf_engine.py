@@ -750,7 +750,7 @@ def test_a_model_that_waits_for_its_gpu_is_not_captured(
     """Nor tried again."""
     prompts, limits, tried = prompts_of(released), [9, 9, 9, 9], []
 
-    def capture(step: Callable[[], torch.Tensor]) -> Any:
+    def capture(step: Callable[[], torch.Tensor], _: object) -> Any:
         tried.append(step())
         raise RuntimeError("called a synchronizing CUDA operation")
 
@@ -768,7 +768,7 @@ def test_a_graph_that_does_not_fit_is_no_slower_pass(
 ) -> None:
     """The batch is halved, as any that does not fit: what is free must not change a text."""
 
-    def capture(_: object) -> Any:
+    def capture(*_: object) -> Any:
         raise torch.OutOfMemoryError
 
     tile_reference.use_here(monkeypatch)

@@ -20,7 +20,7 @@ def use_here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     of each pass that was captured."""
     captured: list[int] = []
 
-    def capture(step: Any) -> tuple[Any, torch.Tensor]:
+    def capture(step: Any, _: object) -> tuple[Any, torch.Tensor]:
         found = step()
         captured.append(max(found.shape[0], found.shape[1]) if len(found) == 2 else len(found))
         return lambda: found.copy_(step()), found

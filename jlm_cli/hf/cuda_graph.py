@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 _TOKENS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768)
 MOST_TOKENS = _TOKENS[-1]  # over more the GPU takes as long as the host over the launches
-_MOST_KEPT = 32  # graphs, each of which has memory of its own
+_MOST_KEPT = 32  # graphs
 _LEAST_BESIDE = 64
+
+Memory: TypeAlias = Any  # a number of CUDA's allocator; None where there is no CUDA
 
 
 class GraphedPasses:
@@ -38,6 +40,7 @@ class GraphedPasses:
     def __init__(self, engine: PackedEngine) -> None:
         self._engine = engine
         self._passes: dict[tuple[int, int, int], GraphedPass] = {}
+        self._memory = _memory(engine.device)
         self._no_columns = torch.empty(0, dtype=torch.int64, device=engine.device)
 
     def forget(self) -> None:
@@ -45,6 +48,7 @@ class GraphedPasses:
         if self._passes and self._engine.device.type == "cuda":
             torch.cuda.synchronize(self._engine.device)
         self._passes.clear()
+        self._memory = _memory(self._engine.device)
 
     def log_p(
         self, ids: Sequence[int], asked: Asked, blocks: TiledBlocks, columns: torch.Tensor
@@ -64,7 +68,7 @@ class GraphedPasses:
         if size not in self._passes:
             if len(self._passes) == _MOST_KEPT:
                 self.forget()
-            self._passes[size] = GraphedPass(self._engine, *size)
+            self._passes[size] = GraphedPass(self._engine, self._memory, *size)
         return self._passes[size]
 
 
@@ -72,8 +76,10 @@ class GraphedPass:
     """A pass over so many tokens, each of which sees at most so many places beside what all of its
     row see. With no columns, what is likeliest is wanted."""
 
-    def __init__(self, engine: PackedEngine, n_tokens: int, beside: int, n_columns: int) -> None:
-        self._engine = engine
+    def __init__(
+        self, engine: PackedEngine, memory: Memory, n_tokens: int, beside: int, n_columns: int
+    ) -> None:
+        self._engine, self._memory = engine, memory
         self._size = n_tokens, beside
         sizes = [n_tokens, n_tokens * FIELDS, n_tokens, n_tokens, n_tokens * beside]
         self._numbers = torch.zeros(sum(sizes), dtype=torch.int32, device=engine.device)
@@ -107,7 +113,7 @@ class GraphedPass:
 
     def _capture(self, blocks: TiledBlocks) -> None:
         try:
-            self._captured = capture(partial(self._step, blocks))
+            self._captured = capture(partial(self._step, blocks), self._memory)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
@@ -133,14 +139,21 @@ def _has_autocast(device: torch.device) -> bool:
     return bool(torch.is_autocast_enabled(device.type))
 
 
-def capture(step: Callable[[], torch.Tensor]) -> tuple[Callable[[], object], torch.Tensor]:
+def _memory(device: torch.device) -> Memory:
+    """What graphs share that are replayed one after the other: each has what it found to itself."""
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
+def capture(
+    step: Callable[[], torch.Tensor], memory: Memory
+) -> tuple[Callable[[], object], torch.Tensor]:
     """What replays the launches of a step, and where they leave what it finds. Raises RuntimeError
     where the step has to wait for its GPU."""
     with _without_waiting():
         step()  # kernels are loaded
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
             found = step()
     finally:
         torch.cuda.set_stream(stream)  # a capture that fails would leave its own
