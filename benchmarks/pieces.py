@@ -34,6 +34,7 @@ from jlm_cli.hf.blocks import Blocks, Prompts
 from jlm_cli.hf.layers import CpuNorm
 from jlm_cli.hf.memory import keep_memory
 from jlm_cli.hf.packing import Segment
+from jlm_cli.hf.tiles import TiledBlocks
 from jlm_cli.hf_engine import CPU_PACK_BYTES, GPU_PACK
 from jlm_cli.report import Report
 from jlm_cli.survey import take_survey
@@ -58,6 +59,10 @@ def pieces(config: Any, device: torch.device, dtype: torch.dtype, tokens: int) -
     yield "product: queries", lambda: functional.linear(states, narrow)
     yield "product: gate", lambda: functional.linear(states, across)
     yield "product: down", lambda: functional.linear(gate, back)
+    if kernels.are_usable(device):  # where layers are joined
+        joint, gates = some((heads + 2 * groups) * size, wide), some(2 * gated, wide)
+        yield "product: queries, keys, values", lambda: functional.linear(states, joint)
+        yield "product: both gates", lambda: functional.linear(states, gates)
     kind = CpuNorm if device.type == "cpu" else RMSNorm
     norm = kind(wide, 1e-5, device=device, dtype=dtype)
     yield "norm", lambda: norm(states)
@@ -84,7 +89,8 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> It
         segments = [Segment(0, 0, ROW)]
         sources = [n - 1 if shared else None for n in range(1, n_rows)]
         segments += [Segment(n, shared, ROW, one) for n, one in enumerate(sources, 1)]
-        blocks, prompts = Blocks(), Prompts.of(segments, query.device)
+        blocks = TiledBlocks(query.device) if kernels.are_usable(query.device) else Blocks()
+        prompts = Prompts.of(segments, query.device)
         blocks.begin(n_rows, ROW + 200)
         pack = packed_attention.Pack(blocks, segments, None, None)
         n_tokens = pack.n_prompt_tokens
