@@ -31,7 +31,7 @@ from jlm_cli.hf.memory import within_memory
 from jlm_cli.hf.packed_attention import ATTENTION, Drafted, Pack
 from jlm_cli.hf.packing import DraftTree, Segment, Tokens, shared_start
 from jlm_cli.hf.pool import BlockPool
-from jlm_cli.hf.reasons import Text, write_behind
+from jlm_cli.hf.reasons import Step, Text, write_behind
 from jlm_cli.hf.row_by_row import CachedEngine
 from jlm_cli.hf.tiles import Asked, OnDevice, TiledBlocks, are_usable, asked_by, asked_by_texts
 from jlm_cli.hf.transfers import HostCopy, sent
@@ -122,24 +122,38 @@ class PackedEngine(Writer):
         write_behind(self, batch.blocks, texts, wrote)
         return [self._written(text.ids, text.limit) for text in texts]
 
-    def likeliest(self, texts: Sequence[Text], blocks: Blocks) -> list[int]:
-        """The likeliest token behind what is due of each text."""
-        with computing():
-            found, sound = self._chosen(texts, blocks).tolist()
-        if not all(sound):
-            blocks.drop_memory()  # what is no number would reach the next batch's rows
-        return list(found)
-
-    def _chosen(self, texts: Sequence[Text], blocks: Blocks) -> torch.Tensor:
-        few = len(texts) <= MOST_TOKENS and all(len(text.due) == 1 for text in texts)
+    def ask(self, texts: Sequence[Text], blocks: Blocks) -> Step:
+        """For the likeliest token behind what is due of each text."""
+        due = [text.due for text in texts]
+        few = len(texts) <= MOST_TOKENS and all(len(ids) == 1 for ids in due)
         if isinstance(blocks, TiledBlocks) and few:
-            places = blocks.room_up_to(1 + max(text.place for text in texts))
-            ids = [text.due[0] for text in texts]
-            return self._graphed.chosen(ids, asked_by_texts(texts, places), blocks)
+            return self._asked_for_one(sent([ids[0] for ids in due], self.device), texts, blocks)
         tokens = Tokens()
+        for text, ids in zip(texts, due, strict=True):
+            tokens.add_text(text.tree(), ids)
+        with computing():
+            found = chosen(self._pass(tokens, blocks))
+        for text, ids in zip(texts, due, strict=True):
+            text.n_read += len(ids)
+        return Step(texts, found, HostCopy(found))
+
+    def ask_ahead(self, step: Step, blocks: Blocks) -> Step | None:
+        """For what is likeliest behind the tokens of a step, which the device alone will know; None
+        where it would not be faster."""
+        going = [n for n, text in enumerate(step.texts) if text.may_go_on]
+        if not going or not isinstance(blocks, TiledBlocks) or len(going) > MOST_TOKENS:
+            return None
+        ids = step.found[0, sent(going, self.device)]
+        return self._asked_for_one(ids, [step.texts[n] for n in going], blocks)
+
+    def _asked_for_one(self, ids: torch.Tensor, texts: Sequence[Text], blocks: TiledBlocks) -> Step:
+        """Behind one token of each text, [T]."""
+        places = blocks.room_up_to(1 + max(text.place for text in texts))
+        with computing():
+            found = self._graphed.chosen(ids, asked_by_texts(texts, places), blocks)
         for text in texts:
-            tokens.add_text(text.tree(), text.due)
-        return chosen(self._pass(tokens, blocks))
+            text.n_read += 1
+        return Step(texts, found, HostCopy(found))
 
     def run(self, tokens: Tokens, blocks: Blocks, columns: torch.Tensor) -> torch.Tensor:
         """What is known behind the kept tokens, [kept, columns]."""
@@ -147,7 +161,8 @@ class PackedEngine(Writer):
             few = len(tokens.ids) <= MOST_TOKENS and not tokens.segments
             if isinstance(blocks, TiledBlocks) and few:
                 asked = self._asked(tokens, blocks)
-                return self._graphed.log_p(tokens.ids, asked, blocks, columns)
+                ids = sent(tokens.ids, self.device)
+                return self._graphed.log_p(ids, asked, blocks, columns)
             with exact(self.model, columns) as head:
                 return head.log_p(self._pass(tokens, blocks), 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import itertools
 import operator
@@ -19,7 +20,15 @@ from conftest import Loaded
 
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines, Prompt
-from jlm_cli.engine import Engine, Judge, ReadAtOnce, following, reading_lines, unheard
+from jlm_cli.engine import (
+    Engine,
+    Judge,
+    ReadAtOnce,
+    Written,
+    following,
+    reading_lines,
+    unheard,
+)
 from jlm_cli.errors import RowError
 from jlm_cli.hf.attention import AttentionSpec, fused
 from jlm_cli.hf.blocks import Blocks
@@ -486,7 +495,7 @@ def test_long_rows_that_change_what_a_pass_makes_of_others_are_not_packed(
         for one in (short[n], beside[n]):
             assert one.text == other.text and one.p == pytest.approx(other.p, abs=2e-5)
     with monkeypatch.context() as patched:  # texts that would cross it are not packed either
-        patched.setattr(PackedEngine, "likeliest", lambda *_: pytest.fail("packed"))
+        patched.setattr(PackedEngine, "ask", lambda *_: pytest.fail("packed"))
         assert all(words.text for words in engine.write(prompts, [120, 5], unheard))
     if family != "Llama":  # where each path makes anew what is before it, as no text is written
         assert beside[2].p == pytest.approx(plain[2].p, abs=2e-5)
@@ -709,6 +718,29 @@ def test_texts_leave_when_they_end(
         )[0, len(start) :].tolist()
         assert words == alone and words.text == released.vocabulary.decode(out)
         assert words.cut
+
+
+def test_a_text_may_end_when_more_is_asked_for_already(
+    released: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets no token more, and the others are as they were."""
+    tile_reference.use_here(monkeypatch)
+    prompts, limit = prompts_of(released), 30
+    most = max(map(len, prompts))
+    ids = torch.tensor([[0] * (most - len(one)) + one for one in prompts])
+    seen = torch.arange(most) >= most - torch.tensor([[len(one)] for one in prompts])
+    how = {"do_sample": False, "max_new_tokens": limit, "pad_token_id": 0, "eos_token_id": -1}
+    out = released.model.generate(ids, attention_mask=seen.long(), **how)[:, most:].tolist()
+    end = out[1][limit // 2]
+    sizes = [row.index(end) + 1 if end in row else limit for row in out]
+    assert min(sizes) < limit
+    vocabulary = dataclasses.replace(released.vocabulary, ends=(end,))
+    engine = make_engine(released.model, vocabulary)
+    heard: list[int] = []
+    found = engine.write(prompts, [limit] * len(prompts), heard.append)
+    for row, size, words in zip(out, sizes, found, strict=True):
+        assert words == Written(vocabulary.decode(row[: size - (end in row)]), end not in row)
+    assert heard == [sum(size > n for size in sizes) for n in range(max(sizes))]
 
 
 @pytest.mark.parametrize("family, more", [("Llama", {}), *WINDOWED])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import bisect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -51,13 +51,13 @@ class GraphedPasses:
         self._memory = _memory(self._engine.device)
 
     def log_p(
-        self, ids: Sequence[int], asked: Asked, blocks: TiledBlocks, columns: torch.Tensor
+        self, ids: torch.Tensor, asked: Asked, blocks: TiledBlocks, columns: torch.Tensor
     ) -> torch.Tensor:
-        """What is known behind each of some drafted tokens [T, columns]."""
+        """What is known behind each of some drafted tokens [T], [T, columns]."""
         return self._of(asked, len(columns)).run(ids, asked, blocks, columns)[: len(ids)].clone()
 
-    def chosen(self, ids: Sequence[int], asked: Asked, blocks: TiledBlocks) -> torch.Tensor:
-        """What is likeliest behind each of some tokens, and whether it is known: [2, T]."""
+    def chosen(self, ids: torch.Tensor, asked: Asked, blocks: TiledBlocks) -> torch.Tensor:
+        """What is likeliest behind each of some tokens [T], and whether it is known: [2, T]."""
         found = self._of(asked, 0).run(ids, asked, blocks, self._no_columns)
         return found[:, : len(ids)].clone()
 
@@ -81,9 +81,10 @@ class GraphedPass:
     ) -> None:
         self._engine, self._memory = engine, memory
         self._size = n_tokens, beside
-        sizes = [n_tokens, n_tokens * FIELDS, n_tokens, n_tokens, n_tokens * beside]
+        self._ids = torch.zeros(n_tokens, dtype=torch.int64, device=engine.device)
+        sizes = [n_tokens * FIELDS, n_tokens, n_tokens, n_tokens * beside]
         self._numbers = torch.zeros(sum(sizes), dtype=torch.int32, device=engine.device)
-        self._ids, tiles, slots, positions, ago = torch.split(self._numbers, sizes)
+        tiles, slots, positions, ago = torch.split(self._numbers, sizes)
         self._table = torch.zeros_like(TiledBlocks(engine.device).table)
         self._asked = OnDevice(
             tiles.view(-1, FIELDS), slots, positions, ago.view(n_tokens, -1), self._table
@@ -92,14 +93,12 @@ class GraphedPass:
         self._captured: tuple[Callable[[], object], torch.Tensor] | None = None
 
     def run(
-        self, ids: Sequence[int], asked: Asked, blocks: TiledBlocks, columns: torch.Tensor
+        self, ids: torch.Tensor, asked: Asked, blocks: TiledBlocks, columns: torch.Tensor
     ) -> torch.Tensor:
         """Until the next one. Raises RuntimeError where memory ends."""
-        own = np.zeros(self._size[0], np.int32)
-        own[: len(ids)] = ids
-        parts = (own, *asked.filled(*self._size).parts())
-        numbers = np.concatenate([part.ravel() for part in parts])
+        numbers = np.concatenate([part.ravel() for part in asked.filled(*self._size).parts()])
         self._numbers.copy_(sent(numbers, self._engine.device))
+        self._ids[: len(ids)] = ids
         blocks.tell_all()
         self._table.copy_(blocks.table)
         self._columns.copy_(columns)
@@ -121,7 +120,7 @@ class GraphedPass:
 
     def _step(self, blocks: TiledBlocks) -> torch.Tensor:
         pack = Pack(blocks, (), None, self._asked)
-        ids, positions = self._ids[None].long(), self._asked.positions[None].long()
+        ids, positions = self._ids[None], self._asked.positions[None].long()
         if not len(self._columns):
             return chosen(self._engine.logits(ids, positions, pack))
         with exact(self._engine.model, self._columns) as head:
