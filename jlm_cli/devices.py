@@ -152,12 +152,13 @@ def choose_compute(files: ModelFiles, config: Config, writes: bool) -> Compute:
         _check_quantize(files, device, dtype, config.quantize)
     cache, hidden = _sizes(files, dtype)
     weights = weight_bytes(files, dtype, config.quantize)
-    memory, at_most = _memory(device), GPU_BATCHES
-    if writes:  # a batch by itself, whose rows grow
-        cache, at_most = _GROWTH * cache, 1
+    memory = _memory(device)
+    if writes:
+        cache *= _GROWTH
     if device == "cuda":
         memory *= config.gpus_per_model
-        at_once, automatic = batches_within(memory, weights, cache, hidden, at_most)
+        at_most, most = (1, _GPU_WRITING) if writes else (GPU_BATCHES, _GPU_SCORING)
+        at_once, automatic = batches_within(memory, weights, cache, hidden, at_most, most)
     else:
         most = _CPU_WRITING if writes else _CPU_SCORING
         at_once, automatic = 1, batch_on_cpu(memory, cache, most)
@@ -223,12 +224,13 @@ def version_of_kernels() -> str | None:
         return None
 
 
-_LEAST_BATCH, _MOST_BATCH = 2048, 65536  # tokens
+# of a batch; one that writes is by itself, and a step over it reads all weights for few tokens
+_GPU_LEAST, _GPU_SCORING, _GPU_WRITING = 2048, 65536, 131072  # tokens
 _STEP = 1024  # cards of one kind differ by some megabytes; a run goes on on any of them
 
 
 def batches_within(
-    total: int, weights: int, cache_per_token: int, hidden: int, at_most: int
+    total: int, weights: int, cache_per_token: int, hidden: int, at_most: int, most: int
 ) -> tuple[int, int]:
     """Batches under way on a GPU, and the tokens of each: places for their keys and values, and a
     layer's activations, have to fit beside the weights. One batch where there is little room."""
@@ -236,9 +238,9 @@ def batches_within(
     for at_once in (at_most, 1):
         each = RESERVE * PADDED * at_once * cache_per_token + 48 * hidden
         tokens = int(room / each) // _STEP * _STEP
-        if tokens >= _LEAST_BATCH:
+        if tokens >= _GPU_LEAST:
             break
-    return at_once, min(max(tokens, _LEAST_BATCH), _MOST_BATCH)
+    return at_once, min(max(tokens, _GPU_LEAST), most)
 
 
 def batch_on_cpu(total: int, cache_per_token: int, most: int) -> int:

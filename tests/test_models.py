@@ -370,12 +370,17 @@ def test_a_model_weighs_what_is_loaded_of_it(tmp_path: Path) -> None:
 
 def test_batch_tokens_follow_memory() -> None:
     """A 7B model on 80 GB takes batches of a pass each, on a card it barely fits the smallest."""
-    cache = 2 * 32 * 32 * 128 * 2
-    at_once, large = devices.batches_within(80_000 * MB, 13_500 * MB, cache, 4096, 3)
-    assert at_once == 3 and 16384 <= large <= 65536
-    assert devices.batches_within(16_000 * MB, 13_500 * MB, cache, 4096, 3) == (1, 2048)
-    alone, writing = devices.batches_within(80_000 * MB, 13_500 * MB, 2 * cache, 4096, 1)
+    cache, most = 2 * 32 * 32 * 128 * 2, 65536
+
+    def batches(total: int, each: int, at_most: int) -> tuple[int, int]:
+        return devices.batches_within(total * MB, 13_500 * MB, each, 4096, at_most, most)
+
+    at_once, large = batches(80_000, cache, 3)
+    assert at_once == 3 and 16384 <= large < most
+    assert batches(16_000, cache, 3) == (1, 2048)
+    alone, writing = batches(80_000, 2 * cache, 1)
     assert alone == 1 and 1.3 * large < writing < 1.6 * large  # more rows, and room to grow
+    assert batches(80_000, cache // 8, 1) == (1, most)
     assert devices.batch_on_cpu(24_000 * MB, 2 * cache, 16384) == 4096
     assert devices.batch_on_cpu(24_000 * MB, 2 * cache // 46, 16384) == 16384
 

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from jlm_cli.hf.attention import AttentionSpec
     from jlm_cli.hf.tiles import OnDevice
 
-_KEYS, _KEYS_BYTES = 64, 16384  # at a time, at most; shared memory holds several times as many
-_STAGES = 2  # of them at once on their way; more would leave room for fewer tiles
+_KEYS = 64  # at a time, at most
+_ON_THEIR_WAY = 32768  # bytes of them; more would leave room for fewer tiles
+_STAGES, _SHARED_STAGES = 2, 4  # parts of these: smaller ones of 16 bits that heads share
 _LEAST = 16  # numbers in each width of a product
 _HEADS = 4  # that share their keys, at most, in a program
 
@@ -179,6 +180,9 @@ def attend(
     query = query if query.stride(2) == 1 else query.contiguous()
     share = heads // groups
     at_once, wide = min(_HEADS, _power(share)), max(_LEAST, _power(size))
+    each = query.element_size()
+    stages = _SHARED_STAGES if at_once > 1 and each == 2 else _STAGES
+    n_keys = max(_LEAST, min(_KEYS, _ON_THEIR_WAY // (stages * wide * each)))
     found = torch.empty(n, heads, size, dtype=query.dtype, device=query.device)
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
         _attend[len(asked.tiles), groups, triton.cdiv(share, at_once)](
@@ -190,10 +194,10 @@ def attend(
             FIELDS=FIELDS,
             TOKENS=OF_A_TILE,
             HEADS=at_once,
-            KEYS=max(_LEAST, min(_KEYS, _KEYS_BYTES // (wide * query.element_size()))),
+            KEYS=n_keys,
             SIZE=wide,
             CAPPED=spec.cap is not None,
             WINDOWED=spec.window is not None,
-            num_stages=_STAGES,
+            num_stages=stages,
         )
     return found
