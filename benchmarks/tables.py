@@ -74,33 +74,55 @@ def windows() -> str:
 
 
 def on_gpu() -> str:
-    """A 7B shape: each way beside jlm in the same run; those that the latest one left out, in an
-    earlier one."""
-    latest, earlier = result("throughput-7b-h200"), result("throughput-7b-h200-0.3")
+    """A 7B shape: each way beside jlm in the same run."""
+    found = result("throughput-7b-h200")
+    speeds = found["pairs_per_second"]
     body: list[Sequence[object]] = []
     for way, text in _WAYS.items():
-        found = latest if way in latest["pairs_per_second"] else earlier
-        speeds, ratio = found["pairs_per_second"], _RATIOS[way]
+        ratio = _RATIOS[way]
+        times = (found[ratio], found[ratio.replace("jlm", "jlm_fp8")])
         body.append(
             (
                 text.replace("of 8", "of 32"),
                 f"{speeds[way]:.1f}",
-                f"{speeds['jlm']:.1f}",
-                f"{found[ratio]:.2f} ×",
-                f"{speeds['jlm_fp8']:.1f}",
-                f"{found[ratio.replace('jlm', 'jlm_fp8')]:.2f} ×",
+                *(f"{one:.2f} ×" for one in times),
             )
         )
-    named = "pairs/s", "jlm beside it", "faster by", "jlm in fp8", "faster by"
-    return rows(("7B on an H200", *named), body)
+    body.append(("jlm", f"{speeds['jlm']:.1f}", "", ""))
+    body.append(("jlm with `--quantize fp8`", f"{speeds['jlm_fp8']:.1f}", "", ""))
+    return rows(("7B on an H200", "pairs/s", "jlm is faster by", "jlm in fp8 by"), body)
 
 
-def on_gpu_alone() -> str:
-    latest, writing = result("throughput-7b-h200"), result("throughput-reason-7b-h200")
-    speed, most = writing["pairs_per_second"]["jlm"], writing["conditions"]["reason_tokens_at_most"]
-    body = [(f"pairs/s with reasons of {most} tokens each", f"{speed:.1f}")]
-    body += [(text, f"{latest[name]:.2f}") for text, name in _SHARES.items()]
-    return rows(("jlm in bfloat16", "measured"), body)
+_PAPERS = {  # Table 3: minutes for 5,000 pairs on eight A100s, weights loaded
+    ("7b", 0): 3,
+    ("7b", 180): 50,
+    ("13b", 0): 5,
+    ("33b", 0): 15,
+}
+
+
+def sizes() -> str:
+    """jlm in bfloat16 with models of all sizes, beside the paper's Table 3."""
+    body: list[Sequence[object]] = []
+    for name in ("7b", "reason-7b", "13b", "33b"):
+        found = result(f"throughput-{name}-h200")
+        about, speed = found["conditions"], found["pairs_per_second"]["jlm"]
+        most = about["reason_tokens_at_most"]
+        written = f", reasons of {most} tokens" if most else ""
+        body.append(
+            (
+                about["model"].upper() + written,
+                f"{about['rows']}, of {about['prompt_tokens_median']} tokens",
+                f"{speed:.1f}",
+                f"{5000 / speed / 60:.1f} min",
+                f"{_PAPERS[about['model'], most]} min",
+                f"{found['share_of_bf16_matmul_rate']:.2f}",
+                f"{found['share_of_bf16_matmul_rate_in_prefill']:.2f}",
+            )
+        )
+    shares = "share of the bfloat16 rate", "in prefills"
+    times = "5,000 such", "on eight A100s, Table 3"
+    return rows(("one H200", "pairs", "pairs/s", *times, *shares), body)
 
 
 def pieces() -> str:
@@ -286,7 +308,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "windows": windows,
     "share": share,
     "gpu": on_gpu,
-    "gpu-alone": on_gpu_alone,
+    "gpu-sizes": sizes,
     "pieces": pieces,
     "quality": quality,
     "checks": checks,
