@@ -47,10 +47,12 @@ _POLL = 0.05  # seconds between looks at the store
 _LOOK = 1  # second between looks at the other workers
 _MOST_SILENT = 40  # looks at a worker that does not beat: one that is stopped, or hangs
 _MOST_STOPPED = 10  # looks at one that is known to be stopped
+_MOST_LEAVING = 5  # looks at fewer than there were, when all is done
 _LEAVING = 10  # seconds that a worker's own watch has to end
 _SHUTDOWN = "5"  # seconds that workers have to end when the run does; torch before 2.12: 30
 _LEFT = 1 << 40  # beats of a worker that is done
 _FAILURE = "JLM_FAILURE"  # names the file in which a worker says why it ends
+_DONE = "done.json"  # beside it, the exit status when all is done
 _STORE_GONE = "the process that keeps the workers' store has ended"
 _JOINING = timedelta(minutes=30)  # for all of a launcher's processes to be there
 _PR_SET_PDEATHSIG = 1
@@ -264,19 +266,23 @@ def _launch(config: Config, work: Work, n: int) -> int:
     )
     with tempfile.TemporaryDirectory(prefix="jlm-") as scratch:
         os.environ[_FAILURE] = str(Path(scratch) / "failure.json")
-        threading.Thread(target=_end_the_stopped, args=(os.environ[_FAILURE],), daemon=True).start()
+        done = Path(scratch) / _DONE
+        looks = (_end_the_stopped, os.environ[_FAILURE]), (_end_the_launcher, done, n)
+        for look, *given in looks:
+            threading.Thread(target=look, args=given, daemon=True).start()
         try:
             with _deaf_workers():
-                codes = elastic_launch(how, _worker)(config, work, os.getpid())
+                elastic_launch(how, _worker)(config, work, os.getpid())
         except SignalException as error:
-            raise Ended(error.sigval) from None
+            if not done.exists():
+                raise Ended(error.sigval) from None
         except ChildFailedError as error:
             if (failure := Path(os.environ[_FAILURE])).exists():
                 raise _told(failure) from None
             rank, first = error.get_first_failure()
             cause = _cause(first.exitcode)
             raise JlmError(f"worker {rank} died ({cause}); what is done is kept: {GO_ON}") from None
-    return int(codes[0])
+        return int(orjson.loads(done.read_bytes()))
 
 
 _OF_TERMINALS = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
@@ -322,6 +328,17 @@ def _end_the_stopped(failure: str) -> None:
                     process.kill()
 
 
+def _end_the_launcher(done: Path, n: int) -> None:
+    """Wake it where all is done and some of its n workers have left, but not all: it tells them to
+    go by a condition of multiprocessing, and for one that was killed just then it waits for ever.
+    """
+    looks = 0
+    while looks < _MOST_LEAVING:
+        time.sleep(_LOOK)
+        looks = looks + 1 if done.exists() and len(_spawned()) < n else 0
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGQUIT)
+
+
 def _spawned() -> list[Any]:
     """The workers that this process started, in the order of their ranks."""
     import psutil
@@ -348,15 +365,18 @@ def _leave_word(failure: str, reason: str) -> None:
     Path(failure).write_bytes(orjson.dumps(told))
 
 
-def _worker(config: Config, work: Work, parent: int) -> int:
-    """One process of several; a JlmError is left in a file for the parent to tell."""
+def _worker(config: Config, work: Work, parent: int) -> None:
+    """One process of several; the exit status, or a JlmError, is left in a file for the parent."""
     signals.leave_at_once()
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINALS)
     _die_with(parent)
     _share_cores()
     try:
-        return _in_group(config, work)
+        status = _in_group(config, work)
+        if os.environ["RANK"] == "0":
+            Path(os.environ[_FAILURE]).with_name(_DONE).write_bytes(orjson.dumps(status))
+        return
     except ReaderLeft:
         told: Json = {"message": None, "exit_code": EXIT_OK}
     except JlmError as error:

@@ -150,6 +150,42 @@ def test_a_dead_worker_is_named(tmp_path: Path, jlm: Jlm, wanted: bytes) -> None
     assert (tmp_path / "out.jsonl").read_bytes() == wanted
 
 
+_KILLED_WHEN_TOLD_TO_GO = """
+import os, signal, sys, time
+from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
+from jlm_cli.cli import app
+
+is_done = MultiprocessContext._is_done
+
+def and_one_is_killed(context):
+    if is_done(context):
+        time.sleep(0.5)  # by then all wait for the word to go
+        os.kill(context.pids()[1], signal.SIGKILL)
+    return is_done(context)
+
+MultiprocessContext._is_done = and_one_is_killed
+if __name__ == "__main__":
+    app()
+"""
+
+
+def test_a_worker_that_is_killed_when_all_is_done_holds_nothing_up(
+    tmp_path: Path, rows: Path, wanted: bytes
+) -> None:
+    """The launcher would wait for it for ever: seen once in 402 random kills."""
+    script = tmp_path / "script.py"
+    script.write_text(_KILLED_WHEN_TOLD_TO_GO)
+    done = subprocess.run(
+        [sys.executable, script, "judge", "in.jsonl", "-o", "out.jsonl", "--workers", "3"],
+        cwd=tmp_path,
+        env={**os.environ, "JLM_MODEL": "fake"},
+        stderr=subprocess.PIPE,
+        timeout=120,
+    )
+    assert done.returncode == 3, done.stderr
+    assert (tmp_path / "out.jsonl").read_bytes() == wanted
+
+
 def test_workers_die_with_their_parent(tmp_path: Path, rows: Path) -> None:
     process = start(tmp_path, "--workers", "2", env=SLOWLY)
     wait_for_records(tmp_path)
