@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -21,7 +22,8 @@ from jlm_cli.hf.blocks import Blocks, DraftTrees, Prompts
 from jlm_cli.hf.layers import fuse
 from jlm_cli.hf.packed_attention import _at_once
 from jlm_cli.hf.packing import Segment
-from jlm_cli.hf.tiles import OnDevice, TiledBlocks, asked_by
+from jlm_cli.hf.reasons import Text
+from jlm_cli.hf.tiles import OF_A_TILE, OnDevice, TiledBlocks, asked_by, asked_by_texts
 from jlm_cli.hf.trial import make_engine
 from jlm_cli.hf_engine import PackedEngine
 
@@ -228,6 +230,34 @@ def test_tiles(dtype: torch.dtype, size: int, heads: int, groups: int, spec: Att
     assert not found[n:].any()
     for kind in (0, 1):
         assert torch.equal(blocks._blocks[0, kind].cpu().float(), plain._blocks[0, kind])
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("heads, groups", [(4, 4), (4, 2), (14, 2), (16, 1)])
+@pytest.mark.parametrize("dtype, size", itertools.product(KINDS, (80, 128)))
+def test_tiles_of_texts(
+    dtype: torch.dtype, size: int, heads: int, groups: int, spec: AttentionSpec
+) -> None:
+    """Of one token each: as they are in tiles that could have more."""
+    seed = torch.Generator().manual_seed(0)
+    texts = [Text(0, 9, 12, [5], 99), Text(1, 70, 70, [5], 99), Text(2, 170, 174, [5], 99)]
+    texts[2].n_read = 20
+    blocks = TiledBlocks(DEVICE)
+    blocks.begin(3, 208)
+    states = [
+        torch.randn(n, 16, size, generator=seed).to(DEVICE, dtype) for n in (heads, groups, groups)
+    ]
+    with torch.inference_mode():
+        for kind in (0, 1):
+            kept = torch.randn(3, groups, 208, size, generator=seed)
+            blocks._block(0, kind, states[1])[:] = kept.to(DEVICE, dtype)
+        asked = asked_by_texts(texts, blocks.places)
+        found, wanted = (
+            OnDevice.of(one.filled(16, 64), blocks.table).attend(blocks, 0, states, spec).float()
+            for one in (asked, dataclasses.replace(asked, most=OF_A_TILE))
+        )
+    assert (found - wanted).norm() <= (2e-6 if dtype == torch.float32 else 0.01) * wanted.norm()
+    assert not found[3:].any() and found[:3].any(-1).all()
 
 
 def test_kernels_turn_as_transformers_does() -> None:

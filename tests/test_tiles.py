@@ -46,10 +46,12 @@ def test_texts_ask_as_their_trees_do() -> None:
     """Behind drafts of the line that they do not see, behind some of these, and behind none."""
     texts = [Text(0, 9, 12, [5], 99), Text(2, 7, 7, [5], 99), Text(3, 20, 24, [5], 99)]
     for _ in range(3):
-        wanted = asked_by([text.tree() for text in texts], 64).filled(16, 64)
-        found = asked_by_texts(texts, 64).filled(16, 64)
-        for one, other in zip(found.parts(), wanted.parts(), strict=True):
+        wanted, found = asked_by([text.tree() for text in texts], 64), asked_by_texts(texts, 64)
+        wide = wanted.ago.shape[1]
+        for one, other in zip(found.filled(3, wide).parts(), wanted.parts(), strict=True):
             assert one.dtype == np.int32 and one.tolist() == other.tolist()
+        more = [(0, 0, n, 1, 0) for n in (3, 4, 5)]  # what is of no text has tiles of one token too
+        assert found.filled(6, 64).tiles[3:].tolist() == [list(tile) for tile in more]
         for text in texts:
             text.n_read += len(text.due)
             text.take(5, ())

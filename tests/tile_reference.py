@@ -50,6 +50,7 @@ def attend(
     for base, common, first, n_tokens, beside in asked.tiles.tolist():
         if not n_tokens:
             continue
+        assert n_tokens <= asked.most
         mine, places = slice(first, first + n_tokens), common + beside
         like = query[:1].expand(groups, -1, -1).transpose(0, 1)
         if not places:

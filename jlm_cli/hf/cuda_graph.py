@@ -20,7 +20,7 @@ import torch
 from jlm_cli.hf.head import exact
 from jlm_cli.hf.memory import is_out_of_memory
 from jlm_cli.hf.packed_attention import Pack
-from jlm_cli.hf.tiles import FIELDS, Asked, OnDevice, TiledBlocks
+from jlm_cli.hf.tiles import FIELDS, OF_A_TILE, Asked, OnDevice, TiledBlocks
 from jlm_cli.hf.transfers import sent
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class GraphedPasses:
 
 class GraphedPass:
     """A pass over so many tokens, each of which sees at most so many places beside what all of its
-    row see. With no columns, what is likeliest is wanted."""
+    row see. With no columns, what is likeliest behind texts is wanted, a token of each."""
 
     def __init__(
         self, engine: PackedEngine, memory: Memory, n_tokens: int, beside: int, n_columns: int
@@ -86,9 +86,8 @@ class GraphedPass:
         self._numbers = torch.zeros(sum(sizes), dtype=torch.int32, device=engine.device)
         tiles, slots, positions, ago = torch.split(self._numbers, sizes)
         self._table = torch.zeros_like(TiledBlocks(engine.device).table)
-        self._asked = OnDevice(
-            tiles.view(-1, FIELDS), slots, positions, ago.view(n_tokens, -1), self._table
-        )
+        parts = tiles.view(-1, FIELDS), slots, positions, ago.view(n_tokens, -1)
+        self._asked = OnDevice(*parts, self._table, OF_A_TILE if n_columns else 1)
         self._columns = torch.zeros(n_columns, dtype=torch.int64, device=engine.device)
         self._captured: tuple[Callable[[], object], torch.Tensor] | None = None
 

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from jlm_cli.hf.tiles import FIELDS, OF_A_TILE
+from jlm_cli.hf.tiles import FIELDS
 
 if TYPE_CHECKING:
     from jlm_cli.hf.attention import AttentionSpec
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _KEYS = 64  # at a time, at most
 _ON_THEIR_WAY = 32768  # bytes of them; more would leave room for fewer tiles
-_STAGES, _SHARED_STAGES = 2, 4  # parts of these: smaller ones of 16 bits that heads share
+_STAGES, _LARGE_STAGES = 2, 4  # parts of these: smaller ones of 16 bits for larger products
 _LEAST = 16  # numbers in each width of a product
 _HEADS = 4  # that share their keys, at most, in a program
 
@@ -180,8 +180,8 @@ def attend(
     query = query if query.stride(2) == 1 else query.contiguous()
     share = heads // groups
     at_once, wide = min(_HEADS, _power(share)), max(_LEAST, _power(size))
-    each = query.element_size()
-    stages = _SHARED_STAGES if at_once > 1 and each == 2 else _STAGES
+    each, n_tokens = query.element_size(), max(asked.most, _LEAST // at_once)
+    stages = _LARGE_STAGES if n_tokens * at_once > _LEAST and each == 2 else _STAGES
     n_keys = max(_LEAST, min(_KEYS, _ON_THEIR_WAY // (stages * wide * each)))
     found = torch.empty(n, heads, size, dtype=query.dtype, device=query.device)
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
@@ -192,7 +192,7 @@ def attend(
             spec.cap or 1.0,
             spec.window or 0,
             FIELDS=FIELDS,
-            TOKENS=OF_A_TILE,
+            TOKENS=n_tokens,
             HEADS=at_once,
             KEYS=n_keys,
             SIZE=wide,

@@ -39,13 +39,14 @@ class Asked:
     `tiles` [n, 5]: the slot of its row's first place, how many first places all of its tokens see,
     its first token, how many tokens, and how many places of its row count beside. `slots` [T] is
     where each token's keys and values go, `positions` [T] where it stands in its line, and `ago`
-    [T, most beside] how far before that those places do, or UNSEEN.
+    [T, most beside] how far before that those places do, or UNSEEN. A tile has `most` tokens.
     """
 
     tiles: Numbers
     slots: Numbers
     positions: Numbers
     ago: Numbers
+    most: int = OF_A_TILE
 
     def filled(self, n_tokens: int, wide: int) -> Asked:
         """Up to so many tokens, which are of no row and see nothing, and so many places beside."""
@@ -54,9 +55,9 @@ class Asked:
         n, beside = self.ago.shape
         tiles[: len(self.tiles)], slots[:n], positions[:n] = self.tiles, self.slots, self.positions
         ago[:n, :beside] = self.ago
-        for at, first in enumerate(range(n, n_tokens, OF_A_TILE), len(self.tiles)):
-            tiles[at] = 0, 0, first, min(OF_A_TILE, n_tokens - first), 0
-        return Asked(tiles, slots, positions, ago)
+        for at, first in enumerate(range(n, n_tokens, self.most), len(self.tiles)):
+            tiles[at] = 0, 0, first, min(self.most, n_tokens - first), 0
+        return Asked(tiles, slots, positions, ago, self.most)
 
     def parts(self) -> tuple[Numbers, ...]:
         return self.tiles, self.slots, self.positions, self.ago
@@ -101,7 +102,7 @@ def asked_by_texts(texts: Sequence[Text], places: int) -> Asked:
     tiles = np.stack([base, common, n, np.ones_like(n), beside], axis=1)
     since = beside[:, None] - 1 - np.arange(max(1, beside.max()), dtype=np.int32)
     ago = np.where((since >= 0) & (since <= n_read[:, None]), since, np.int32(UNSEEN))
-    return Asked(tiles, base + place, seen + n_read, ago)
+    return Asked(tiles, base + place, seen + n_read, ago, most=1)
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,12 @@ class OnDevice:
     positions: torch.Tensor
     ago: torch.Tensor
     table: torch.Tensor
+    most: int
 
     @classmethod
     def of(cls, asked: Asked, table: torch.Tensor) -> OnDevice:
         tiles, slots, positions, ago = (sent(part, table.device) for part in asked.parts())
-        return cls(tiles, slots, positions, ago, table)
+        return cls(tiles, slots, positions, ago, table, asked.most)
 
     def attend(
         self, blocks: TiledBlocks, layer: int, states: Sequence[torch.Tensor], spec: AttentionSpec
@@ -233,7 +235,7 @@ def are_usable(model: PreTrainedModel) -> bool:
 def _work(model: PreTrainedModel) -> bool:
     blocks = TiledBlocks(model.device)
     blocks.begin(1, 1)
-    asked = Asked(*(np.zeros(shape, np.int32) for shape in ((1, FIELDS), 1, 1, (1, 1))))
+    tile, one, beside = (np.zeros(shape, np.int32) for shape in ((1, FIELDS), 1, (1, 1)))
     try:
         heads, groups, size = kernels.heads_of(model)
         with torch.inference_mode():
@@ -243,7 +245,9 @@ def _work(model: PreTrainedModel) -> bool:
             ]
             for kind in (0, 1):
                 blocks._block(0, kind, states[1])
-            OnDevice.of(asked, blocks.table).attend(blocks, 0, states, AttentionSpec())
+            for most in (1, OF_A_TILE):
+                asked = OnDevice.of(Asked(tile, one, one, beside, most), blocks.table)
+                asked.attend(blocks, 0, states, AttentionSpec())
     except torch.OutOfMemoryError:
         raise
     except Exception:  # of a compiler, whatever it is; recurrent models have no heads
