@@ -5,8 +5,9 @@ torch and transformers are imported inside the functions, so that the command li
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ def load_engine(
     if compute.threads is not None:
         torch.set_num_threads(compute.threads)
     bits = None if compute.quantize == "fp8" else compute.quantize
-    model = load_model(files, compute.dtype, _place(compute), bits)
+    model = load_model(files, compute.dtype, _place(compute), bits, say)
     try:
         _make_faster(model, compute)
         engine = make_engine(model, vocabulary, say)
@@ -120,6 +121,7 @@ def load_model(
     dtype: str,
     device: str | dict[str, Any],
     quantize: Quantize | None = None,
+    say: Say = unsaid,
 ) -> PreTrainedModel:
     """The weights on a device (or as `device_map` and `max_memory` say), adapter merged.
 
@@ -144,6 +146,8 @@ def load_model(
             files.folder, dtype=wanted, output_loading_info=True, **LOCKED_DOWN, **source
         )
         _check_whole(files, sorted(about["missing_keys"]))
+        if more := _layers_beyond(model, about["unexpected_keys"]):
+            say(f"{files.name}: its config.json does not count all layers of its files: {more}")
         return model if files.adapter is None else _with_adapter(model, files.adapter, quantize)
     except MemoryError as error:
         raise ModelError(f"--model {files.name}: its weights find no memory") from error
@@ -159,6 +163,17 @@ def _check_whole(files: ModelFiles, missing: Sequence[str]) -> None:
             f"--model {files.name}: its files lack the weights {missing[0]}{more}; is this a whole "
             "model that writes text?"
         )
+
+
+def _layers_beyond(model: PreTrainedModel, unexpected: Iterable[str]) -> str:
+    """The first and last weight of layers that a model would have if it had more; "" for none."""
+    known = model.state_dict().keys()
+    found = [name for name in unexpected if _NUMBER.sub(".0.", name, 1) in known]
+    found.sort(key=lambda name: [int(number) for number in _NUMBER.findall(name)])
+    return f"{found[0]} to {found[-1]} are left out" if found else ""
+
+
+_NUMBER = re.compile(r"\.(\d+)\.")
 
 
 def _kind_of(files: ModelFiles) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import pickle
@@ -452,6 +453,31 @@ def test_weights_that_are_not_there_are_not_drawn_at_random(
     done = jlm("judge", "in.jsonl", "-m", "headless", "-q")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "headless: its files lack the weights lm_head.weight; is this" in done.err
+
+
+def test_layers_that_are_not_counted_are_told(tmp_path: Path, released: Loaded) -> None:
+    """As where the config is another model's; weights of other parts are no layers."""
+    more = {
+        name.replace(".0.", f".{n}."): one.clone()
+        for n in (1, 11)
+        for name, one in released.model.state_dict().items()
+        if ".layers.0." in name
+    }
+    beside = {"vision_tower.layers.40.norm.weight": torch.ones(2), "v_head.weight": torch.ones(2)}
+    one = copy.deepcopy(released.model)
+    one.config.num_hidden_layers = 1
+    said: list[str] = []
+    for folder, some in (("usual", beside), ("more", {**beside, **more})):
+        kept = {name: value for name, value in one.state_dict().items() if ".layers.1." not in name}
+        one.save_pretrained(tmp_path / folder, state_dict={**kept, **some})
+        files = models.ModelFiles(folder, tmp_path / folder)
+        loading.load_model(files, "float32", "cpu", say=said.append)
+    assert len(said) == 1
+    assert re.fullmatch(
+        r"more: its config.json does not count all layers of its files: "
+        r"model\.layers\.1\.\S+ to model\.layers\.11\.\S+ are left out",
+        said[0],
+    )
 
 
 def test_an_adapter_without_weights_is_not_looked_for_elsewhere(
