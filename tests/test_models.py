@@ -468,7 +468,8 @@ def test_layers_that_are_not_counted_are_told(tmp_path: Path, released: Loaded) 
     one.config.num_hidden_layers = 1
     said: list[str] = []
     for folder, some in (("usual", beside), ("more", {**beside, **more})):
-        kept = {name: value for name, value in one.state_dict().items() if ".layers.1." not in name}
+        first = [name for name in one.state_dict() if re.search(r"layers\.[1-9]", name) is None]
+        kept = {name: one.state_dict()[name] for name in first}
         one.save_pretrained(tmp_path / folder, state_dict={**kept, **some})
         files = models.ModelFiles(folder, tmp_path / folder)
         loading.load_model(files, "float32", "cpu", say=said.append)
