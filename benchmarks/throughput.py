@@ -30,7 +30,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ from jlm_cli.batching import Plan
 from jlm_cli.config import Config
 from jlm_cli.devices import choose_device
 from jlm_cli.engine import Judge
+from jlm_cli.hf.float8 import Float8Linear
+from jlm_cli.hf.layers import OneDnnLinear
 from jlm_cli.hf.packing import Tokens
 from jlm_cli.hf_engine import GPU_PACK, PackedEngine
 from jlm_cli.records import dump_indented
@@ -270,19 +272,18 @@ def now(device: str) -> float:
 
 def _products(model: PreTrainedModel) -> int:
     """Multiply-adds of the layers for one token."""
-    return sum(
-        layer.weight.numel()
-        for name, layer in model.named_modules()
-        if isinstance(layer, torch.nn.Linear) and "lm_head" not in name
-    )
+    return _weights(layer for name, layer in model.named_modules() if "lm_head" not in name)
+
+
+def _weights(layers: Iterable[torch.nn.Module]) -> int:
+    kinds = torch.nn.Linear, OneDnnLinear, Float8Linear
+    return sum(layer.weight.numel() for layer in layers if isinstance(layer, kinds))
 
 
 def _products_behind(engine: PackedEngine) -> int:
     """Multiply-adds for one token behind the last attention, which not every token takes."""
     parts = (engine.model.get_submodule(name) for name in engine.behind)
-    layers = (layer for part in parts for layer in part.modules())
-    weights = (getattr(layer, "weight", None) for layer in layers)
-    return sum(one.numel() for one in weights if isinstance(one, torch.Tensor) and one.ndim == 2)
+    return _weights(layer for part in parts for layer in part.modules())
 
 
 def _beside_layers(tokens: Tokens, model: PreTrainedModel) -> int:

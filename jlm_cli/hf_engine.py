@@ -125,8 +125,7 @@ class PackedEngine(Writer):
     def ask(self, texts: Sequence[Text], blocks: Blocks) -> Step:
         """For the likeliest token behind what is due of each text."""
         due = [text.due for text in texts]
-        few = len(texts) <= MOST_TOKENS and all(len(ids) == 1 for ids in due)
-        if isinstance(blocks, TiledBlocks) and few:
+        if isinstance(blocks, TiledBlocks) and all(len(ids) == 1 for ids in due):
             return self._asked_for_one(sent([ids[0] for ids in due], self.device), texts, blocks)
         tokens = Tokens()
         for text, ids in zip(texts, due, strict=True):
@@ -141,7 +140,7 @@ class PackedEngine(Writer):
         """For what is likeliest behind the tokens of a step, which the device alone will know; None
         where it would not be faster."""
         going = [n for n, text in enumerate(step.texts) if text.may_go_on]
-        if not going or not isinstance(blocks, TiledBlocks) or len(going) > MOST_TOKENS:
+        if not going or not isinstance(blocks, TiledBlocks):
             return None
         ids = step.found[0, sent(going, self.device)]
         return self._asked_for_one(ids, [step.texts[n] for n in going], blocks)
@@ -149,8 +148,14 @@ class PackedEngine(Writer):
     def _asked_for_one(self, ids: torch.Tensor, texts: Sequence[Text], blocks: TiledBlocks) -> Step:
         """Behind one token of each text, [T]."""
         places = blocks.room_up_to(1 + max(text.place for text in texts))
+        asked = asked_by_texts(texts, places)
         with computing():
-            found = self._graphed.chosen(ids, asked_by_texts(texts, places), blocks)
+            if len(texts) <= MOST_TOKENS:
+                found = self._graphed.chosen(ids, asked, blocks)
+            else:
+                positions = sent(asked.positions, self.device).long()
+                pack = Pack(blocks, (), None, OnDevice.of(asked, blocks.table))
+                found = chosen(self.logits(ids[None], positions[None], pack))
         for text in texts:
             text.n_read += 1
         return Step(texts, found, HostCopy(found))

@@ -266,23 +266,50 @@ def _launch(config: Config, work: Work, n: int) -> int:
     )
     with tempfile.TemporaryDirectory(prefix="jlm-") as scratch:
         os.environ[_FAILURE] = str(Path(scratch) / "failure.json")
-        done = Path(scratch) / _DONE
-        looks = (_end_the_stopped, os.environ[_FAILURE]), (_end_the_launcher, done, n)
+        done, launching = Path(scratch) / _DONE, _Launching()
+        looks = (_end_the_stopped, os.environ[_FAILURE]), (_end_the_launcher, launching, done, n)
         for look, *given in looks:
             threading.Thread(target=look, args=given, daemon=True).start()
         try:
             with _deaf_workers():
                 elastic_launch(how, _worker)(config, work, os.getpid())
+            launching.end()
         except SignalException as error:
             if not done.exists():
                 raise Ended(error.sigval) from None
         except ChildFailedError as error:
+            if done.exists():  # it died when all was done
+                return _status(done)
             if (failure := Path(os.environ[_FAILURE])).exists():
                 raise _told(failure) from None
             rank, first = error.get_first_failure()
             cause = _cause(first.exitcode)
             raise JlmError(f"worker {rank} died ({cause}); what is done is kept: {GO_ON}") from None
-        return int(orjson.loads(done.read_bytes()))
+        return _status(done)
+
+
+def _status(done: Path) -> int:
+    return int(orjson.loads(done.read_bytes()))
+
+
+class _Launching:
+    """Whether the main thread is in the launcher, and what wakes it there."""
+
+    def __init__(self) -> None:
+        self._lock, self._is_over = threading.Lock(), threading.Event()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it is over by then."""
+        return self._is_over.wait(seconds)
+
+    def wake(self) -> None:
+        with self._lock:
+            if not self._is_over.is_set():
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGQUIT)
+
+    def end(self) -> None:
+        with self._lock:
+            self._is_over.set()
 
 
 _OF_TERMINALS = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
@@ -328,15 +355,15 @@ def _end_the_stopped(failure: str) -> None:
                     process.kill()
 
 
-def _end_the_launcher(done: Path, n: int) -> None:
+def _end_the_launcher(launching: _Launching, done: Path, n: int) -> None:
     """Wake it where all is done and some of its n workers have left, but not all: it tells them to
     go by a condition of multiprocessing, and for one that was killed just then it waits for ever.
     """
     looks = 0
-    while looks < _MOST_LEAVING:
-        time.sleep(_LOOK)
+    while not launching.wait(_LOOK):
         looks = looks + 1 if done.exists() and len(_spawned()) < n else 0
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGQUIT)
+        if looks == _MOST_LEAVING:
+            launching.wake()
 
 
 def _spawned() -> list[Any]:
@@ -370,12 +397,15 @@ def _worker(config: Config, work: Work, parent: int) -> None:
     signals.leave_at_once()
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINALS)
+        signal.signal(signal.SIGQUIT, signal.getsignal(signal.SIGTERM))  # else it would dump core
     _die_with(parent)
     _share_cores()
     try:
         status = _in_group(config, work)
         if os.environ["RANK"] == "0":
-            Path(os.environ[_FAILURE]).with_name(_DONE).write_bytes(orjson.dumps(status))
+            done = Path(os.environ[_FAILURE]).with_name(_DONE)
+            (draft := done.with_suffix(".tmp")).write_bytes(orjson.dumps(status))
+            draft.replace(done)
         return
     except ReaderLeft:
         told: Json = {"message": None, "exit_code": EXIT_OK}

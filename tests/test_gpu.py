@@ -234,7 +234,7 @@ def test_tiles(dtype: torch.dtype, size: int, heads: int, groups: int, spec: Att
 
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("heads, groups", [(4, 4), (4, 2), (14, 2), (16, 1)])
-@pytest.mark.parametrize("dtype, size", itertools.product(KINDS, (80, 128)))
+@pytest.mark.parametrize("dtype, size", [*itertools.product(KINDS, (80, 128))])
 def test_tiles_of_texts(
     dtype: torch.dtype, size: int, heads: int, groups: int, spec: AttentionSpec
 ) -> None:

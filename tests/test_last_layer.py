@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import transformers
 from conftest import Loaded
-from test_hf_engine import lines_of, prompts_of, small
+from test_hf_engine import SMALL, lines_of, prompts_of, small
 from torch.nn import Linear, Module, Sequential
 
 from jlm_cli.hf.last_layer import behind_attention
@@ -58,18 +59,22 @@ class Attending(Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shared, self.inner, self.head = Linear(4, 4), Linear(4, 4), Linear(4, 8)
+        self.sooner, self.flat, self.named, self.inner, self.behind_head = (
+            Linear(4, 4) for _ in range(5)
+        )
         self.block, self.pair = Sequential(Linear(4, 4), self.inner), Pair()
+        self.ends = Sequential(Linear(4, 4), Linear(4, 4))
         self.is_over = False
 
     def get_output_embeddings(self) -> Module:
-        return self.head
+        return self.ends[1]
 
     def step(self) -> None:
-        states = self.shared(torch.ones(1, 3, 4))
+        states = self.sooner(torch.ones(1, 3, 4))
         self.is_over = True
-        states = self.shared(self.pair(self.block(states), states))
-        self.head(self.inner(states[0]))
+        states = self.sooner(self.pair(self.block(states), states))
+        states = self.named(input=self.flat(states) + self.flat(states[0]))
+        self.behind_head(self.ends(states) + self.inner(states[0]))
 
 
 class Pair(Module):
@@ -78,8 +83,32 @@ class Pair(Module):
 
 
 def test_parts_of_other_layers_and_other_shapes_are_left() -> None:
-    """What an earlier layer has too, what takes two tensors, and what is in another part."""
+    """What an earlier layer has too, what takes two tensors, or one by its name, or once of another
+    shape, what is in another part, or has the head in it, or stands behind it."""
     model = Attending()
-    assert behind_attention(model, model.step, lambda: model.is_over) == ["block"]  # type: ignore[arg-type]
-    hooks = (model._forward_hooks, model.block._forward_pre_hooks, model.head._forward_hooks)
+    found = behind_attention(model, 3, model.step, lambda: model.is_over)  # type: ignore[arg-type]
+    assert found == ["block", "ends.0"]
+    hooks = (model._forward_hooks, model.block._forward_pre_hooks, model.ends[1]._forward_hooks)
     assert not any(hooks)
+
+
+def test_a_last_layer_that_takes_something_else_is_read_whole(
+    released: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows are packed all the same."""
+    monkeypatch.setattr("jlm_cli.hf.trial.behind_attention", lambda *_: ["model.rotary_emb"])
+    engine = make_engine(small("Llama"), released.vocabulary)
+    assert isinstance(engine, PackedEngine) and not engine.behind
+
+
+@pytest.mark.parametrize("family", ["Bert", "BertGeneration"])
+def test_a_head_within_a_part_is_found(released: Loaded, family: str) -> None:
+    """Tokens are picked once."""
+    kind = "BertLMHead" if family == "Bert" else "BertGenerationDecoder"
+    config = getattr(transformers, f"{family}Config")(**SMALL, is_decoder=True)
+    model = getattr(transformers, f"{kind}{'Model' if family == 'Bert' else ''}")(config).eval()
+    engine = make_engine(model, released.vocabulary)
+    assert isinstance(engine, PackedEngine)
+    head = engine.model.get_output_embeddings()
+    parts = [engine.model.get_submodule(name) for name in engine.behind]
+    assert not any(head in part.modules() for part in parts)

@@ -138,7 +138,8 @@ def _has_autocast(device: torch.device) -> bool:
 
 
 def _memory(device: torch.device) -> Memory:
-    """What graphs share that are replayed one after the other: each has what it found to itself."""
+    """What graphs share that are replayed one after the other; what one has found is to be copied
+    before."""
     return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TypeGuard
 
 import torch
 from torch.nn import Module
@@ -17,41 +16,42 @@ from jlm_cli.hf.transfers import sent
 
 
 def behind_attention(
-    model: PreTrainedModel, step: Callable[[], object], is_over: Callable[[], bool]
+    model: PreTrainedModel, n_tokens: int, step: Callable[[], object], is_over: Callable[[], bool]
 ) -> list[str]:
-    """The names of the parts that a pass calls with one tensor [1, T, size], and no sooner than
-    when attention `is_over`, which return such a one; of parts in each other, the outer."""
-    sooner: set[Module] = set()
+    """The names of the parts that a pass over so many tokens calls with one tensor [1, T, size], no
+    sooner than when attention `is_over` and before the head, and that return such a one, at every
+    call; of parts in each other, the outer."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     behind: list[Module] = []
-    fitting: set[Module] = set()
+    others = {part for part in model.modules() if head in part.modules()}
 
-    def enter(part: Module, _: object) -> None:
-        if is_over():
-            behind.append(part)
-        else:
-            sooner.add(part)
+    def enter(part: Module, given: tuple[object, ...], named: dict[str, object]) -> None:
+        fits = len(given) == 1 and not named and _is_states(given[0], n_tokens)
+        if head in behind or not is_over() or not fits:
+            others.add(part)
+        behind.append(part)
 
-    def leave(part: Module, given: tuple[object, ...], found: object) -> None:
-        states = given[0] if len(given) == 1 else None
-        if _is_states(states) and _is_states(found) and states.shape[:2] == found.shape[:2]:
-            fitting.add(part)
+    def leave(part: Module, _: object, found: object) -> None:
+        if not _is_states(found, n_tokens):
+            others.add(part)
 
     with ExitStack() as hooks:
         for part in model.modules():
-            hooks.callback(part.register_forward_pre_hook(enter).remove)
+            hooks.callback(part.register_forward_pre_hook(enter, with_kwargs=True).remove)
             hooks.callback(part.register_forward_hook(leave).remove)
         step()
     names = {part: name for name, part in model.named_modules()}
-    taken = {model.get_output_embeddings(): ""}  # type: ignore[no-untyped-call]
+    taken: dict[Module, str] = {}
     for part in behind:
         inside = any(part in outer.modules() for outer in taken)
-        if part in fitting and part not in sooner and not inside:
+        if part not in others and not inside:
             taken[part] = names[part]
-    return list(taken.values())[1:]
+    return list(taken.values())
 
 
-def _is_states(value: object) -> TypeGuard[torch.Tensor]:
-    return isinstance(value, torch.Tensor) and value.ndim == 3 and len(value) == 1
+def _is_states(value: object, n_tokens: int) -> bool:
+    """[1, T, size]"""
+    return isinstance(value, torch.Tensor) and value.ndim == 3 and value.shape[:2] == (1, n_tokens)
 
 
 @contextmanager
@@ -68,6 +68,8 @@ def only(model: PreTrainedModel, behind: Sequence[str], tokens: Tokens) -> Itera
         return sent_to[device]
 
     def pick(_: Module, given: tuple[torch.Tensor]) -> torch.Tensor:
+        if given[0].shape[:2] != (1, n_tokens):  # a GPU would not survive an index beyond
+            raise RuntimeError("its last layer sees something else than its tokens")
         return given[0][:, places(given[0].device)]
 
     def spread(_: Module, given: object, found: torch.Tensor) -> torch.Tensor:

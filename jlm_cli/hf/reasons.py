@@ -90,9 +90,7 @@ def write_behind(engine: PackedEngine, blocks: Blocks, texts: Sequence[Text], wr
     while live:
         step = ahead or engine.ask(live, blocks)
         ahead = engine.ask_ahead(step, blocks)
-        tokens, sound = step.copy.wait().astype(int).tolist()
-        if not all(sound):
-            blocks.drop_memory()  # what is no number would reach the next batch's rows
+        tokens = _heard(step, blocks)
         wrote(len(live))
         for text, token in zip(step.texts, tokens, strict=True):
             if not text.is_over:  # as it may be by now in a step ahead
@@ -102,3 +100,13 @@ def write_behind(engine: PackedEngine, blocks: Blocks, texts: Sequence[Text], wr
             blocks.keep([text.row for text in live])
             for row, text in enumerate(live):
                 text.row = row
+    if ahead is not None:  # all have ended in the meantime
+        _heard(ahead, blocks)
+
+
+def _heard(step: Step, blocks: Blocks) -> list[int]:
+    """The tokens of a step, when they are there."""
+    tokens, sound = step.copy.wait().astype(int).tolist()
+    if not all(sound):
+        blocks.drop_memory()  # what is no number would reach the next batch's rows
+    return list(tokens)

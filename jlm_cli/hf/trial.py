@@ -32,16 +32,27 @@ def make_engine(
     model: PreTrainedModel, vocabulary: Vocabulary, say: Say = unsaid
 ) -> PackedEngine | CachedEngine | PlainEngine:
     """The fastest engine that the model really follows, found out by a short trial."""
-    packed, plain = PackedEngine(model, vocabulary), PlainEngine(model, vocabulary)
-    packed.behind = _behind(packed)
-    if (why := _unpackable(model) or _why_not(packed, plain)) is None:
+    plain = PlainEngine(model, vocabulary)
+    packed = _unpackable(model) or _packed(model, plain)
+    if isinstance(packed, PackedEngine):
         packed.forget()  # what was captured is of layers as they are now
         return packed
-    say(f"this model's rows cannot be packed and are read one by one: {why}")
+    say(f"this model's rows cannot be packed and are read one by one: {packed}")
     cached = CachedEngine(model, vocabulary)
     engine = cached if _why_not(cached, plain) is None else plain
     engine.pads = math.isinf(ordinary_up_to(model)) and _pads(engine)
     return engine
+
+
+def _packed(model: PreTrainedModel, plain: PlainEngine) -> PackedEngine | str:
+    """Or why there is none."""
+    engine = PackedEngine(model, plain.vocabulary)
+    engine.behind = _behind(engine)
+    why = _why_not(engine, plain)
+    if why is not None and engine.behind:  # perhaps where all tokens go through all of it
+        engine = PackedEngine(model, plain.vocabulary)
+        why = _why_not(engine, plain)
+    return engine if why is None else why
 
 
 def _behind(engine: PackedEngine) -> list[str]:
@@ -55,9 +66,12 @@ def _behind(engine: PackedEngine) -> list[str]:
         with computing():
             return behind_attention(
                 engine.model,
+                tokens.shape[1],
                 lambda: engine.logits(tokens, tokens, pack),
                 lambda: len(blocks.specs) == n_layers,
             )
+    except torch.OutOfMemoryError:  # else what is free would change bytes
+        raise
     except _FAILURES:  # of the pass, which the trial will show
         return []
 
