@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jlm_cli import __version__
-from jlm_cli.batching import PADDED, RESERVE
+from jlm_cli.batching import GROWTH, PADDED, RESERVE
 from jlm_cli.config import Config, Quantize
 from jlm_cli.errors import ModelError
 from jlm_cli.models import FAKE, HUB_DEFAULT, TINY, ModelFiles
@@ -93,7 +93,6 @@ def has_amx() -> bool:
 GPU_BATCHES = 3
 # of a batch on a CPU; packs are smaller, this bounds keys, values and logits of drafts
 _CPU_LEAST, _CPU_SCORING, _CPU_WRITING = 4096, 8192, 16384  # tokens
-_GROWTH = 2  # of a row with its reason: prompts and reasons of 500 tokens are usual
 
 
 THREADS = "number of threads"  # of each worker on a CPU
@@ -154,7 +153,7 @@ def choose_compute(files: ModelFiles, config: Config, writes: bool) -> Compute:
     weights = weight_bytes(files, dtype, config.quantize)
     memory = _memory(device)
     if writes:
-        cache *= _GROWTH
+        cache *= GROWTH
     if device == "cuda":
         memory *= config.gpus_per_model
         at_most, most = (1, _GPU_WRITING) if writes else (GPU_BATCHES, _GPU_SCORING)

@@ -44,10 +44,14 @@ def open_run(config: Config, report: Report) -> Run:
     rows = open_rows(config)
     files = models.find(config.model, report.note)
     mode = mode_of(config, files.template)
-    compute = devices.choose_compute(files, config, config.reason or writes_first(mode.templates))
+    compute = devices.choose_compute(files, config, _writes(config, mode))
     report.note(f"model {files.name} on {compute.device} in {compute.dtype}")
     lines = Lines(vocabularies.load_vocabulary(files))
     return Run(config, rows, files, mode, lines, Encoder(lines, mode, config), compute)
+
+
+def _writes(config: Config, mode: Mode) -> bool:
+    return config.reason or writes_first(mode.templates)
 
 
 def fingerprint(now: Run) -> Json:
@@ -84,7 +88,10 @@ def as_begun(now: Run, facts: Json) -> Run:
 
 
 def plan_of(now: Run, survey: Survey) -> Plan:
-    return make_plan(survey.rows, survey.tokens, survey.groups, now.compute.batch_tokens)
+    config, budget = now.config, now.compute.batch_tokens
+    each = config.max_new_tokens * (2 if config.swap else 1)
+    written = each if _writes(config, now.mode) else 0
+    return make_plan(survey.rows, survey.tokens, survey.groups, budget, written)
 
 
 def facts_of(now: Run, survey: Survey) -> Json:

@@ -34,6 +34,16 @@ def test_a_long_row_does_not_make_places_for_many_short_ones() -> None:
     assert [len(batch) for batch in plan] == [1, 33, 26]
 
 
+def test_what_is_written_has_places() -> None:
+    """Short prompts, whose texts may grow to many times their length, are not as many."""
+    plan = make_plan(range(60), [100] * 60, [0] * 60, 4000)
+    assert [len(batch) for batch in plan] == [33, 27]
+    plan = make_plan(range(60), [100] * 60, [0] * 60, 4000, written=500)
+    assert [len(batch) for batch in plan] == [17, 17, 17, 9]
+    plan = make_plan(range(9), [900] * 9, range(9), 4000, written=500)
+    assert [len(batch) for batch in plan] == [4, 4, 1]
+
+
 def test_rows_of_a_group_stand_side_by_side() -> None:
     plan, _ = plan_of(3000, 1000)
     place = {int(row): at for at, row in enumerate(plan.order)}
