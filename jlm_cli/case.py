@@ -10,7 +10,7 @@ import orjson
 from rich.text import Text
 
 from jlm_cli.config import Config
-from jlm_cli.errors import InputError, RowError, UsageError
+from jlm_cli.errors import At, InputError, RowError, UsageError
 from jlm_cli.output import summary_path
 from jlm_cli.prompts import Template
 from jlm_cli.reading.rows import open_rows
@@ -108,10 +108,8 @@ class RecordChoice:
 
 
 def _parsed(source: Source, row: int) -> Json:
-    try:
+    with At(source.where(row)):
         return parse_row(source.read(row))
-    except RowError as error:
-        raise InputError(f"{source.where(row)}: {error}") from None
 
 
 def _named(values: list[Any]) -> str:

@@ -89,3 +89,17 @@ class RowError(JlmError):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class At:
+    """A place in a file: a RowError within it ends the run, as that file's InputError."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, RowError):
+            raise InputError(f"{self._where}: {error}") from error

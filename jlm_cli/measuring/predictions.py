@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jlm_cli.errors import InputError, RowError
+from jlm_cli.errors import At, InputError, RowError
 from jlm_cli.measuring.columns import (
     NONE,
     PLACE,
@@ -173,10 +173,8 @@ def rows_of(source: Source) -> Iterator[tuple[int, Json, str]]:
     """Each row's number, the row, and where it stands."""
     for number, raw in enumerate(source):
         where = source.where(number)
-        try:
+        with At(where):
             yield number, parse_row(raw), where
-        except RowError as error:
-            raise InputError(f"{where}: {error}") from error
 
 
 def records_in(path: str, stdin: Path | None = None) -> Iterator[tuple[Json, str]]:
@@ -199,18 +197,17 @@ def sample_in(row: Json, where: str) -> Json:
 def read_judged(row: Json, where: str) -> Judged:
     """What a line predicts. Raises InputError where it is no prediction."""
     try:
-        if "error" in row and "mode" in row:
-            return judged_of(row)
-        if row.get("mode") == "rank":
-            raise RowError("no-verdict", "no verdict on a pair; take --protocol rank")
-        if "pred_text" in row:
-            return _from_text(row["pred_text"])
-        if "verdict" in row or "scores" in row:
-            return judged_in(row)
-        if "question_id" in row and "text" in row:
-            return _from_text(row["text"])
-    except RowError as error:
-        raise InputError(f"{where}: {error}") from error
+        with At(where):
+            if "error" in row and "mode" in row:
+                return judged_of(row)
+            if row.get("mode") == "rank":
+                raise RowError("no-verdict", "no verdict on a pair; take --protocol rank")
+            if "pred_text" in row:
+                return _from_text(row["pred_text"])
+            if "verdict" in row or "scores" in row:
+                return judged_in(row)
+            if "question_id" in row and "text" in row:
+                return _from_text(row["text"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where}: a damaged record: {type(error).__name__} {error}") from error
     for name, protocol in _OTHER_RECORDS.items():
@@ -286,12 +283,10 @@ def native_fields(row: Json) -> Json:
 def _about(row: Json, where: str) -> About:
     """What a line tells of its sample. Its gold is what a record holds, or a teacher's text
     beside `pred_text`."""
-    try:
+    with At(where):
         fields = native_fields(row)
         teacher = "pred_text" not in row and "text" in row and "mode" not in row
         return _with_gold(fields, None if teacher else fields.get("gold"))
-    except RowError as error:
-        raise InputError(f"{where}: {error}") from error
 
 
 def _with_gold(fields: Json, gold: Any) -> About:
@@ -384,10 +379,8 @@ def _join(index: Index, tally: PairTally, files: ExitStack, path: Path, take: Ta
     late: list[int] = []
 
     def give(at: int, row: Json, where: str) -> None:
-        try:
+        with At(where):
             take(tally, at, row, where)
-        except RowError as error:
-            raise InputError(f"{where}: {error}") from error
 
     for number, row, where in rows_of(source):
         row_id = _id_of(row)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jlm_cli.config import MetricsConfig
-from jlm_cli.errors import InputError, RowError
+from jlm_cli.errors import At, InputError, RowError
 from jlm_cli.intervals import Codes, cells_of
 from jlm_cli.measuring.columns import (
     Judged,
@@ -83,18 +83,15 @@ def _aspect(tally: PairTally, config: MetricsConfig) -> Json:
 
 
 def _verdict_in(gold: Any, where: str) -> Verdict | None:
-    try:
+    with At(where):
         found = None if gold is None else read_gold(gold, 2)
-    except RowError as error:
-        raise InputError(f"{where}: {error}") from error
     return None if found is None else found.verdict
 
 
 def _checked(judged: Any, where: str) -> Judged:
     try:
-        return judged_in(judged)
-    except RowError as error:
-        raise InputError(f"{where}: {error}") from error
+        with At(where):
+            return judged_in(judged)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{where}: no judgment of a pair, as jlm judge writes") from error
 

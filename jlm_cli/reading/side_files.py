@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jlm_cli.errors import InputError, RowError
+from jlm_cli.errors import At, InputError, RowError
 from jlm_cli.reading.schemas import gold_of_votes, parse_row, reference_text
 from jlm_cli.reading.source import Source, open_source
 from jlm_cli.records import VERDICTS, Gold, Json, need_id, read_gold, read_score_line
@@ -66,10 +66,8 @@ def id_in(row: Json) -> Any:
 
 def key_in(row: Json, where: str) -> Key:
     """What a row is joined by. Raises InputError where it has no id."""
-    try:
+    with At(where):
         return key_of(id_in(row))
-    except RowError as error:
-        raise InputError(f"{where}: {error}") from error
 
 
 def _reference_in(row: Json) -> str | None:
@@ -140,8 +138,6 @@ def load_once(path: Path, value_in: Callable[[Json], Any]) -> Joined:
 
 def _side_rows(source: Source, value_in: Callable[[Json], Any]) -> Iterable[tuple[Key, Any]]:
     for index, raw in enumerate(source):
-        try:
+        with At(source.where(index)):
             row = parse_row(raw)
             yield key_of(id_in(row)), value_in(row)
-        except RowError as error:
-            raise InputError(f"{source.where(index)}: {error}") from error

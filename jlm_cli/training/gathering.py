@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jlm_cli.errors import InputError, RowError
+from jlm_cli.errors import At, InputError, RowError
 from jlm_cli.reading.recognition import recognise
 from jlm_cli.reading.schemas import Schema, parse_row, read_sample, reference_text
 from jlm_cli.reading.source import Source, open_source
@@ -206,10 +206,8 @@ def questions_in(name: str) -> set[str]:
     keys = set()
     with open_source(name) as source:
         for index, raw in enumerate(source):
-            try:
+            with At(f"{source.where(index)}: --hold-out"):
                 row = parse_row(raw)
-            except RowError as error:
-                raise InputError(f"{source.where(index)}: --hold-out: {error}") from error
             extra = row.get("input")
             text = row.get("question", row.get("question_body", row.get("instruction")))
             if not isinstance(text, str):
