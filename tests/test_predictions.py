@@ -14,7 +14,8 @@ from conftest import write_rows
 from jlm_cli.errors import InputError
 from jlm_cli.measuring.columns import NONE, SPLIT, TIE, UNREADABLE
 from jlm_cli.measuring.comparing import align
-from jlm_cli.measuring.predictions import Predictions, read_judged, read_predictions
+from jlm_cli.measuring.lines import read_judged
+from jlm_cli.measuring.predictions import Predictions, read_predictions
 from jlm_cli.measuring.summary import summary_of
 
 DATA = Path(__file__).parent / "data"

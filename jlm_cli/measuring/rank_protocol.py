@@ -11,7 +11,8 @@ from typing import Any
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import InputError
 from jlm_cli.measuring.columns import PLACE, places_of
-from jlm_cli.measuring.predictions import is_numbers, records_in, sample_in
+from jlm_cli.measuring.lines import is_numbers, sample_in
+from jlm_cli.measuring.predictions import records_in
 from jlm_cli.measuring.standings import compared
 from jlm_cli.ranking import Ranking, n_moved, ranking_of
 from jlm_cli.reading.side_files import Key, key_in, models_in

@@ -25,7 +25,8 @@ from jlm_cli.measuring.columns import (
     checksum,
     clusters_of,
 )
-from jlm_cli.measuring.predictions import is_numbers, judged_in, records_in, sample_in
+from jlm_cli.measuring.lines import is_numbers, judged_in, sample_in
+from jlm_cli.measuring.predictions import records_in
 from jlm_cli.measuring.rank_protocol import rank
 from jlm_cli.measuring.standings import GradeTally
 from jlm_cli.measuring.summary import objective, summary_of
