@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from jlm_cli.errors import ReaderLeft, SystemFailure, UsageError
 
@@ -53,6 +58,33 @@ def sync_files(folder: Path) -> None:
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
+
+
+_SCRATCH, _HELD = "jlm-", ".held"
+_MAKING = 60  # seconds, at most, until a folder that is made is held as well
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for the time being; those that killed processes left go first."""
+    _clear_left()
+    with (
+        tempfile.TemporaryDirectory(prefix=_SCRATCH, ignore_cleanup_errors=True) as made,
+        FileLock(Path(made) / _HELD),
+    ):
+        yield Path(made)
+
+
+def _clear_left() -> None:
+    """Folders of this user that no process holds any more: they may have what came by a pipe."""
+    if not hasattr(os, "getuid"):
+        return
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        with suppress(OSError, Timeout):
+            mine = not folder.is_symlink() and folder.stat().st_uid == os.getuid()
+            if mine and time.time() - (folder / _HELD).stat().st_mtime > _MAKING:
+                with FileLock(folder / _HELD, timeout=0):
+                    shutil.rmtree(folder)
 
 
 def write_stdout(lines: Iterator[bytes]) -> None:

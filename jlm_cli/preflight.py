@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +11,7 @@ from jlm_cli.batching import Plan, make_plan
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines
 from jlm_cli.errors import EXIT_OK, UsageError
-from jlm_cli.files import write_stdout
+from jlm_cli.files import scratch, write_stdout
 from jlm_cli.journal import Journal, begun, first_difference, folder_of
 from jlm_cli.kept import check_made_with, kept_of
 from jlm_cli.modes import Mode, identity, mode_of, writes_first
@@ -124,8 +122,8 @@ def preflight(config: Config) -> int:
     """`--plan`: what a run would do, without loading a weight or writing a file."""
     report = Report(config.quiet)
     if "-" in config.inputs:
-        with tempfile.TemporaryDirectory(prefix="jlm-") as scratch:
-            stdin = spool_stdin(Path(scratch) / "stdin")
+        with scratch() as folder:
+            stdin = spool_stdin(folder / "stdin")
             return _preflight(replace(config, stdin=stdin), report)
     return _preflight(config, report)
 

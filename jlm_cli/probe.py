@@ -8,7 +8,6 @@ whose verdict the order decides. The pairs are judged as `jlm judge --swap` woul
 
 from __future__ import annotations
 
-import tempfile
 import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ import orjson
 from jlm_cli import runner
 from jlm_cli.config import Config
 from jlm_cli.errors import EXIT_ABOVE_LIMIT, EXIT_OK, InputError
-from jlm_cli.files import write_stdout
+from jlm_cli.files import scratch, write_stdout
 from jlm_cli.intervals import share_interval
 from jlm_cli.metrics import number
 from jlm_cli.records import Json, dump, dump_indented
@@ -102,8 +101,8 @@ def run(config: Config, most: float | None) -> int:
     given = list(rows())
     report.note(f"probing {config.model} with {len(given)} pairs in both orders")
     tally = AttackTally()
-    with tempfile.TemporaryDirectory(prefix="jlm-") as scratch:
-        source, output = Path(scratch) / "probe.jsonl", Path(scratch) / "out.jsonl"
+    with scratch() as folder:
+        source, output = folder / "probe.jsonl", folder / "out.jsonl"
         source.write_bytes(b"".join(dump(row) + b"\n" for row in given))
         there = replace(config, inputs=(str(source),), output=output, quiet=True, print_json=False)
         runner.run(there)

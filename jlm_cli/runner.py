@@ -6,14 +6,11 @@ Every worker of a run goes through `work`; the first surveys and plans before, a
 from __future__ import annotations
 
 import gc
-import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import orjson
@@ -32,7 +29,7 @@ from jlm_cli.errors import (
     SystemFailure,
     UsageError,
 )
-from jlm_cli.files import naming, write_stdout, write_whole
+from jlm_cli.files import naming, scratch, write_stdout, write_whole
 from jlm_cli.journal import Journal, begun, first_difference, folder_of, locked
 from jlm_cli.kept import Kept, check_made_with, kept_of
 from jlm_cli.measuring.columns import PairTally
@@ -74,10 +71,10 @@ def start(config: Config) -> int:
 def run_inline(config: Config, inline: tuple[str, ...]) -> int:
     """Judge one question from the command line and print what was said."""
     question, *answers = inline
-    with tempfile.TemporaryDirectory(prefix="jlm-") as scratch:
-        given = Path(scratch) / "question"
+    with scratch() as folder:
+        given = folder / "question"
         given.write_bytes(dump({"question": question, "answers": answers}) + b"\n")
-        output = Path(scratch) / "said.jsonl"
+        output = folder / "said.jsonl"
         there = replace(config, inputs=(str(given),), inline=None, output=output)
         if config.plan:
             return preflight(there)
@@ -95,18 +92,16 @@ def run(config: Config) -> int:
     check_output(config)
     if sharding.started_by_launcher() and (config.output is None or "-" in config.inputs):
         raise UsageError("processes of a launcher share files, not pipes: name input and output")
-    scratch = Path(tempfile.mkdtemp(prefix="jlm-"))
     try:
-        if "-" in config.inputs:
-            config = replace(config, stdin=spool_stdin(scratch / "stdin"))
-        partial = scratch / "parts" if config.output is None else folder_of(config.output)
-        return sharding.run_workers(replace(config, partial=partial), work)
+        with scratch() as folder:
+            if "-" in config.inputs:
+                config = replace(config, stdin=spool_stdin(folder / "stdin"))
+            partial = folder / "parts" if config.output is None else folder_of(config.output)
+            return sharding.run_workers(replace(config, partial=partial), work)
     except (KeyboardInterrupt, Ended):
         if config.output is not None and begun(folder_of(config.output)):
             Report(config.quiet).note(f"ended; what is done is kept: {GO_ON}")
         raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def work(config: Config, workers: sharding.Workers) -> int:

@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -39,6 +38,7 @@ from jlm_cli.errors import (
     SystemFailure,
     UsageError,
 )
+from jlm_cli.files import scratch
 from jlm_cli.records import Json
 
 Work = Callable[[Config, "Workers"], int]
@@ -264,9 +264,9 @@ def _launch(config: Config, work: Work, n: int) -> int:
         max_restarts=0,
         signals_to_handle=",".join([*signals.not_ignored(), "SIGQUIT"]),
     )
-    with tempfile.TemporaryDirectory(prefix="jlm-") as scratch:
-        os.environ[_FAILURE] = str(Path(scratch) / "failure.json")
-        done, launching = Path(scratch) / _DONE, _Launching()
+    with scratch() as folder:
+        os.environ[_FAILURE] = str(folder / "failure.json")
+        done, launching = folder / _DONE, _Launching()
         looks = (_end_the_stopped, os.environ[_FAILURE]), (_end_the_launcher, launching, done, n)
         for look, *given in looks:
             threading.Thread(target=look, args=given, daemon=True).start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import EXIT_OK, UsageError
-from jlm_cli.files import check_folder, check_ordinary, write_stdout, write_whole
+from jlm_cli.files import check_folder, check_ordinary, scratch, write_stdout, write_whole
 from jlm_cli.measuring.comparing import Aligned, align, comparison_of, disagreements
 from jlm_cli.measuring.grids import Grid, csv_of, latex_of, markdown_of, printed
 from jlm_cli.measuring.predictions import Predictions, read_predictions
@@ -34,8 +33,8 @@ def run(config: MetricsConfig) -> int:
     check(config)
     if "-" not in config.predictions:
         return _run(config)
-    with tempfile.TemporaryDirectory(prefix="jlm-") as scratch:
-        return _run(replace(config, stdin=spool_stdin(Path(scratch) / "stdin")))
+    with scratch() as folder:
+        return _run(replace(config, stdin=spool_stdin(folder / "stdin")))
 
 
 def check(config: MetricsConfig) -> None:
