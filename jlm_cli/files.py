@@ -1,12 +1,15 @@
-"""Writing files whole, and standard output; what must not be written over."""
+"""Writing files whole, and standard output; what must not be written over; folders for a while."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,7 +63,7 @@ def sync_files(folder: Path) -> None:
             os.fsync(file.fileno())
 
 
-_SCRATCH, _HELD = "jlm-", ".held"
+_HELD = ".held"
 _MAKING = 60  # seconds, at most, until a folder that is made is held as well
 
 
@@ -68,23 +71,57 @@ _MAKING = 60  # seconds, at most, until a folder that is made is held as well
 def scratch() -> Iterator[Path]:
     """A folder for the time being; those that killed processes left go first."""
     _clear_left()
-    with (
-        tempfile.TemporaryDirectory(prefix=_SCRATCH, ignore_cleanup_errors=True) as made,
-        FileLock(Path(made) / _HELD),
-    ):
-        yield Path(made)
+    folder = Path(tempfile.mkdtemp(prefix=_prefix()))
+    lock = FileLock(folder / _HELD)
+    try:
+        _hold(lock)
+        yield folder
+    finally:
+        with suppress(OSError):
+            _remove(folder)
+        lock.release()
+
+
+def _hold(lock: FileLock) -> None:
+    """Where the file system knows no locks, the folder is nobody's to clear."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            lock.acquire()
+    except (OSError, NotImplementedError):
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _clear_left() -> None:
     """Folders of this user that no process holds any more: they may have what came by a pipe."""
     if not hasattr(os, "getuid"):
         return
-    for folder in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
-        with suppress(OSError, Timeout):
+    for folder in Path(tempfile.gettempdir()).glob(f"{_prefix()}*"):
+        with suppress(OSError, NotImplementedError, Timeout):
             mine = not folder.is_symlink() and folder.stat().st_uid == os.getuid()
             if mine and time.time() - (folder / _HELD).stat().st_mtime > _MAKING:
                 with FileLock(folder / _HELD, timeout=0):
-                    shutil.rmtree(folder)
+                    _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """What says that it is held goes last: else what is half removed would stay for good."""
+    for one in folder.iterdir():
+        if one.is_dir():
+            shutil.rmtree(one)
+        elif one.name != _HELD:
+            one.unlink()
+    shutil.rmtree(folder)
+
+
+def _prefix() -> str:
+    """Of this machine since it was started: another one, with the same TMPDIR, may not see what is
+    held here."""
+    try:
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:
+        machine = platform.node()
+    return f"jlm-{hashlib.sha256(machine.encode()).hexdigest()[:8]}-"
 
 
 def write_stdout(lines: Iterator[bytes]) -> None:

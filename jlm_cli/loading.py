@@ -167,10 +167,16 @@ def _check_whole(files: ModelFiles, missing: Sequence[str]) -> None:
 
 def _layers_beyond(model: PreTrainedModel, unexpected: Iterable[str]) -> str:
     """The first and last weight of layers that a model would have if it had more; "" for none."""
-    known = model.state_dict().keys()
-    found = [name for name in unexpected if _NUMBER.sub(".0.", name, 1) in known]
-    found.sort(key=lambda name: [int(number) for number in _NUMBER.findall(name)])
-    return f"{found[0]} to {found[-1]} are left out" if found else ""
+    config, known = model.config.get_text_config(), model.state_dict().keys()
+    further = getattr(config, "num_nextn_predict_layers", None) or 0  # counted apart, if at all
+    first = getattr(config, "num_hidden_layers", 0) + further
+    found = [
+        (int(number[1]), name)
+        for name in unexpected
+        if _NUMBER.sub(".0.", name, 1) in known and (number := _NUMBER.search(name))
+    ]
+    beyond = sorted(one for one in found if one[0] >= first)
+    return f"{beyond[0][1]} to {beyond[-1][1]} are left out" if beyond else ""
 
 
 _NUMBER = re.compile(r"\.(\d+)\.")

@@ -87,8 +87,8 @@ def as_begun(now: Run, facts: Json) -> Run:
 
 def plan_of(now: Run, survey: Survey) -> Plan:
     config, budget = now.config, now.compute.batch_tokens
-    each = config.max_new_tokens * (2 if config.swap else 1)
-    written = each if _writes(config, now.mode) else 0
+    each = min(config.max_new_tokens, now.lines.vocabulary.context or config.max_new_tokens)
+    written = each * (2 if config.swap else 1) if _writes(config, now.mode) else 0
     return make_plan(survey.rows, survey.tokens, survey.groups, budget, written)
 
 

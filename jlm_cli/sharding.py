@@ -271,9 +271,11 @@ def _launch(config: Config, work: Work, n: int) -> int:
         for look, *given in looks:
             threading.Thread(target=look, args=given, daemon=True).start()
         try:
-            with _deaf_workers():
-                elastic_launch(how, _worker)(config, work, os.getpid())
-            launching.end()
+            try:
+                with _deaf_workers():
+                    elastic_launch(how, _worker)(config, work, os.getpid())
+            finally:
+                launching.end()
         except SignalException as error:
             if not done.exists():
                 raise Ended(error.sigval) from None

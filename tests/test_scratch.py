@@ -7,18 +7,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Jlm, pair
+from filelock import FileLock
 
-from jlm_cli.files import scratch
+from jlm_cli.files import _prefix, scratch
 from jlm_cli.records import dump
 
 
 def test_what_a_killed_run_left_is_cleared_by_the_next(tmp_path: Path, jlm: Jlm) -> None:
     """Also what it had read from a pipe; not before a minute is over, and no other's folder."""
     room = tmp_path / "room"
-    (other := room / "jlm-of-somebody").mkdir(parents=True)
+    (other := room / f"{_prefix()}of-somebody").mkdir(parents=True)
     env = {**os.environ, "TMPDIR": str(room), "JLM_MODEL": "fake", "JLM_FAKE_DELAY": "60"}
     row = dump(pair(1)) + b"\n"
     process = subprocess.Popen(
@@ -64,8 +66,27 @@ def test_a_link_in_its_place_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (theirs := tmp_path / "theirs").mkdir()
     (theirs / ".held").touch()
-    (tmp_path / "jlm-link").symlink_to(theirs)
+    (tmp_path / f"{_prefix()}link").symlink_to(theirs)
     _age(theirs)
     with scratch() as folder:
         assert folder.parent == tmp_path
     assert (theirs / ".held").exists() and not folder.exists()
+
+
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError("flock")])
+def test_where_there_are_no_locks_nothing_is_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    acquire = FileLock.acquire
+
+    def fails(lock: FileLock, *given: Any, **named: Any) -> Any:
+        acquire(lock, *given, **named).lock.release()
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", fails)
+    with scratch() as folder:
+        assert not (folder / ".held").exists()
+        with scratch():
+            assert folder.exists()
+    assert not list(tmp_path.iterdir())

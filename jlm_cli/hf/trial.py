@@ -14,6 +14,7 @@ from jlm_cli.hf.attention import computing
 from jlm_cli.hf.blocks import Blocks
 from jlm_cli.hf.kernels import ordinary_up_to
 from jlm_cli.hf.last_layer import behind_attention
+from jlm_cli.hf.memory import is_out_of_memory
 from jlm_cli.hf.packed_attention import Pack
 from jlm_cli.hf.packing import Segment
 from jlm_cli.hf.row_by_row import CachedEngine, PlainEngine
@@ -70,9 +71,9 @@ def _behind(engine: PackedEngine) -> list[str]:
                 lambda: engine.logits(tokens, tokens, pack),
                 lambda: len(blocks.specs) == n_layers,
             )
-    except torch.OutOfMemoryError:  # else what is free would change bytes
-        raise
-    except _FAILURES:  # of the pass, which the trial will show
+    except _FAILURES as error:  # of the pass, which the trial will show
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise MemoryError from error  # else what is free would change bytes
         return []
 
 
