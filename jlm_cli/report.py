@@ -138,8 +138,9 @@ class Report:
         odd = [f"{facts[name]} {name.replace('_', ' ')}" for name in _ODD if facts[name]]
         odd += [f"{count} {code}" for code, count in facts["errors"].items()]
         size = f"{facts['tokens']:,} tokens, longest prompt {facts['tokens_longest_prompt']:,}"
-        head = f"{facts['rows']} rows of schema {facts['schema']}: {size}"
-        self.note("; ".join([f"{head}, {facts['batches']} batches", *odd]))
+        rows, batches = facts["rows"], facts["batches"]
+        head = f"{rows} row{'s' * (rows != 1)} of schema {facts['schema']}: {size}"
+        self.note("; ".join([f"{head}, {batches} batch{'es' * (batches != 1)}", *odd]))
         if facts["first_unreadable_gold"]:
             self.note(f"gold that cannot be read, first of {facts['first_unreadable_gold']}")
         if not facts["rows"]:
