@@ -275,7 +275,7 @@ def _launch(config: Config, work: Work, n: int) -> int:
                 with _deaf_workers():
                     elastic_launch(how, _worker)(config, work, os.getpid())
             finally:
-                launching.end()
+                launching.end()  # here, since it may wake this thread until then
         except SignalException as error:
             if not done.exists():
                 raise Ended(error.sigval) from None

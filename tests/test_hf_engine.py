@@ -764,6 +764,20 @@ def test_captured_passes_give_the_same(
     assert len(captured) == len(engine._graphed._passes)
 
 
+def test_more_texts_than_graphs_take_are_written_alike(
+    released: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until so many have ended that a graph takes the rest."""
+    prompts, limits = prompts_of(released), [9, 30, 12, 20]
+    wanted = make_engine(released.model, released.vocabulary).write(prompts, limits, unheard)
+    captured = tile_reference.use_here(monkeypatch)
+    engine = make_engine(released.model, released.vocabulary)
+    captured.clear()  # of the trial
+    monkeypatch.setattr("jlm_cli.hf_engine.MOST_TOKENS", 2)
+    assert engine.write(prompts, limits, unheard) == wanted
+    assert captured == [16]
+
+
 def test_nothing_is_captured_under_autocast(
     released: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
