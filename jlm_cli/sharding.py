@@ -38,7 +38,7 @@ from jlm_cli.errors import (
     SystemFailure,
     UsageError,
 )
-from jlm_cli.files import scratch
+from jlm_cli.files import scratch, write_whole
 from jlm_cli.records import Json
 
 Work = Callable[[Config, "Workers"], int]
@@ -406,8 +406,7 @@ def _worker(config: Config, work: Work, parent: int) -> None:
         status = _in_group(config, work)
         if os.environ["RANK"] == "0":
             done = Path(os.environ[_FAILURE]).with_name(_DONE)
-            (draft := done.with_suffix(".tmp")).write_bytes(orjson.dumps(status))
-            draft.replace(done)
+            write_whole(done, iter([orjson.dumps(status)]))
         return
     except ReaderLeft:
         told: Json = {"message": None, "exit_code": EXIT_OK}
