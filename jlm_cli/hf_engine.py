@@ -153,9 +153,7 @@ class PackedEngine(Writer):
             if len(texts) <= MOST_TOKENS:
                 found = self._graphed.chosen(ids, asked, blocks)
             else:
-                positions = sent(asked.positions, self.device).long()
-                pack = Pack(blocks, (), None, OnDevice.of(asked, blocks.table))
-                found = chosen(self.logits(ids[None], positions[None], pack))
+                found = chosen(self.answers(ids, OnDevice.of(asked, blocks.table), blocks))
         for text in texts:
             text.n_read += 1
         return Step(texts, found, HostCopy(found))
@@ -188,6 +186,11 @@ class PackedEngine(Writer):
     def _asked(self, tokens: Tokens, blocks: Blocks) -> Asked:
         places = blocks.room_up_to(max(tree.end for tree in tokens.trees))
         return asked_by(tokens.trees, places)
+
+    def answers(self, ids: torch.Tensor, asked: OnDevice, blocks: TiledBlocks) -> torch.Tensor:
+        """Behind each of some drafted tokens [T], or one token of each text: [1, T, vocabulary]."""
+        pack = Pack(blocks, (), None, asked)
+        return self.logits(ids[None], asked.positions[None].long(), pack)
 
     def logits(self, ids: torch.Tensor, positions: torch.Tensor, pack: Pack) -> torch.Tensor:
         """Behind each of packed tokens [1, T]: [1, T, vocabulary]."""

@@ -19,7 +19,6 @@ import torch
 
 from jlm_cli.hf.head import exact
 from jlm_cli.hf.memory import is_out_of_memory
-from jlm_cli.hf.packed_attention import Pack
 from jlm_cli.hf.tiles import FIELDS, OF_A_TILE, Asked, OnDevice, TiledBlocks
 from jlm_cli.hf.transfers import sent
 
@@ -118,12 +117,11 @@ class GraphedPass:
             self._engine.captures = False
 
     def _step(self, blocks: TiledBlocks) -> torch.Tensor:
-        pack = Pack(blocks, (), None, self._asked)
-        ids, positions = self._ids[None], self._asked.positions[None].long()
+        given = self._ids, self._asked, blocks
         if not len(self._columns):
-            return chosen(self._engine.logits(ids, positions, pack))
+            return chosen(self._engine.answers(*given))
         with exact(self._engine.model, self._columns) as head:
-            return head.log_p(self._engine.logits(ids, positions, pack), 0)
+            return head.log_p(self._engine.answers(*given), 0)
 
 
 def chosen(logits: torch.Tensor) -> torch.Tensor:
