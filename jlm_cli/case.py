@@ -16,7 +16,7 @@ from jlm_cli.prompts import Template
 from jlm_cli.reading.rows import open_rows
 from jlm_cli.reading.schemas import SCHEMAS, parse_row, read_sample
 from jlm_cli.reading.source import Source, open_source
-from jlm_cli.records import Json, Sample, dump, need_text
+from jlm_cli.records import Json, Sample, digest_of, dump, need_text
 from jlm_cli.report import escaped
 
 _MODES = {"judge": ("verdict", "scores"), "grade": ("score", "expected")}
@@ -171,6 +171,12 @@ def _sample_in(record: Json, config: Config) -> Sample:
     if sample.id != record["id"]:
         raise InputError(
             f"{rows.source.where(found[0])}: has another id than the record: not what was judged"
+        )
+    holds = digest_of(sample.json())
+    if record.get("sample_sha256", holds) != holds:
+        raise InputError(
+            f"{rows.source.where(found[0])}: holds something else than what was judged: another "
+            "text, reference or --map; judge without --compact to talk about it"
         )
     return sample
 

@@ -148,6 +148,8 @@ def _shared(
         raise UsageError("--json and -o - both want standard output; take one")
     if sum((reference is not None, reference_text is not None, no_reference)) > 1:
         raise UsageError("--reference, --reference-text and --no-reference exclude each other")
+    if reference_text is not None and not reference_text.strip():
+        raise UsageError("--reference-text is empty; leave it out, or take --no-reference")
     if reason and explain_first:
         raise UsageError("--reason and --explain-first exclude each other: behind or before")
     if explain_first and template is not None:

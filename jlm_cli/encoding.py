@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -336,11 +337,7 @@ class Encoder:
         starts = [[s for s, _ in offsets if start <= s < end] for _, start, end in spans]
         level = _level([len(tokens) for tokens in starts], cut)
         if level == 0:
-            longest = max(("question", "reference"), key=lambda f: len(field_of(sample, f)))
-            limit = self._limit(view)
-            raise RowError(
-                "too-long", f"field {longest}: leaves no room for the answers in {limit} tokens"
-            )
+            raise _no_room(_spans(render), [s for s, _ in offsets], self._limit(view))
         for (name, start, _), tokens in zip(spans, starts, strict=True):
             if len(tokens) > level:
                 kept = field_of(sample, name)[: tokens[level] - start]
@@ -390,6 +387,18 @@ def _spans(pieces: Iterable[Piece]) -> list[tuple[str, int, int]]:
             spans.append((piece.field, position, end))
         position = end
     return spans
+
+
+def _no_room(spans: Sequence[tuple[str, int, int]], starts: Sequence[int], limit: int) -> RowError:
+    """Of a prompt whose tokens begin there: what is the largest part of it beside the answers."""
+    sizes = Counter({"the template": len(starts)})
+    for name, start, end in spans:
+        size = sum(start <= token < end for token in starts)
+        sizes["the template"] -= size
+        sizes[f"field {name}"] += 0 if name.startswith("answer_") else size
+    (largest, size) = sizes.most_common(1)[0]
+    why = f"takes {size} of {limit} tokens and leaves no room for the answers"
+    return RowError("too-long", f"{largest}: {why}")
 
 
 def _level(sizes: Sequence[int], cut: int) -> int:

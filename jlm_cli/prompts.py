@@ -285,7 +285,10 @@ def _beside(path: Path, name: str) -> str:
     """A variant of a template: by name, or a file in the same folder."""
     if name.endswith(".toml") and Path(name).name != name:
         raise ModelError(f"{path}: {name} has to lie in the same folder, named without it")
-    return str(path.with_name(name)) if name.endswith(".toml") else name
+    beside = str(path.with_name(name)) if name.endswith(".toml") else name
+    if not _path_of(beside).is_file():
+        raise ModelError(f"{path}: template {name} is not found; there are {', '.join(names())}")
+    return beside
 
 
 def _check_fields(path: Path, template: Template) -> None:

@@ -147,19 +147,27 @@ def read_gold(value: Any, n_answers: int) -> Gold | None:
     counts it). Raises RowError where the value is of no such kind.
     """
     if isinstance(value, str):
-        if n_answers == 2 and (verdict := PLAIN.get(value.strip().lower())):
+        if n_answers == 2 and (verdict := read_verdict(value)):
             return Gold(verdict)
         return _gold_from_scores(read_score_line(value), n_answers)
-    if n_answers == 1 and type(value) in (int, float):
-        value = [value]
-    if n_answers == 2 and type(value) is int and value in (1, 2):
-        return Gold("1" if value == 1 else "2")
+    if type(value) in (int, float):
+        if n_answers == 2 and (verdict := read_verdict(value)):
+            return Gold(verdict)
+        value = [value] if n_answers == 1 else value
     numbers = isinstance(value, list) and all(type(item) in (int, float) for item in value)
     if not numbers:
         raise RowError("bad-type", f"field gold: {_kind(value)}; give {_GOLD_FORMS}")
     if len(value) != n_answers or not all(0 <= item <= 10 for item in value):
         raise RowError("bad-value", f"field gold: {value} is not one score 0-10 per answer")
     return _gold_from_scores(tuple(float(item) for item in value), n_answers)
+
+
+def read_verdict(value: Any) -> Verdict | None:
+    """Of a text or a number: `1`, and `1.0` too, as tables write whole numbers beside gaps."""
+    if isinstance(value, str):
+        return _PLAIN.get(value.strip().lower())
+    numbers: dict[Any, Verdict] = {1: "1", 2: "2"}
+    return numbers.get(value) if type(value) in (int, float) else None
 
 
 def why_no_gold(given: Any, n_answers: int) -> str | None:
@@ -170,7 +178,7 @@ def why_no_gold(given: Any, n_answers: int) -> str | None:
 
 
 # verdicts, as people write them
-PLAIN: dict[str, Verdict] = {
+_PLAIN: dict[str, Verdict] = {
     **dict.fromkeys(("1", "model_a"), "1"),
     **dict.fromkeys(("2", "model_b"), "2"),
     **dict.fromkeys(("tie", "tie (bothbad)"), "tie"),
@@ -193,7 +201,11 @@ def _kind(value: Any) -> str:
 def need_text(value: Any, field: str) -> str:
     """The value as text. Raises RowError for null, numbers, bools, lists and objects."""
     if not isinstance(value, str):
-        raise RowError("bad-type", f"field {field}: {_kind(value)} where a text is needed")
+        why = f"field {field}: {_kind(value)} where a text is needed"
+        if isinstance(value, list) and value and isinstance(value[-1], dict):
+            path = field.replace("[", ".").replace("]", "")
+            why += f"; --map takes one out of messages: …={path}.-1.content"
+        raise RowError("bad-type", why)
     return value
 
 

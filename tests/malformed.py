@@ -22,6 +22,10 @@ def without(name: str) -> bytes:
     return json.dumps({key: value for key, value in GOOD.items() if key != name}).encode() + b"\n"
 
 
+def _zipped(data: bytes) -> bytes:
+    return gzip.compress(data, mtime=0)  # of no time, some of which would hold a newline
+
+
 def raw(text: str) -> bytes:
     return text.encode() + b"\n"
 
@@ -149,16 +153,23 @@ FILES: dict[str, tuple[bytes, int, int]] = {
     "JSON list": (b"[" + b",".join([GOOD_LINE.strip()] * 3) + b"]", 0, 3),
     "JSON list over lines": (b"[\n" + b",\n".join([GOOD_LINE.strip()] * 3) + b"\n]\n", 0, 3),
     "JSON list with oddities": (b'[1, null, "x", ' + GOOD_LINE.strip() + b"]", 3, 4),
+    "JSON list of lines, with NaN": (
+        b"[\n" + b",\n".join([line(s=1.5), GOOD_LINE]).replace(b"1.5", b"NaN") + b"]",
+        2,
+        0,
+    ),
+    "JSON list of lines, cut short": (b"[\n" + GOOD_LINE.strip() + b",\n" + GOOD_LINE[:40], 2, 0),
+    "a first line in brackets": (b"[INFO] beginning\n" + THREE, 3, 4),
     "JSON list cut short": (b"[" + GOOD_LINE.strip() + b",\n", 3, 1),
     "empty JSON list": (b"[]", 0, 0),
     "one JSON object over lines": (json.dumps(GOOD, indent=1).encode(), 3, 8),
-    "gzip": (gzip.compress(THREE), 0, 3),
-    "gzip twice": (gzip.compress(gzip.compress(THREE)), 3, 1),
-    "gzip of two members": (gzip.compress(THREE) + gzip.compress(THREE), 0, 6),
-    "gzip cut short": (gzip.compress(THREE)[:-9], 2, 0),
-    "gzip damaged": (gzip.compress(THREE)[:30] + b"xxxx" + gzip.compress(THREE)[34:], 2, 0),
+    "gzip": (_zipped(THREE), 0, 3),
+    "gzip twice": (_zipped(_zipped(THREE)), 3, 1),
+    "gzip of two members": (_zipped(THREE) + _zipped(THREE), 0, 6),
+    "gzip cut short": (_zipped(THREE)[:-9], 2, 0),
+    "gzip damaged": (_zipped(THREE)[:30] + b"xxxx" + _zipped(THREE)[34:], 2, 0),
     "gzip broken inside": (
-        gzip.compress(THREE)[:12] + b"\xff\xff" + gzip.compress(THREE)[14:],
+        _zipped(THREE)[:12] + b"\xff\xff" + _zipped(THREE)[14:],
         2,
         0,
     ),

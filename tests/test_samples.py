@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import sys
@@ -372,3 +373,19 @@ def test_files_that_do_not_fit(
     done = jlm("judge", *files, "-o", "out.jsonl")
     assert done.code == 2, done.err
     assert message in done.err.strip().splitlines()[-1]
+
+
+def test_mmvet_is_told_by_what_it_holds(tmp_path: Path, jlm: Jlm) -> None:
+    truth = {f"v{n}": {"question": f"Q{n}?", "answer": "R"} for n in range(4)}
+    answers = {"v0": "A", "v1": None, "v3": "A", "v9": "A"}
+    (tmp_path / "truth.json.gz").write_bytes(gzip.compress(json.dumps(truth).encode()))
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(answers).encode())
+    assert jlm("grade", "truth.json.gz", "a.json", "-o", "out.jsonl").code == 3
+    records = read_rows(tmp_path / "out.jsonl")
+    assert [record["id"] for record in records] == ["v0", "v1", "v2", "v3", "v9"]
+    errors = {r["id"]: r["error"]["message"] for r in records if "error" in r}
+    assert errors == {
+        "v1": "truth.json.gz:2: field answers[0]: null where a text is needed",
+        "v2": "truth.json.gz:3: id 'v2' is not in a.json",
+        "v9": "a.json:4: id 'v9' has no question in truth.json.gz",
+    }

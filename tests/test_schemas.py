@@ -479,3 +479,143 @@ def test_several_inputs_take_no_schema(tmp_path: Path, jlm: Jlm) -> None:
     assert (done.code, done.err) == (2, message)
     done = jlm("judge", "a.jsonl", "a.jsonl", "b.jsonl")
     assert (done.code, done.err) == (2, "jlm: a.jsonl: the same input is named twice\n")
+
+
+def test_gold_of_an_official_format_names_its_models(tmp_path: Path, jlm: Jlm) -> None:
+    """Of answers in the other order it is turned, as jlm metrics turns it."""
+    turned = {**JUDGELM, "answer1_body": JUDGELM["answer2_body"], "answer1_model_id": "b-7b"}
+    turned |= {"answer2_body": JUDGELM["answer1_body"], "answer2_model_id": "a-7b"}
+    other = {**PANDALM, "cmp_key": "opt-7b_bloom-7b", "response1": "", "response2": True}
+    alpaca = {"id": 1, "instruction": "Do.", "output_1": "a", "output_2": "b"}
+    alpaca |= {"generator_1": "a-7b", "generator_2": "b-7b"}
+    given = {
+        "judgelm": (turned, {**JUDGELM, "text": "9 2\nThe first."}, [2.0, 9.0]),
+        "pandalm": (other, PANDALM, "2"),
+        "alpaca": (pair(1, models=["b-7b", "a-7b"]), {**alpaca, "preference": 1.2}, "2"),
+    }
+    for name, (row, gold, wanted) in given.items():
+        write_rows(tmp_path / "in.jsonl", [row])
+        write_rows(tmp_path / "gold.jsonl", [gold])
+        done = jlm("judge", "in.jsonl", "--gold", "gold.jsonl", "-o", f"{name}.jsonl")
+        assert done.code == 0, done.err
+        (record,) = read_rows(tmp_path / f"{name}.jsonl")
+        assert record["gold"] == wanted
+        judged = {**record, "gold": None}
+        write_rows(tmp_path / "judged.jsonl", [judged])
+        done = jlm("metrics", "judged.jsonl", "--gold", "gold.jsonl", "--json")
+        agrees = json.loads(done.out)["objective"]["agreement"]["value"]
+        verdict = wanted if isinstance(wanted, str) else "2"
+        assert agrees == float(record["verdict"] == verdict)
+
+
+@pytest.mark.parametrize("reference", ["", " \n", [], ["", " "]])
+def test_a_reference_without_words_is_none(
+    tmp_path: Path, jlm: Jlm, reference: str | list[str]
+) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1, reference=reference)])
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl").code == 0
+    assert read_rows(tmp_path / "out.jsonl")[0]["sample"]["reference"] is None
+    write_rows(tmp_path / "one.jsonl", [{"id": 1, "question": "Q?", "answer": "A"}])
+    write_rows(tmp_path / "refs.jsonl", [{"id": 1, "reference": reference}])
+    for more in (("--reference", "refs.jsonl"), ()):
+        assert jlm("grade", "one.jsonl", *more, "-o", f"grade{len(more)}.jsonl").code == 3
+        (record,) = read_rows(tmp_path / f"grade{len(more)}.jsonl")
+        assert record["error"]["code"] == "missing-reference"
+    assert (
+        "id 1 has no reference in refs.jsonl"
+        in read_rows(tmp_path / "grade2.jsonl")[0]["error"]["message"]
+    )
+    done = jlm("grade", "one.jsonl", "--reference-text", " ")
+    assert done.code == 2 and "--reference-text is empty" in done.err
+
+
+def test_answers_of_judgelm_are_numbered_without_gaps(tmp_path: Path, jlm: Jlm) -> None:
+    gap = {**JUDGELM, "answer4_body": "fourth"}
+    far = {**JUDGELM, f"answer{'9' * 4400}_body": "of no number"}
+    write_rows(tmp_path / "in.jsonl", [gap, far])
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl").code == 3
+    first, second = read_rows(tmp_path / "out.jsonl")
+    assert first["error"]["message"] == "in.jsonl:1: field answer3_body is missing"
+    assert len(second["sample"]["answers"]) == 2
+
+
+def test_errors_name_the_fields_of_the_file(tmp_path: Path, jlm: Jlm) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    rewards = {"id": 1, "prompt": "Name a fruit.", "chosen": "Apple.", "rejected": "Stone."}
+    given = {
+        "answer2_body": ({**JUDGELM, "answer2_body": None}, ()),
+        "response2": ({**PANDALM, "response2": 7}, ()),
+        "chosen": ({**rewards, "chosen": None}, ()),
+        "rejected": ({**rewards, "rejected": None}, ()),
+        "b.text": (
+            pair(1, a="a", b={"text": 5}),
+            ("--map", "answer_1=a", "--map", "answer_2=b.text"),
+        ),
+        "answers[1]": ({**pair(1), "answers": ["a", None]}, ()),
+    }
+    for n, (name, (row, words)) in enumerate(given.items()):
+        write_rows(tmp_path / "in.jsonl", [row])
+        assert jlm("judge", "in.jsonl", *words, "-o", f"{n}.jsonl").code == 3
+        assert f"field {name}: " in read_rows(tmp_path / f"{n}.jsonl")[0]["error"]["message"]
+    write_rows(tmp_path / "in.jsonl", [{**rewards, "chosen": messages}])
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl").code == 3
+    message = read_rows(tmp_path / "out.jsonl")[0]["error"]["message"]
+    assert message.endswith("--map takes one out of messages: …=chosen.-1.content")
+    words = ("question=prompt", "answer_1=chosen.-1.content", "answer_2=rejected")
+    done = jlm("judge", "in.jsonl", "-o", "m.jsonl", *(w for one in words for w in ("--map", one)))
+    assert done.code == 0 and read_rows(tmp_path / "m.jsonl")[0]["sample"]["answers"][0] == "Hello."
+
+
+def test_whole_numbers_of_tables_are_gold(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1, gold=1.0), pair(2), pair(3, gold=1.5)])
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl").code == 3
+    records = read_rows(tmp_path / "out.jsonl")
+    assert records[0]["gold"] == "1" and "field gold" in records[2]["error"]["message"]
+    write_rows(tmp_path / "gold.jsonl", [{"id": 1, "gold": 2.0}])
+    assert jlm("judge", "in.jsonl", "--gold", "gold.jsonl", "-o", "two.jsonl").code == 3
+    assert read_rows(tmp_path / "two.jsonl")[0]["gold"] == "2"
+
+
+def test_rows_of_side_files_need_ids(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(None)])
+    write_rows(tmp_path / "side.jsonl", [{"id": None, "gold": "1", "reference": "R"}])
+    for option in ("--gold", "--reference"):
+        done = jlm("judge", "in.jsonl", option, "side.jsonl")
+        assert (done.code, done.err) == (
+            2, "jlm: side.jsonl:1: field id: null, and rows are joined by id\n"
+        )  # fmt: skip
+    rows = [{"id": 1, "reference": text} for text in ("R", "R", "S")]
+    write_rows(tmp_path / "refs.jsonl", rows)
+    with pytest.raises(InputError, match=r"refs\.jsonl:3: id 1 stands there twice, with two ref"):
+        load_references(tmp_path / "refs.jsonl")
+    write_rows(tmp_path / "refs.jsonl", rows[:2])
+    assert load_references(tmp_path / "refs.jsonl").find(1) == "R"
+
+
+def test_a_model_s_name_can_be_mapped(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [{"id": n, "prompt": "q", "answer": "a", "model": "m1", "by": "m2"} for n in range(2)]
+    write_rows(tmp_path / "in.jsonl", rows)
+    for words, wanted in (
+        ((), ["m1"]),
+        (("model=by",), ["m2"]),
+        (("models=by",), ["m2"]),
+        (("model=",), None),
+    ):
+        mapped = [word for one in ("question=prompt", *words) for word in ("--map", one)]
+        done = jlm("grade", "in.jsonl", "--no-reference", "--overwrite", "-o", "o.jsonl", *mapped)
+        assert done.code == 0, done.err
+        assert read_rows(tmp_path / "o.jsonl")[0]["sample"]["models"] == wanted
+
+
+def test_ids_can_be_left_out(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1), {**pair(2), "answers": 5}])
+    assert jlm("judge", "in.jsonl", "--map", "id=").code == 3
+    assert [record["id"] for record in read_rows(tmp_path / "in.judge.jsonl")] == [None, None]
+
+
+def test_a_list_that_is_no_json_is_told_of_as_one(tmp_path: Path, jlm: Jlm) -> None:
+    (tmp_path / "in.json").write_text('[\n{"id": 1, "s": 1},\n{"id": 2, "s": NaN}\n]')
+    done = jlm("judge", "in.json")
+    why = "not JSON: NaN is none of its numbers (write null), line 3, column 16"
+    assert (done.code, done.err) == (2, f"jlm: in.json: {why}\n")
+    assert not (tmp_path / "in.judge.jsonl").exists()

@@ -15,8 +15,8 @@ from jlm_cli.measuring.columns import (
     are_texts,
     judged_of,
 )
-from jlm_cli.reading.schemas import SCHEMAS, majority, read_votes
-from jlm_cli.records import PLAIN, VERDICTS, Json, read_gold, read_score_line, verdict_of
+from jlm_cli.reading.schemas import majority, read_votes, schema_of
+from jlm_cli.records import VERDICTS, Json, read_gold, read_score_line, read_verdict, verdict_of
 
 _P_OFF = 0.01  # of a sum of rounded probabilities
 _OTHER_RECORDS = {"score": "grade or mmvet", "ranking": "rank", "aspects": "aspects"}
@@ -83,9 +83,8 @@ def judged_in(row: Json) -> Judged:
 
 def _said(given: Json, field: str) -> Json:
     """A verdict, and its probabilities where there are any."""
-    verdict, p = given["verdict"], given.get("p")
-    verdict = PLAIN.get(str(verdict).strip().lower()) if type(verdict) in (str, int) else verdict
-    if not isinstance(verdict, str):
+    verdict, p = read_verdict(given["verdict"]), given.get("p")
+    if verdict is None:
         known = ", ".join(f'"{name}"' for name in VERDICTS)
         raise RowError(
             "bad-value", f"field {field}verdict: {given['verdict']!r}; there are {known}"
@@ -112,8 +111,7 @@ def native_fields(row: Json) -> Json:
     has them."""
     if isinstance(row.get("sample"), dict):
         return {**row["sample"], "gold": row.get("gold"), "votes": read_votes(row["sample"])}
-    schema = next((schema for schema in SCHEMAS if schema.fields <= row.keys()), None)
-    if schema is None:
+    if (schema := schema_of(row)) is None:
         return {} if "pred_text" in row else {**row, "votes": read_votes(row)}
     return {**schema.native(row), "votes": read_votes(row)}
 

@@ -159,8 +159,7 @@ def _named(rows: Sequence[Json], pairs: Pairs) -> Kind | None:
     schema, fields = mapped(there), dict(there)
 
     def read(row: Json, line: int) -> Answer:
-        model = {} if "models" in fields else {"model": row.get("model")}
-        return _native({**schema.native(row), **model}, line)
+        return _native(schema.native(row), line)
 
     for kind in _NATIVE:
         (name,) = kind.fields
@@ -187,6 +186,11 @@ def read_side(source: Source, pairs: Pairs) -> ModelFile:
     placed = list(_rows(source, torn))
     rows = [row for _, row in placed]
     kind = _named(rows, pairs) if pairs else _kind(rows)
+    if kind is None and rows and _is_whole(rows[0]):
+        raise InputError(
+            f"{source.name}: is no file of one model's answers; its rows hold all of them: judge "
+            "it by itself, or several as one (cat … | jlm judge -)"
+        )
     if kind is None:
         known = ", ".join(kind.name for kind in _PUBLISHED)
         raise InputError(
@@ -204,13 +208,13 @@ def read_side(source: Source, pairs: Pairs) -> ModelFile:
             continue
         if key in found:
             raise InputError(f"{where}: {str(key)[:60]!r} stands there twice")
-        found[key] = _answer(kind, row, line, where)
+        found[key] = _answer(kind, row, line)
     if torn and not found:
         raise InputError(f"{source.name}:{torn[0][0]}: {torn[0][1]}")
     return ModelFile(source.name, kind, found, torn)
 
 
-def _answer(kind: Kind, row: Json, line: int, where: str) -> Answer:
+def _answer(kind: Kind, row: Json, line: int) -> Answer:
     try:
         if missing := sorted(kind.fields - row.keys()):
             raise RowError("missing-field", f"field {missing[0]} is missing")
@@ -219,7 +223,7 @@ def _answer(kind: Kind, row: Json, line: int, where: str) -> Answer:
             need_text(answer.text, "answer")
         return answer
     except RowError as error:
-        return Answer(line, problem=f"{where}: {error}")
+        return Answer(line, problem=str(error))
 
 
 def _rows(source: Source, torn: list[tuple[int, str]]) -> Iterator[tuple[int, Json]]:
@@ -241,6 +245,8 @@ def _kind(rows: Sequence[Json]) -> Kind | None:
 
 
 def _kind_of_row(row: Json) -> Kind | None:
-    if any(schema.fields <= row.keys() for schema in _WHOLE):
-        return None
-    return _kind_of(row, _KINDS)
+    return None if _is_whole(row) else _kind_of(row, _KINDS)
+
+
+def _is_whole(row: Json) -> bool:
+    return any(schema.fields <= row.keys() for schema in _WHOLE)

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
-
-import orjson
 
 from jlm_cli.errors import InputError, RowError
 from jlm_cli.reading.one_model import Answer, ModelFile, read_side
 from jlm_cli.reading.recognition import Pairs, check_named
 from jlm_cli.reading.schemas import Schema
 from jlm_cli.reading.side_files import key_of, twin_hint
-from jlm_cli.reading.source import Source, names_of, open_source, spooled_rows
+from jlm_cli.reading.source import Source, json_object, names_of, open_source, spooled_rows
 from jlm_cli.records import Json
 
 _SIDES = {"judge": "two models' answers", "grade": "one model's answers", "rank": "answers"}
@@ -152,9 +149,10 @@ def _problem(
         if key not in side.answers:
             torn = f" (its line {side.torn[0][0]}: {side.torn[0][1]})" if side.torn else ""
             return "missing-answer", f"id {shown} is not in {side.name}{torn}"
-    for _, answer in told:
-        if answer.problem is not None:
-            return "bad-answer", answer.problem
+    for n, (side, answer) in enumerate(told):
+        if answer.problem is not None:  # the first file's place is that of the row
+            place = f"{side.name}:{answer.line}: " if n else ""
+            return "bad-answer", f"{place}{answer.problem}"
     asking = [(side, answer) for side, answer in told if answer.question is not None]
     if not asking:
         return "missing-field", f"id {shown} has no question in any of the files"
@@ -177,45 +175,42 @@ def _first(told: Sequence[Answer], name: str) -> Any:
 
 def _mmvet(names: Sequence[str]) -> list[Row] | None:
     """MM-Vet's ground truth {id: {question, answer, …}} with predictions {id: text}, in either
-    order; None where the files are no such. An id without prediction has no answer."""
-    truth: Mapping[str, Json] | None = None
-    predictions, where = None, ""
-    for name in names:
-        table = _json_object(name)
-        kinds = {type(value) for value in (table or {}).values()}
-        if kinds == {dict}:
-            truth, where = table, name
-        elif kinds == {str}:
-            predictions = table
-    if truth is None or predictions is None or len(names) != 2:
+    order; None where the files are no such. An id that is not in both is a row with an error."""
+    if len(names) != 2:
         return None
+    tables = {name: json_object(name) or {} for name in names}
+    told = {name: {type(value) for value in table.values()} for name, table in tables.items()}
+    truths = [name for name in names if told[name] == {dict}]
+    others = [name for name in names if str in told[name] and dict not in told[name]]
+    if not truths or not others:
+        return None
+    (truth,), (predicted,) = truths, others
     rows = []
-    for item, (key, asked) in enumerate(truth.items(), start=1):
-        row = {
-            "id": key,
-            "question": asked.get("question"),
-            "answers": [predictions[key]] if key in predictions else [],
-            "reference": asked.get("answer"),
-            "category": ", ".join(_texts(asked.get("capability"))) or None,
-        }
-        rows.append(Row(where, item, row))
+    for item, (key, asked) in enumerate(tables[truth].items(), start=1):
+        row: Json = {"id": key}
+        if key in tables[predicted]:
+            row |= _of_mmvet(asked, tables[predicted][key])
+        else:
+            row["error"] = "missing-answer", f"id {key!r} is not in {predicted}"
+        rows.append(Row(truth, item, row))
+    for item, key in enumerate(tables[predicted], start=1):
+        if key not in tables[truth]:
+            why = "missing-field", f"id {key!r} has no question in {truth}"
+            rows.append(Row(predicted, item, {"id": key, "error": why}))
     return rows
+
+
+def _of_mmvet(asked: Json, prediction: Any) -> Json:
+    return {
+        "question": asked.get("question"),
+        "answers": [prediction],
+        "reference": asked.get("answer"),
+        "category": ", ".join(_texts(asked.get("capability"))) or None,
+    }
 
 
 def _texts(value: Any) -> list[str]:
     return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
-
-
-def _json_object(name: str) -> Json | None:
-    """A file that holds a single JSON object over several keys; None for all others."""
-    path = Path(name)
-    if not path.is_file() or path.suffix != ".json":
-        return None
-    try:
-        table = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError:
-        return None
-    return table if isinstance(table, dict) else None
 
 
 def _source(name: str, rows: Iterable[Row]) -> Source:

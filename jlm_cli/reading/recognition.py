@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from jlm_cli.errors import InputError, RowError
-from jlm_cli.reading.schemas import SCHEMAS, Schema, dotted, listed, parse_row
+from jlm_cli.reading.schemas import SCHEMAS, Schema, dotted, listed, parse_row, schema_of
 from jlm_cli.reading.source import Source
 from jlm_cli.records import Json
 
@@ -24,6 +24,7 @@ _NATIVE_FIELDS = (
     "gold",
     "gold_without_reference",  # of training rows that hold both judgments
     "models",
+    "model",
     "category",
 )
 
@@ -59,9 +60,10 @@ def mapped(pairs: Pairs) -> Schema:
                 f"--map {name[:-1]}_N=…: they are numbered from 1 on, with none left out"
             )
     answers, models = ([field for _, field in sorted(some)] for some in numbered.values())
-    named = {name for name, _ in pairs} | ({"models"} if models else set())
-    if any(name.startswith("answer") for name in named):
-        named |= {"answer", "answers"}
+    named = {name for name, _ in pairs}
+    for one, several in (("answer", "answers"), ("model", "models")):
+        if any(name.startswith(one) for name in named):
+            named |= {one, several}
     as_they_are = [name for name in _NATIVE_FIELDS if name not in named]
 
     def native(row: Json) -> Json:
@@ -78,7 +80,8 @@ def mapped(pairs: Pairs) -> Schema:
             fields["models"] = [dotted(row, field) for field in models]
         return listed(fields)
 
-    return Schema("map", frozenset(), native, dict(pairs).get("id") or "id")
+    row_id = dict(pairs).get("id", "id") or None
+    return Schema("map", frozenset(), native, row_id, (lambda _: answers) if answers else None)
 
 
 def _is_due(name: str) -> bool:
@@ -133,9 +136,8 @@ def recognise(source: Source, name: str, pairs: Pairs) -> Schema:
 
 
 def _fitting(row: Json, where: str) -> Schema:
-    for schema in SCHEMAS:
-        if schema.fields <= row.keys():
-            return schema
+    if (schema := schema_of(row)) is not None:
+        return schema
     nearest = max(SCHEMAS, key=lambda schema: len(schema.fields & row.keys()))
     missing = ", ".join(sorted(nearest.fields - row.keys()))
     found = ", ".join(sorted(row)) or "none"

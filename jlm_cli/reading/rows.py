@@ -91,18 +91,20 @@ class Rows:
         if (found := self.gold.find(sample.id)) is None:
             return None, None
         gold, models, given = found
-        if gold is not None and are_others(sample.models or (), models):
+        if gold is None:
+            return None, why_no_gold(given, len(sample.answers))
+        if are_others(sample.models or (), models):
             return None, f"it is about {_listed(models)}, the row about {_listed(sample.models)}"
-        if gold is not None and are_turned(sample.models or (), models):
+        if are_turned(sample.models or (), models):
             gold = gold.turned()
-        elif gold is not None and gold.scores is not None:
+        elif gold.scores is not None:
             places = places_of(sample.models, models, len(gold.scores))
             gold = replace(gold, scores=tuple(gold.scores[place] for place in places))
-        about = 2 if gold is None or gold.scores is None else len(gold.scores)
-        if gold is not None and about != len(sample.answers):
+        about = 2 if gold.scores is None else len(gold.scores)
+        if about != len(sample.answers):
             told = f"{self.gold.name}: gold of {sample.id!r} is about {about} answers"
             raise RowError("bad-value", f"{told}, not {len(sample.answers)}")
-        return gold, None if gold else why_no_gold(given, len(sample.answers))
+        return gold, None
 
 
 def _listed(models: Iterable[Any] | None) -> str:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from jlm_cli.errors import RowError
-from jlm_cli.reading.source import LONGEST_LINE
+from jlm_cli.reading.source import LONGEST_LINE, why_no_json
 from jlm_cli.records import (
-    PLAIN,
     VERDICTS,
     Json,
     Sample,
@@ -26,6 +25,7 @@ from jlm_cli.records import (
     need_id,
     need_text,
     read_gold,
+    read_verdict,
     why_no_gold,
 )
 
@@ -33,16 +33,18 @@ from jlm_cli.records import (
 @dataclass(frozen=True)
 class Schema:
     """`fields` tell the schema by; `native` gives the row in the fields of native input; `id` is
-    the field that holds its id."""
+    the field that holds its id, if any does; `answers` are those that hold its answers, where each
+    has one of its own."""
 
     name: str
     fields: frozenset[str]
     native: Callable[[Json], Json]
-    id: str = "id"
+    id: str | None = "id"
+    answers: Callable[[Json], Sequence[str]] | None = None
 
     def id_in(self, row: Json) -> Any:
         """A row's id, whatever else is wrong with it. Raises RowError without one."""
-        return need_id(dotted(row, self.id))
+        return None if self.id is None else need_id(dotted(row, self.id))
 
 
 def listed(row: Json) -> Json:
@@ -54,7 +56,15 @@ def listed(row: Json) -> Json:
     return {**row, "answers": [row["answer"]], "models": models}
 
 
-_ANSWER_BODY = re.compile(r"answer([1-9]\d*)_body")
+_ANSWER_BODY = re.compile(r"answer([1-9]\d{0,3})_body")
+
+
+def _bodies(row: Json) -> list[str]:
+    numbers = sorted(int(match[1]) for name in row if (match := _ANSWER_BODY.fullmatch(name)))
+    for due, number in enumerate(numbers, start=1):
+        if due != number:
+            raise RowError("missing-field", f"field answer{due}_body is missing")
+    return [f"answer{number}_body" for number in numbers]
 
 
 def _judgelm(row: Json) -> Json:
@@ -63,14 +73,14 @@ def _judgelm(row: Json) -> Json:
     `score` of questions holds log-probabilities, no verdict; gold is the teacher's `text` of
     training rows, of those with a reference the text written with it. `error` is no text.
     """
-    numbers = sorted(int(match[1]) for name in row if (match := _ANSWER_BODY.fullmatch(name)))
-    models = [row.get(f"answer{number}_model_id") for number in numbers]
+    bodies = _bodies(row)
+    models = [row.get(f"answer{number}_model_id") for number in range(1, len(bodies) + 1)]
     with_reference = row.get("reference") is not None and "text_w_reference" in row
     teacher = row.get("text_w_reference" if with_reference else "text")
     return {
         "id": row["question_id"],
         "question": row["question_body"],
-        "answers": [row[f"answer{number}_body"] for number in numbers],
+        "answers": [row[body] for body in bodies],
         "reference": reference_text(row.get("reference")),
         "gold": None if teacher == "error" else teacher,
         "models": _if_texts(models),
@@ -80,9 +90,6 @@ def _judgelm(row: Json) -> Json:
 
 def _if_texts(models: list[Any]) -> list[Any] | None:
     return models if all(isinstance(model, str) for model in models) else None
-
-
-_PANDALM_VOTES: dict[Any, Verdict] = {1: "1", 2: "2", 0: "tie"}
 
 
 def _pandalm(row: Json) -> Json:
@@ -117,11 +124,9 @@ def read_votes(row: Json) -> list[Verdict] | None:
 
 
 def _vote(given: Any) -> Verdict | None:
-    if isinstance(given, str):
-        word = given.strip().lower()
-        return "tie" if word == "0" else PLAIN.get(word)
-    number = type(given) in (int, float) and given in _PANDALM_VOTES
-    return _PANDALM_VOTES[int(given)] if number else None
+    word = given.strip() if isinstance(given, str) else given
+    none_better = word in ("0", 0) and not isinstance(word, bool)
+    return "tie" if none_better else read_verdict(word)
 
 
 def gold_of_votes(row: Json) -> str | None:
@@ -167,12 +172,15 @@ def _preferred(preference: Any) -> str | None:
     return "1" if number < 1.5 else "2"
 
 
+def _sides(row: Json) -> tuple[str, str]:
+    """The chosen answer goes first or second by its question, so that a judge that always takes the
+    first is right half the time, not always."""
+    turned = zlib.crc32(need_text(row["prompt"], "prompt").encode()) % 2
+    return ("rejected", "chosen") if turned else ("chosen", "rejected")
+
+
 def _rewardbench(row: Json) -> Json:
-    """RewardBench: the chosen answer goes first or second by its question, so that a judge that
-    always takes the first is right half the time, not always."""
-    sides = ("chosen", "rejected")
-    if zlib.crc32(need_text(row["prompt"], "prompt").encode()) % 2:
-        sides = ("rejected", "chosen")
+    sides = _sides(row)
     models = [row.get(f"{side}_model") for side in sides]
     return {
         "id": row.get("id"),
@@ -188,11 +196,29 @@ _JUDGELM_FIELDS = frozenset({"question_id", "question_body", "answer1_body"})
 SCHEMAS = (
     Schema("native", frozenset({"question", "answers"}), listed),
     Schema("native-answer", frozenset({"question", "answer"}), listed),
-    Schema("judgelm", _JUDGELM_FIELDS, _judgelm, "question_id"),
-    Schema("pandalm", frozenset({"instruction", "response1", "response2"}), _pandalm, "idx"),
-    Schema("alpaca", frozenset({"instruction", "output_1", "output_2"}), _alpaca),
-    Schema("rewardbench", frozenset({"prompt", "chosen", "rejected"}), _rewardbench),
+    Schema("judgelm", _JUDGELM_FIELDS, _judgelm, "question_id", _bodies),
+    Schema(
+        "pandalm",
+        frozenset({"instruction", "response1", "response2"}),
+        _pandalm,
+        "idx",
+        lambda _: ("response1", "response2"),
+    ),
+    Schema(
+        "alpaca",
+        frozenset({"instruction", "output_1", "output_2"}),
+        _alpaca,
+        answers=lambda _: ("output_1", "output_2"),
+    ),
+    Schema(
+        "rewardbench", frozenset({"prompt", "chosen", "rejected"}), _rewardbench, answers=_sides
+    ),
 )
+
+
+def schema_of(row: Json) -> Schema | None:
+    """The first whose fields a row holds."""
+    return next((schema for schema in SCHEMAS if schema.fields <= row.keys()), None)
 
 
 def dotted(row: Json, path: str) -> Any:
@@ -216,19 +242,10 @@ def parse_row(raw: bytes) -> Json:
     try:
         row = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise RowError("bad-json", _why_no_json(raw, error)) from error
+        raise RowError("bad-json", why_no_json(raw, error)) from error
     if not isinstance(row, dict):
         raise RowError("bad-type", "the line is no JSON object")
     return row
-
-
-def _why_no_json(raw: bytes, error: orjson.JSONDecodeError) -> str:
-    try:
-        raw.decode()
-    except UnicodeDecodeError as wrong:
-        byte, column = raw[wrong.start], wrong.start + 1
-        return f"not UTF-8: byte {byte:#04x} at {column}; convert the file (iconv -t utf-8)"
-    return f"not JSON: {error.msg}, column {error.colno}"
 
 
 def without_reference(row: Json) -> Json:
@@ -243,7 +260,8 @@ def read_sample(row: Json, schema: Schema, line: int) -> Sample:
     answers = fields["answers"]
     if not isinstance(answers, list):
         raise RowError("bad-type", "field answers: a list of texts is needed")
-    texts = tuple(need_text(text, f"answers[{n}]") for n, text in enumerate(answers))
+    names = [f"answers[{n}]" for n in range(len(answers))]
+    texts = tuple(map(need_text, answers, schema.answers(row) if schema.answers else names))
     reference, models = fields.get("reference"), fields.get("models")
     given, category = fields.get("gold"), fields.get("category")
     gold = None if given is None else read_gold(given, len(texts))
@@ -279,14 +297,15 @@ def _read_models(models: Any, n_answers: int) -> tuple[str, ...]:
 
 
 def reference_text(value: Any) -> str | None:
-    """A reference is a text or an object with `text` (official files hold both)."""
+    """A reference is a text or an object with `text` (official files hold both); one without words
+    is none, as tables write it."""
     if isinstance(value, dict):
         value = value.get("text")
     return None if value is None else _paragraphs(value)
 
 
-def _paragraphs(value: Any) -> str:
+def _paragraphs(value: Any) -> str | None:
     """A text, or a list of paragraphs as a retriever gives them (paper, Table 15)."""
-    if not isinstance(value, list):
-        return need_text(value, "reference")
-    return "\n\n".join(need_text(part, f"reference[{n}]") for n, part in enumerate(value))
+    parts = value if isinstance(value, list) else [need_text(value, "reference")]
+    text = "\n\n".join(need_text(part, f"reference[{n}]") for n, part in enumerate(parts))
+    return text if text.strip() else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jlm_cli.errors import At, InputError, RowError
-from jlm_cli.reading.schemas import gold_of_votes, parse_row, reference_text
+from jlm_cli.reading.schemas import gold_of_votes, parse_row, reference_text, schema_of
 from jlm_cli.reading.source import Source, open_source
 from jlm_cli.records import VERDICTS, Gold, Json, need_id, read_gold, read_score_line
 
@@ -34,7 +34,9 @@ class Joined:
         return self.by_id.get(key_of(row_id))
 
     def missing(self, row_id: Any, what: str) -> RowError:
-        """The error record of a row whose id the file does not hold."""
+        """The error record of a row for whose id the file holds nothing."""
+        if key_of(row_id) in self.by_id:
+            return RowError(f"missing-{what}", f"id {row_id!r} has no {what} in {self.name}")
         why = twin_hint(row_id, self.by_id)
         return RowError(f"missing-{what}", f"id {row_id!r} is not in {self.name}{why}")
 
@@ -83,21 +85,34 @@ def gold_in(row: Json) -> Any | None:
     if not any(name in row for name in GOLD_FIELDS):
         if any(name.startswith("annotator") for name in row):
             return gold_of_votes(row)
+        if (schema := schema_of(row)) is not None and "gold" in (fields := schema.native(row)):
+            return fields["gold"]
         raise RowError("missing-field", "field gold (or verdict, text, score) is missing")
     return next((row[name] for name in GOLD_FIELDS if row.get(name) is not None), None)
 
 
 def models_in(row: Json) -> Any:
-    """Whose answers a line is about, in its order, where it says so."""
+    """Whose answers a line is about, in its order, where it says so in any format."""
     sample = row.get("sample")
-    return row.get("models") or (sample.get("models") if isinstance(sample, dict) else None)
+    if told := row.get("models") or (sample.get("models") if isinstance(sample, dict) else None):
+        return told
+    schema = schema_of(row)
+    return None if schema is None else schema.native(row).get("models")
 
 
 def load_references(path: Path) -> Joined:
-    """`--reference FILE`: id and reference on each line; the first of an id counts."""
+    """`--reference FILE`: id and reference on each line; an id may stand there again with the same.
+
+    Raises InputError on another.
+    """
+    by_id: dict[Key, Any] = {}
     with open_source(str(path)) as source:
-        found = list(_side_rows(source, _reference_in))
-        return Joined(str(path), dict(reversed(found)), source.sha256())
+        for index, (key, reference) in enumerate(_side_rows(source, _reference_in)):
+            if by_id.setdefault(key, reference) != reference:
+                raise InputError(
+                    f"{source.where(index)}: id {key[1]!r} stands there twice, with two references"
+                )
+        return Joined(str(path), by_id, source.sha256())
 
 
 def _n_judged(gold: Any) -> int:
@@ -140,4 +155,6 @@ def _side_rows(source: Source, value_in: Callable[[Json], Any]) -> Iterable[tupl
     for index, raw in enumerate(source):
         with At(source.where(index)):
             row = parse_row(raw)
-            yield key_of(id_in(row)), value_in(row)
+            if (row_id := id_in(row)) is None:
+                raise RowError("missing-field", "field id: null, and rows are joined by id")
+            yield key_of(row_id), value_in(row)

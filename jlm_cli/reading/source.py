@@ -14,14 +14,14 @@ import tempfile
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
 
 from jlm_cli.errors import InputError, SystemFailure
-from jlm_cli.records import dump
+from jlm_cli.records import Json, dump
 
 LONGEST_LINE = 16 << 20  # bytes; a longer one is never held in memory, and is an error record
 
@@ -129,8 +129,29 @@ def open_source(name: str, limit: int | None = None, stdin: Path | None = None) 
     """
     if name == "-" and stdin is None:
         raise InputError("-: standard input is not read here; name a file")
-    file = _open_file(str(stdin) if name == "-" else name)
     label = "<stdin>" if name == "-" else name
+    file = _unpacked(str(stdin) if name == "-" else name, label)
+    return Source(label, _list_as_lines(file, label)).scan(limit)
+
+
+def json_object(name: str) -> Json | None:
+    """What a file `….json`, packed or not, holds where that is a single object; None for others.
+
+    Raises InputError as `open_source` does.
+    """
+    plain = name.removesuffix(".gz").removesuffix(".zst")
+    if not plain.endswith(".json") or not Path(name).is_file():
+        return None
+    with _unpacked(name, name) as file:
+        try:
+            table = orjson.loads(file.read().removeprefix(_BOM))
+        except orjson.JSONDecodeError:
+            return None
+    return table if isinstance(table, dict) else None
+
+
+def _unpacked(name: str, label: str) -> IO[bytes]:
+    file = _open_file(name)
     start = file.read(6)
     file.seek(0)
     for magic, what in _OTHERS.items():
@@ -144,7 +165,7 @@ def open_source(name: str, limit: int | None = None, stdin: Path | None = None) 
         file = _unzipped(file, label)
     if start.startswith(_ZSTD):
         file = _unzstd(file, label)
-    return Source(label, _list_as_lines(file)).scan(limit)
+    return file
 
 
 ENDINGS = (".gz", ".zst", ".jsonl", ".ndjson", ".json")  # of files with rows, the outermost first
@@ -239,19 +260,50 @@ def _unzstd(file: IO[bytes], label: str) -> IO[bytes]:
     return spool
 
 
-def _list_as_lines(file: IO[bytes]) -> IO[bytes]:
-    """A JSON list becomes one line an item; anything else is left as it is."""
+def _list_as_lines(file: IO[bytes], label: str) -> IO[bytes]:
+    """A JSON list becomes one line an item; anything else is left as it is. Raises InputError for
+    a list that is none all the same."""
     start = file.read(1024).removeprefix(_BOM).lstrip()
     file.seek(0)
     if not start.startswith(b"["):
         return file
+    text = file.read().removeprefix(_BOM)
+    file.seek(0)
     try:
-        items = orjson.loads(file.read().removeprefix(_BOM))
-    except orjson.JSONDecodeError:  # JSONL whose first line is a list: its rows will say so
-        file.seek(0)
-        return file
+        items = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        if _holds_rows(text):  # which will say what is wrong with the first
+            return file
+        file.close()
+        raise InputError(f"{label}: {why_no_json(text, error)}") from error
     file.close()
     return spooled_rows(items)
+
+
+def _holds_rows(text: bytes) -> bool:
+    """Whether there is but one line, or one of the first two is JSON by itself."""
+    lines = [line for line in text.split(b"\n", 9) if line.strip()][:2]
+    for line in lines:
+        with suppress(orjson.JSONDecodeError):
+            orjson.loads(line)
+            return True
+    return len(lines) == 1
+
+
+def why_no_json(text: bytes, error: orjson.JSONDecodeError) -> str:
+    """What is wrong with a text, and where in it."""
+    try:
+        wrong = text.decode()[error.pos :]
+    except UnicodeDecodeError as of_bytes:
+        byte, column = text[of_bytes.start], of_bytes.start + 1
+        return f"not UTF-8: byte {byte:#04x} at {column}; convert the file (iconv -t utf-8)"
+    line = f"line {error.lineno}, " if error.lineno > 1 else ""
+    number = next((name for name in _NO_NUMBERS if wrong.startswith(name)), None)
+    why = error.msg if number is None else f"{number} is none of its numbers (write null)"
+    return f"not JSON: {why}, {line}column {error.colno}"
+
+
+_NO_NUMBERS = ("NaN", "Infinity", "-Infinity")  # as Python writes them
 
 
 def spooled_rows(rows: Iterable[Any]) -> IO[bytes]:
