@@ -22,18 +22,33 @@ def agreement(confusion: Counts) -> Counts:
 
 def precision(confusion: Counts) -> Counts:
     """Macro precision over the classes that occur in gold or verdicts."""
-    return _macro(confusion, ratio(_hits(confusion), _said(confusion), 0.0))
+    return mean_of_classes(ratio(_hits(confusion), _said(confusion), 0.0), occurrences(confusion))
 
 
 def recall(confusion: Counts) -> Counts:
     """Macro recall over the classes that occur in gold or verdicts."""
-    return _macro(confusion, ratio(_hits(confusion), confusion.sum(-1), 0.0))
+    return mean_of_classes(ratio(_hits(confusion), confusion.sum(-1), 0.0), occurrences(confusion))
 
 
 def f1(confusion: Counts) -> Counts:
     """Macro F1 over the classes that occur in gold or verdicts."""
+    return mean_of_classes(f1_of_classes(confusion), occurrences(confusion))
+
+
+def f1_of_classes(confusion: Counts) -> Counts:
+    """[..., class]"""
     both = _said(confusion) + confusion.sum(-1)
-    return _macro(confusion, ratio(2 * _hits(confusion), both, 0.0))
+    return ratio(2 * _hits(confusion), both, 0.0)
+
+
+def occurrences(confusion: Counts) -> Counts:
+    """How many rows have each class in gold or verdict, [..., class]."""
+    return np.asarray(_said(confusion) + confusion.sum(-1) - _hits(confusion))
+
+
+def mean_of_classes(per_class: Counts, occurs: Counts) -> Counts:
+    """Of [..., class], over those that occur."""
+    return ratio((per_class * (occurs > 0)).sum(-1), (occurs > 0).sum(-1))
 
 
 def kappa(confusion: Counts) -> Counts:
@@ -106,11 +121,6 @@ def ratio(part: Counts, whole: Counts, empty: float = np.nan) -> Counts:
     return result
 
 
-def _macro(confusion: Counts, per_class: Counts) -> Counts:
-    occurs = (_said(confusion) + confusion.sum(-1)) > 0
-    return ratio((per_class * occurs).sum(-1), occurs.sum(-1))
-
-
 def figures(metrics: dict[str, Metric], cells: Cells) -> Json:
     """Each metric of the cells with its interval; the same bytes each time."""
     return {name: figure(metric, cells) for name, metric in metrics.items()}
@@ -119,27 +129,36 @@ def figures(metrics: dict[str, Metric], cells: Cells) -> Json:
 def figure(metric: Metric, cells: Cells) -> Json:
     """A metric of the cells with its 95 % interval: that of a share of rows, or else the resamples'
     percentiles, which say nothing where they are all alike."""
-    value = number(metric(cells.counts))
-    if metric in _SHARES and (ends := _ends_of_share(metric, cells)) is not None:
-        return {"value": value, "ci95": [number(end) for end in ends]}
-    values = metric(cells.resampled)
+    if metric in _MACRO:
+        return figure_of_classes(metric, cells, occurrences(cells.counts))
+    of_share = metric in _SHARES
+    ends = _ends_of_share(metric, cells) if of_share else _percentiles(metric(cells.resampled))
+    return {"value": number(metric(cells.counts)), "ci95": [number(end) for end in ends]}
+
+
+def figure_of_classes(metric: Metric, cells: Cells, occurs: Counts) -> Json:
+    """The same of a mean over classes that occur so often: where one hardly does there is no
+    interval, since resamples without it would be means over the others."""
+    enough = (occurs[occurs > 0] >= _FEWEST).all()
+    ends = _percentiles(metric(cells.resampled)) if enough else (np.nan, np.nan)
+    return {"value": number(metric(cells.counts)), "ci95": [number(end) for end in ends]}
+
+
+def _percentiles(values: Counts) -> tuple[float, float]:
     values = values[np.isfinite(values)]
     low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (np.nan, np.nan)
-    if low == high:
-        low, high = np.nan, np.nan
-    return {"value": value, "ci95": [number(low), number(high)]}
+    return (low, high) if low < high else (np.nan, np.nan)
 
 
-def _ends_of_share(metric: Metric, cells: Cells) -> tuple[float, float] | None:
-    """None where a row is neither a hit nor a miss, as a tie is in a win rate."""
+def _ends_of_share(metric: Metric, cells: Cells) -> tuple[float, float]:
+    """A row may count half, as a tie does in a win rate: it varies no more than one that counts or
+    does not."""
     asked = cells.questions
     size = int(np.prod(asked.shape))
     of_one_row = metric(cells.change(np.eye(size).reshape(size, *asked.shape)))  # in each cell
     hit = of_one_row[asked.cell]
     met = np.isfinite(hit) & (asked.times[asked.kind] > 0)
     kind, hit = asked.kind[met], hit[met]
-    if not np.isin(hit, (0, 1)).all():
-        return None
     kinds = len(asked.times)
     hits, rows = (np.bincount(kind, weights, kinds) for weights in (hit, None))
     return share_interval(hits, rows, asked.times * (rows > 0))
@@ -251,16 +270,22 @@ def hit_rate(cells: Counts) -> Counts:
     return ratio(cells[..., 1], cells.sum(-1))
 
 
+def hit_rate_with_ties(cells: Counts) -> Counts:
+    """Share of the right and half of the ties among [..., (wrong, right, tie)]."""
+    return ratio(cells[..., 1] + cells[..., 2] / 2, cells.sum(-1))
+
+
 @cache
 def share_of(place: int) -> Metric:
     """Share of one outcome among [..., outcome]."""
     return lambda cells: ratio(cells[..., place], cells.sum(-1))
 
 
-# of rows, each of which counts or does not
-_SHARES = {agreement, consistency, bias_first, bias_second, win_rate, hit_rate} | {
-    share_of(place) for place in range(3)
-}
+# of rows, each of which counts, or half, or does not
+_SHARES = {agreement, consistency, bias_first, bias_second, win_rate, hit_rate}
+_SHARES |= {hit_rate_with_ties, *map(share_of, range(3))}
+_MACRO = {precision, recall, f1}
+_FEWEST = 5  # rows of a class
 
 
 def row_at(place: int) -> Metric:

@@ -95,7 +95,15 @@ def record_of(
         "flags": sorted({flag for reading in readings for flag in reading.all_flags}),
         "prompt_tokens": readings[0].prompt_tokens,
         "gold": None if sample.gold is None else sample.gold.json(),
-        **({"sample_sha256": digest_of(sample.json())} if compact else {"sample": sample.json()}),
+        **(_digests_of(sample) if compact else {"sample": sample.json()}),
+    }
+
+
+def _digests_of(sample: Sample) -> Json:
+    """What tells a compact record's sample, and which records ask the same."""
+    return {
+        "sample_sha256": digest_of(sample.json()),
+        "question_sha256": digest_of(sample.question),
     }
 
 

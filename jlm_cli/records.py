@@ -106,9 +106,9 @@ def verdict_of(scores: tuple[float, ...]) -> Verdict:
     return "1" if first > second else "2" if second > first else "tie"
 
 
-def digest_of(sample: Json) -> str:
-    """What a sample holds, in short: the beginning of the SHA-256 of its JSON."""
-    return hashlib.sha256(dump(sample)).hexdigest()[:16]
+def digest_of(held: Json | str) -> str:
+    """What a sample or a text holds, in short: the first 16 digits of the SHA-256 of its JSON."""
+    return hashlib.sha256(dump(held)).hexdigest()[:16]
 
 
 def error_record(row_id: Any, line: int, mode: str, error: RowError) -> Json:

@@ -123,3 +123,30 @@ def test_disagreements_are_about_the_verdicts_that_are_compared(tmp_path: Path, 
     (row,) = read_rows(tmp_path / "d.jsonl")
     said = {name: (judge["verdict"], judge["scores"]) for name, judge in row["judges"].items()}
     assert said == {"one": ("1", [9, 1]), "both": ("2", [1, 9])}
+
+
+def test_a_class_that_one_judge_names_counts_in_both_means(tmp_path: Path, jlm: Jlm) -> None:
+    """A judge with one error, a tie, is better in F1 than one with ten; a tie alone is too rare for
+    an interval."""
+    golds = ["1", "2"] * 50
+    wrong = [("2" if gold == "1" else "1") if n < 10 else gold for n, gold in enumerate(golds)]
+    for ties in (1, 6):
+        tied = ["tie" if n < ties else gold for n, gold in enumerate(golds)]
+        for name, verdicts in (("a", wrong), ("b", tied)):
+            rows = [pair(n, gold=golds[n], verdict=said) for n, said in enumerate(verdicts)]
+            write_rows(tmp_path / f"{name}.jsonl", rows)
+        found = compared(jlm, "a.jsonl", "b.jsonl")
+        gain = found["comparison"]["against"]["b"]["difference"]["f1"]
+        assert gain["value"] > 0
+        for one in (gain, found["judges"]["b"]["objective"]["f1"]):
+            low, high = one["ci95"]
+            assert (low is None and high is None) if ties == 1 else low <= one["value"] <= high
+    assert found["judges"]["a"]["objective"]["f1"]["ci95"][0] is not None
+
+
+def test_consistency_is_compared_on_rows_of_its_own(tmp_path: Path, jlm: Jlm) -> None:
+    for name, other in (("a", "1"), ("b", "2")):
+        rows = [pair(n, verdict="1", swapped={"verdict": other}) for n in range(4)]
+        write_rows(tmp_path / f"{name}.jsonl", [*rows, pair(9, gold="1", verdict="1")])
+    gain = compared(jlm, "a.jsonl", "b.jsonl")["comparison"]["against"]["b"]["difference"]
+    assert gain["n"] == 1 and (gain["consistency"]["value"], gain["consistency"]["n"]) == (-1, 4)

@@ -367,3 +367,36 @@ def test_verdicts_as_people_write_them(tmp_path: Path, jlm: Jlm, said: object) -
     write_rows(tmp_path / "p.jsonl", [{"id": 1, "verdict": said}, {"id": 2, "verdict": "Tie"}])
     found = json.loads(jlm("metrics", "p.jsonl", "--json").out)
     assert found["verdicts"] == {"1": 1, "2": 0, "tie": 1}
+
+
+def test_compact_records_know_which_ask_the_same(tmp_path: Path, jlm: Jlm) -> None:
+    """jlm metrics gives the run's own intervals, without the input."""
+    rows = [pair(n, gold="12"[n % 2]) | {"question": f"Q{n % 3}?"} for n in range(12)]
+    one = [{**row, "answer": "Yes.", "gold": 5} for row in rows]
+    for row in one:
+        del row["answers"]
+    write_rows(tmp_path / "in.jsonl", rows)
+    write_rows(tmp_path / "one.jsonl", one)
+    words = ("--compact", "--json", "-o")
+    run = json.loads(jlm("judge", "in.jsonl", "--swap", *words, "a.jsonl").out)
+    found = json.loads(jlm("metrics", "a.jsonl", "--json").out)
+    for section in ("objective", "reliability", "combined"):
+        assert found[section] == run[section]
+    run = json.loads(jlm("grade", "one.jsonl", "--no-reference", *words, "g.jsonl").out)
+    found = json.loads(jlm("metrics", "g.jsonl", "--protocol", "grade", "--json").out)
+    assert (found["mean"], found["objective"]) == (run["mean"], run["objective"])
+
+
+def test_a_file_that_is_not_reversed_is_told_of(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [pair(n, verdict="1") for n in range(4)]
+    turned = [{**row, "answers": row["answers"][::-1]} for row in rows]
+    bare = [{"id": n, "verdict": "2"} for n in range(4)]
+    for name, given in (("a", rows), ("same", rows), ("turned", turned), ("bare", bare)):
+        write_rows(tmp_path / f"{name}.jsonl", given)
+    done = jlm("metrics", "a.jsonl", "--reversed", "same.jsonl")
+    told = "same.jsonl says it holds the answers in the same order"
+    assert done.code == 0 and told in done.err
+    for name, steady in (("turned", 0), ("bare", 1)):
+        done = jlm("metrics", "a.jsonl", "--reversed", f"{name}.jsonl", "--json")
+        assert json.loads(done.out)["reliability"]["consistency"]["value"] == steady
+        assert "same order" not in done.err

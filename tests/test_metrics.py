@@ -17,7 +17,7 @@ from scipy.stats import t as student_t
 from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
 
 from jlm_cli import metrics
-from jlm_cli.intervals import cells_of, cells_of_counts, student
+from jlm_cli.intervals import cells_of, cells_of_counts, student, wilson
 from jlm_cli.measuring.columns import PairTally, about_of, judged_of, longest_answer, tally_of
 from jlm_cli.measuring.comparing import sign_test
 from jlm_cli.measuring.standings import Mean, RankTally, against_gold, bradley_terry
@@ -569,3 +569,49 @@ def test_a_leaderboard_of_many_models_needs_no_table_of_them_for_each_ranking() 
         assert tracemalloc.get_traced_memory()[1] < 50_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_ties_do_not_make_a_win_rate_surer() -> None:
+    """Wins, losses and ties; a model and its only rival have mirrored intervals."""
+    of = {
+        outcomes: metrics.figure(metrics.win_rate, cells_of_counts(np.array(outcomes, float)))
+        for outcomes in ((10, 0, 0), (9, 0, 1), (9, 1, 0), (5, 4, 3), (4, 5, 3))
+    }
+    lows = [of[outcomes]["ci95"][0] for outcomes in ((10, 0, 0), (9, 0, 1), (9, 1, 0))]
+    assert lows == sorted(lows, reverse=True)
+    one, other = of[5, 4, 3]["ci95"], of[4, 5, 3]["ci95"]
+    assert one == pytest.approx([1 - end for end in other[::-1]], abs=2e-6)
+
+
+def ranked(*orders: str) -> RankTally:
+    """Rankings of models named by letters, best first."""
+    tally = RankTally()
+    for n, order in enumerate(orders):
+        names = sorted(order)
+        ranking = [names.index(name) + 1 for name in order]
+        row = {"method": "listwise", "ranking": ranking, "expected": [5] * len(order), "flags": []}
+        tally.add({**row, "sample": {"models": names, "question": str(n)}})
+    return tally
+
+
+def test_a_leaderboard_s_win_rates_are_shares() -> None:
+    """As those of pairs are, also of a model that always wins; its strength varies with what was
+    drawn alone and has no interval."""
+    board = ranked(*["ba"] * 6, *["ab"] * 5).summary()["leaderboard"]
+    assert board["b"]["win_rate"]["ci95"] == pytest.approx(wilson(6 / 11, 11), abs=1e-6)
+    assert board["b"]["bradley_terry"]["ci95"][0] is not None
+    board = ranked(*["cd"] * 6, *["ab", "ba"] * 4).summary()["leaderboard"]
+    assert board["c"]["win_rate"]["ci95"] == pytest.approx(wilson(1, 6), abs=1e-6)
+    assert board["c"]["bradley_terry"]["ci95"] == [None, None]
+    assert board["a"]["bradley_terry"]["ci95"][0] is not None
+    assert ranked("ab").summary()["leaderboard"]["a"]["win_rate"]["ci95"] == [None, None]
+
+
+def test_intervals_of_means_end_with_the_scale() -> None:
+    few, others = Mean(), Mean()
+    for n, value in enumerate((2.0, 9.0)):
+        few.add(value, n + 1)
+        others.add(10 * value, n + 1)  # of another scale
+    assert few.json()["ci95"] == [0, 10]
+    low, high = others.json()["ci95"]
+    assert low < 0 and high > 90

@@ -524,3 +524,16 @@ def test_rankings_are_no_verdicts_on_pairs(tmp_path: Path, jlm: Jlm) -> None:
     assert done.code == 2 and "in.judge.jsonl:1: a verdict on a pair, not a ranking" in done.err
     done = jlm("metrics", "in.judge.jsonl", "--protocol", "grade")
     assert done.code == 2 and "in.judge.jsonl:1: field score is missing" in done.err
+
+
+@pytest.mark.parametrize("fewest", [1, 8])
+def test_a_mean_of_subsets_needs_some_rows_of_each(tmp_path: Path, jlm: Jlm, fewest: int) -> None:
+    rows = [
+        {"id": f"{name}{n}", "gold": "1", "verdict": "21"[n % 3 > 0], "category": name}
+        for name, size in (("a", fewest), ("b", 100))
+        for n in range(size)
+    ]
+    write_rows(tmp_path / "r.jsonl", rows)
+    found = json.loads(jlm("metrics", "r.jsonl", "--protocol", "rewardbench", "--json").out)
+    low, high = found["rewardbench"]["subset_mean"]["ci95"]
+    assert (low is high is None) if fewest == 1 else low < high

@@ -176,6 +176,7 @@ class PairTally:
         self.aspects: dict[str, PairTally] = {}
         self._gold_known = array("b")  # records of failed rows hold none, another file may
         self.n_gold_learnt = self.n_turned = 0  # rows, of the files that were joined
+        self.n_alike = self.n_reversed = 0  # rows by how the answers of the other order stand there
 
     def __len__(self) -> int:
         return len(self._category)
@@ -255,8 +256,13 @@ class PairTally:
         self._votes = array("i", [0, 0, 0]) * len(self)
         self.n_gold_learnt = self.n_turned = 0
 
-    def swap_in(self, row: int, other: Judged) -> None:
-        """Take the judgment of the swapped order, in that order's numbering."""
+    def swap_in(self, row: int, other: Judged, lengths: Sequence[int]) -> None:
+        """Take the judgment of the swapped order, in that order's numbering, of answers that are so
+        long."""
+        mine = self._lengths[2 * row : 2 * row + 2]
+        if mine[0] != mine[1]:
+            self.n_alike += array("i", lengths) == mine
+            self.n_reversed += array("i", lengths) == mine[::-1]
         self._small["swapped"][row] = OTHER[other.verdict]
         self.n_error_swapped += other.verdict == NONE
         first, second, tie = other.p
@@ -370,6 +376,13 @@ def gold_place(gold: Any) -> int:
     if isinstance(gold, list):
         return PLACE[verdict_of(tuple(gold))] if len(gold) == 2 else NONE
     return PLACE.get(gold, NONE)
+
+
+def asked_by(row: Json, row_id: Any) -> str | None:
+    """What stands for a question that a row does not hold: its digest, or else the row's id."""
+    if isinstance(digest := row.get("question_sha256"), str):
+        return digest
+    return None if row_id is None else repr(row_id)
 
 
 def checksum(question: str | None) -> int:

@@ -9,10 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jlm_cli.errors import InputError
-from jlm_cli.intervals import Codes, Counts, Metric, cells_of
+from jlm_cli.intervals import Cells, Codes, Counts, cells_of
 from jlm_cli.measuring.columns import NONE, OTHER, TIE, are_turned
 from jlm_cli.measuring.predictions import Predictions
-from jlm_cli.metrics import agreement, f1, figure, figures, kappa, number, ratio
+from jlm_cli.metrics import (
+    agreement,
+    f1_of_classes,
+    figure,
+    figure_of_classes,
+    figures,
+    kappa,
+    mean_of_classes,
+    number,
+    occurrences,
+    ratio,
+)
 from jlm_cli.records import VERDICTS, Json, dump
 
 
@@ -95,8 +106,8 @@ def _against(aligned: Aligned, first: str, other: str) -> Json:
     if measured.any():
         codes = [gold[measured], ours[measured], theirs[measured]]
         cells = cells_of((3, 3, 3), codes, _some(clusters, measured))
-        gains = figures({"agreement": _gain(agreement), "f1": _gain(f1)}, cells)
-        found["difference"] = {**gains, "n": cells.n}
+        more = figure(_more_often_right, cells)
+        found["difference"] = {"agreement": more, "f1": _gain_in_f1(cells), "n": cells.n}
         right = [side[measured] == gold[measured] for side in (ours, theirs)]
         found["mcnemar"] = _mcnemar(right[0], right[1], _some(clusters, measured))
     if (gain := _steadier(aligned, first, other, clusters)) is not None:
@@ -121,12 +132,26 @@ def _steadier(aligned: Aligned, first: str, other: str, clusters: Codes | None) 
     if not judged.any():
         return None
     stays = [(given == swapped)[judged] * 1 for given, swapped in columns]
-    return figure(_more_often, cells_of((2, 2), stays, _some(clusters, judged)))
+    cells = cells_of((2, 2), stays, _some(clusters, judged))
+    return {**figure(_more_often, cells), "n": cells.n}
 
 
-def _gain(metric: Metric) -> Metric:
-    """The other judge's figure less the first's, for cells [..., gold, first, other]."""
-    return lambda cells: metric(cells.sum(-2)) - metric(cells.sum(-1))
+def _more_often_right(cells: Counts) -> Counts:
+    """The other judge's agreement less the first's, for cells [..., gold, first, other]."""
+    return agreement(cells.sum(-2)) - agreement(cells.sum(-1))
+
+
+def _gain_in_f1(cells: Cells) -> Json:
+    """The other judge's F1 less the first's, both over all classes that either has, so that a class
+    that just one of them names does not change what the other's is a mean of."""
+    first, other = cells.counts.sum(-1), cells.counts.sum(-2)
+    occurs = np.maximum(occurrences(first), occurrences(other))
+
+    def gain(cells: Counts) -> Counts:
+        by_class = f1_of_classes(cells.sum(-2)) - f1_of_classes(cells.sum(-1))
+        return mean_of_classes(by_class, occurs)
+
+    return figure_of_classes(gain, cells, occurs)
 
 
 def _more_often(cells: Counts) -> Counts:

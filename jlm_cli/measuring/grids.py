@@ -171,7 +171,8 @@ def markdown_of(grids: Iterable[Grid]) -> str:
 
 
 def _markdown(text: str) -> str:
-    text = re.sub(r"([\\`*_{}<>|#~])" if text != "---" else r"(\\)", r"\\\1", text)
+    special = r"([\\`*_{}<>|#~]|!(?=\[)|\](?=\())"
+    text = re.sub(special if text != "---" else r"(\\)", r"\\\1", text)
     return " ".join(text.split())
 
 
@@ -223,4 +224,5 @@ def latex_of(grids: Iterable[Grid]) -> str:
 
 
 def _latex(text: str) -> str:
-    return " ".join("".join(_LATEX.get(char, char) for char in text).split())
+    plain = " ".join("".join(_LATEX.get(char, char) for char in text).split())
+    return "{}" + plain if plain.startswith(("*", "[")) else plain  # options of the \\ before

@@ -19,7 +19,9 @@ from jlm_cli.measuring.columns import (
     NONE,
     Columns,
     PairTally,
+    about_of,
     are_turned,
+    asked_by,
 )
 from jlm_cli.measuring.lines import about_in, native_fields, read_judged, with_gold
 from jlm_cli.reading.schemas import parse_row
@@ -132,8 +134,8 @@ def read_predictions(
             ids.append(_id_of(row))
             lines.append(_line_of(row))
             judged, about = read_judged(row, where), about_in(row, where)
-            if about.question is None and ids[-1] is not None:  # one id, one question
-                about = about._replace(question=repr(ids[-1]))
+            if about.question is None:
+                about = about._replace(question=asked_by(row, ids[-1]))
             tally.append(judged, about)
         if not ids:
             raise InputError(f"{path}: holds no predictions")
@@ -182,7 +184,8 @@ def _learn(tally: PairTally, at: int, row: Json, where: str) -> None:
 
 
 def _swap_in(tally: PairTally, at: int, row: Json, where: str) -> None:
-    tally.swap_in(at, read_judged(row, where))
+    answers = {"answers": native_fields(row).get("answers")}
+    tally.swap_in(at, read_judged(row, where), about_of(answers).lengths)
 
 
 def _learn_gold(tally: PairTally, at: int, row: Json, where: str) -> None:

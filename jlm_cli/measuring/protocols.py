@@ -12,11 +12,11 @@ import numpy as np
 
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import InputError
-from jlm_cli.intervals import Codes, Counts, Metric, cells_of
+from jlm_cli.intervals import Cells, Codes, Counts, cells_of
 from jlm_cli.measuring.columns import NONE, TIE
 from jlm_cli.measuring.predictions import Predictions
 from jlm_cli.measuring.summary import baselines, details_of, gold_of, summary_of
-from jlm_cli.metrics import figure, hit_rate, ratio
+from jlm_cli.metrics import figure, figure_of_classes, hit_rate, hit_rate_with_ties, ratio
 from jlm_cli.records import Json
 
 
@@ -41,11 +41,14 @@ def judgelm(found: Predictions, config: MetricsConfig) -> Json:
     summary = summary_of(columns, columns.both_orders, config.tie_within)
     details = details_of(columns, config.abstain)
     remarks = [_NO_P] if config.abstain is not None and "abstain" not in details else []
+    if found.tally.n_alike and not found.tally.n_reversed:
+        remarks.append(f"{config.reversed} {_NOT_REVERSED}")
     said = {"remarks": remarks} if remarks else {}
     return {**counts, **said, "gold": gold, "joined": joined, **summary, **details}
 
 
 _NO_P = "--abstain has nothing to go by: no verdict has both p and gold"
+_NOT_REVERSED = "says it holds the answers in the same order: is it of the other one?"
 
 
 def pandalm(found: Predictions, config: MetricsConfig) -> Json:
@@ -85,8 +88,8 @@ def rewardbench(found: Predictions, config: MetricsConfig) -> Json:
         each[str(name)] = {"accuracy": figure(hit_rate, alone), "n": alone.n}
     overall = {
         "accuracy": figure(hit_rate, whole),
-        "ties_half": figure(_ties_half, whole),
-        "subset_mean": figure(_mean_of_subsets(names != _NO_SUBSET), cells),
+        "ties_half": figure(hit_rate_with_ties, whole),
+        "subset_mean": _mean_of_subsets(cells, names != _NO_SUBSET),
         "n": whole.n,
         "subsets": each,
     }
@@ -101,19 +104,14 @@ def rewardbench(found: Predictions, config: MetricsConfig) -> Json:
 _NO_SUBSET = "(no subset)"
 
 
-def _mean_of_subsets(named: Codes) -> Metric:
+def _mean_of_subsets(cells: Cells, named: Codes) -> Json:
     """Of [..., subset, (wrong, right, tie)], all alike; rows without a subset are none."""
 
     def measure(counts: Counts) -> Counts:
         rates = hit_rate(counts)[..., named]
         return ratio(np.nan_to_num(rates).sum(-1), np.isfinite(rates).sum(-1))
 
-    return measure
-
-
-def _ties_half(counts: Counts) -> Counts:
-    """Share of the right and half of the ties among [..., (wrong, right, tie)]."""
-    return ratio(counts[..., 1] + counts[..., 2] / 2, counts.sum(-1))
+    return figure_of_classes(measure, cells, cells.counts.sum(-1)[named])
 
 
 # the verdicts that a protocol measures, for judges side by side

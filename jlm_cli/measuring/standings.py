@@ -7,7 +7,6 @@ ranking counts as one observation, not as many pairs.
 
 from __future__ import annotations
 
-import warnings
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -17,12 +16,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jlm_cli.intervals import Codes, Counts, Metric, cells_of, cells_of_counts, n_resamples, student
-from jlm_cli.measuring.columns import PairTally, checksum, clusters_of
+from jlm_cli.intervals import (
+    Codes,
+    Counts,
+    Metric,
+    cells_of,
+    cells_of_counts,
+    n_resamples,
+    share_interval,
+    student,
+)
+from jlm_cli.measuring.columns import PairTally, asked_by, checksum, clusters_of
 from jlm_cli.metrics import figures, hit_rate, number, ratio, share_of
 from jlm_cli.ranking import n_moved, places
 from jlm_cli.records import Json
 
+SCORES = 0.0, 10.0  # the scale that judges have, unless a template has another
 _ROUNDS, _SETTLED, _MOST_STEP = 100, 1e-9, 2.0  # of Newton's method for Bradley-Terry
 _ALIKE = 1e-18  # of sums that differ by rounding alone
 _PRIOR = 0.5  # a win and a loss that nobody saw, so that no strength is infinite
@@ -55,10 +64,11 @@ class Tally:
 
 @dataclass
 class Mean:
-    """A mean of rows with its 95 % interval: Student's, over the questions that they ask."""
+    """A mean of rows on a scale with such bounds."""
 
     values: array[float] = field(default_factory=lambda: array("d"))
     questions: array[int] = field(default_factory=lambda: array("q"))  # checksums, beside them
+    bounds: tuple[float, float] = SCORES
 
     def add(self, value: float, question: int) -> None:
         self.values.append(value)
@@ -67,16 +77,23 @@ class Mean:
     def json(self) -> Json:
         if not (n := len(self.values)):
             return {"value": None, "ci95": [None, None], "n": 0}
-        values = np.array(self.values)
-        mean = values.mean()
         clusters = clusters_of(np.array(self.questions, np.int64))
-        off = values - mean if clusters is None else np.bincount(clusters, values - mean)
-        half, asked = np.nan, len(off)
-        spread = (off**2).sum()
-        if asked > 1 and spread > _ALIKE * (values**2).sum():  # else nothing is seen to vary
-            half = student(asked - 1) * np.sqrt(asked / (asked - 1) * spread) / n
-        ends = [number(mean - half), number(mean + half)]
-        return {"value": number(mean), "ci95": ends, "n": n}
+        return {**mean_of(np.array(self.values), clusters, self.bounds), "n": n}
+
+
+def mean_of(values: Codes, clusters: Codes | None, bounds: tuple[float, float]) -> Json:
+    """The mean of values [N] with its 95 % interval: Student's, over the questions that they ask,
+    and cut at the bounds of their scale where all are within."""
+    mean = values.mean()
+    off = values - mean if clusters is None else np.bincount(clusters, values - mean)
+    half, asked = np.nan, len(off)
+    spread = (off**2).sum()
+    if asked > 1 and spread > _ALIKE * (values**2).sum():  # else nothing is seen to vary
+        half = student(asked - 1) * np.sqrt(asked / (asked - 1) * spread) / len(values)
+    ends = np.array([mean - half, mean + half])
+    if bounds[0] <= values.min() and values.max() <= bounds[1]:
+        ends = ends.clip(*bounds)
+    return {"value": number(mean), "ci95": [number(end) for end in ends]}
 
 
 @dataclass
@@ -136,11 +153,9 @@ class GradeTally(Tally):
 
 
 def _question_of(record: Json) -> int:
-    """The checksum of what a record asks; of its id where that is all there is."""
-    asked, row_id = (record.get("sample") or {}).get("question"), record.get("id")
-    if not isinstance(asked, str):
-        asked = None if row_id is None else repr(row_id)
-    return checksum(asked)
+    """The checksum of what a record asks."""
+    asked = (record.get("sample") or {}).get("question")
+    return checksum(asked if isinstance(asked, str) else asked_by(record, record.get("id")))
 
 
 def against_gold(gold: Codes, scores: Codes, clusters: Codes | None) -> Json:
@@ -148,18 +163,10 @@ def against_gold(gold: Codes, scores: Codes, clusters: Codes | None) -> Json:
     [N]; rows of one cluster ask the same question."""
     met, cell = np.unique(np.stack([gold, scores]), axis=1, return_inverse=True)
     cells = cells_of((met.shape[1],), [cell.ravel()], clusters)
-    metrics = {
-        "spearman": spearman(*met),
-        "kendall": kendall(*met),
-        "mean_absolute_error": mean_of(np.abs(met[0] - met[1])),
-    }
     with np.errstate(invalid="ignore", divide="ignore"):
-        return {**figures(metrics, cells), "n": cells.n}
-
-
-def mean_of(values: Codes) -> Metric:
-    """For counts [..., K] of things that have these values [K]."""
-    return lambda counts: ratio((counts * values).sum(-1), counts.sum(-1))
+        ranks = figures({"spearman": spearman(*met), "kendall": kendall(*met)}, cells)
+    error = mean_of(np.abs(gold - scores), clusters, SCORES)
+    return {**ranks, "mean_absolute_error": error, "n": len(gold)}
 
 
 def spearman(x: Codes, y: Codes) -> Metric:
@@ -261,8 +268,10 @@ class RankTally(Tally):
     outcomes: Counter[tuple[tuple[str, ...], tuple[float, ...]]] = field(default_factory=Counter)
     scores: defaultdict[str, Mean] = field(default_factory=lambda: defaultdict(Mean))
     moved: Counter[int] = field(default_factory=Counter)
-    bias: defaultdict[int, Mean] = field(default_factory=lambda: defaultdict(Mean))
-    stability: Mean = field(default_factory=Mean)
+    bias: defaultdict[int, Mean] = field(
+        default_factory=lambda: defaultdict(lambda: Mean(bounds=(-10, 10)))
+    )
+    stability: Mean = field(default_factory=lambda: Mean(bounds=(-1, 1)))
     methods: Counter[str] = field(default_factory=Counter)
 
     def add_judged(self, record: Json) -> None:
@@ -300,12 +309,12 @@ class RankTally(Tally):
 
     def _leaderboard(self, names: list[str], wins: Wins) -> Json:
         """By model, strongest first: mean expected score, win rate, Bradley-Terry strength."""
-        rate, strength = _intervals(wins)
+        rates, strengths = _win_rates(wins), _strengths(wins)
         board = {
             name: {
                 "mean_score": self.scores[name].json(),
-                "win_rate": {key: rate[key][place] for key in rate},
-                "bradley_terry": {key: strength[key][place] for key in strength},
+                "win_rate": rates[place],
+                "bradley_terry": strengths[place],
             }
             for place, name in enumerate(names)
         }
@@ -380,28 +389,40 @@ def _groups(met: NDArray[np.bool_]) -> Codes:
     return first
 
 
-def _intervals(wins: Wins) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Win rates and strengths with their bootstrap intervals, a list with a value per model."""
+def _win_rates(wins: Wins) -> list[Json]:
+    """Of each model over all that it met, ties as halves; a ranking is one observation."""
+    return [_win_rate(wins, model) for model in range(wins.n_models)]
+
+
+def _win_rate(wins: Wins, model: int) -> Json:
+    mine, kinds = wins.pair // wins.n_models == model, len(wins.times)
+    won = np.bincount(wins.row[mine], wins.won[mine], kinds)
+    met = np.bincount(wins.row[mine], minlength=kinds)
+    rate = ratio((won * wins.times).sum(), (met * wins.times).sum())
+    ends = share_interval(won, met, wins.times * (met > 0))
+    return {"value": number(rate), "ci95": [number(end) for end in ends]}
+
+
+def _strengths(wins: Wins) -> list[Json]:
+    """Bradley-Terry's, of each model, with the percentiles of a bootstrap over rankings. That of a
+    model whose wins do not vary has none: its resamples only say how often it was drawn."""
     n, times = int(wins.times.sum()), n_resamples(wins.n_models**2)
     draws = np.random.default_rng(0).multinomial(n, wins.times / n, times).astype(float)
     drawn, seen = np.stack([wins.of(draw) for draw in draws]), wins.of(wins.times)
-    found = []
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for metric in (_win_rates, bradley_terry(_met(seen))):
-            low, high = np.full((2, wins.n_models), np.nan)
-            if n > 1:  # one ranking says nothing about how they vary
-                with warnings.catch_warnings():  # a model that only met itself has no number
-                    warnings.simplefilter("ignore", RuntimeWarning)
-                    low, high = np.nanpercentile(metric(drawn), [2.5, 97.5], axis=0)
-                low, high = np.where(low == high, np.nan, [low, high])  # they do not vary
-            ends = [[number(a), number(b)] for a, b in zip(low, high, strict=True)]
-            found.append({"value": [number(value) for value in metric(seen)], "ci95": ends})
-    return found[0], found[1]
+    strengths, games = bradley_terry(_met(seen)), drawn + np.swapaxes(drawn, -1, -2)
+    rates = ratio(drawn.sum(-1), games.sum(-1))
+    varies = np.nan_to_num(rates, nan=0).max(0) > np.nan_to_num(rates, nan=1).min(0)
+    low, high = np.percentile(strengths(drawn), [2.5, 97.5], axis=0)
+    return [
+        {
+            "value": number(value),
+            "ci95": [number(low[n]), number(high[n])] if varies[n] else _NO_ENDS,
+        }
+        for n, value in enumerate(strengths(seen))
+    ]
 
 
-def _win_rates(wins: Counts) -> Counts:
-    games = wins + np.swapaxes(wins, -1, -2)
-    return np.asarray(wins.sum(-1) / games.sum(-1))
+_NO_ENDS = [None, None]
 
 
 # what counts the records of each command

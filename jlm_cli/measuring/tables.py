@@ -120,7 +120,9 @@ def _rows(judges: dict[str, Json]) -> Grid:
 def _comparison(comparison: Json) -> Grid:
     rows = []
     for name, one in comparison["against"].items():
-        gain = {f"Δ {key}": one for key, one in one.get("difference", {}).items() if key != "n"}
+        gain = {
+            f"Δ {_PAIRS[key]}": one for key, one in one.get("difference", {}).items() if key != "n"
+        }
         test = one.get("mcnemar", {})
         facts = {
             **gain,
@@ -156,8 +158,11 @@ def _details(summary: Json) -> list[Grid]:
         names["human_kappa"] = "Fleiss' kappa of humans"
         grids.append(grid_of("agreement of two annotators", [("", one)], names))
     if "calibration" in summary:
-        names = {"error": "expected calibration error", "by_chance": "of which by chance, about"}
-        names["overconfidence"] = "overconfidence"
+        names = {
+            "error": "expected calibration error",
+            "by_chance": "a perfectly calibrated judge, about",
+            "overconfidence": "overconfidence",
+        }
         title = f"p against gold{first}"
         grids.append(grid_of(title, [("", summary["calibration"])], names))
     if "abstain" in summary:
