@@ -17,7 +17,7 @@ from jlm_cli.reading.rows import open_rows
 from jlm_cli.reading.schemas import SCHEMAS, parse_row, read_sample
 from jlm_cli.reading.source import Source, open_source
 from jlm_cli.records import Json, Sample, digest_of, dump, need_text
-from jlm_cli.report import escaped
+from jlm_cli.terminal import escaped
 
 _MODES = {"judge": ("verdict", "scores"), "grade": ("score", "expected")}
 _NO_JUDGMENT = "is no judgment; give a file that jlm judge or grade wrote"

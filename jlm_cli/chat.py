@@ -18,8 +18,9 @@ from jlm_cli.errors import EXIT_OK, JlmError, RowError, UsageError
 from jlm_cli.files import write_whole
 from jlm_cli.modes import Mode, arranged, mode_of, record_of
 from jlm_cli.records import TURNED, Sample, dump_indented
-from jlm_cli.report import Report, escaped
+from jlm_cli.report import Report
 from jlm_cli.screen import Screen
+from jlm_cli.terminal import escaped
 
 _BRIEF = 240  # characters of an answer shown before a conversation; /show shows all
 

@@ -21,8 +21,13 @@ ModelName = Annotated[
 TemplateName = Annotated[
     str | None, typer.Option(help="Prompt template: a name from prompts/ or a .toml file.")
 ]
-Device = Annotated[Literal["cpu", "cuda", "mps"] | None, typer.Option()]
-Dtype = Annotated[Literal["float32", "bfloat16", "float16"] | None, typer.Option()]
+Device = Annotated[
+    Literal["cpu", "cuda", "mps"] | None, typer.Option(help="Where to compute: a GPU, if any.")
+]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Format of numbers: bfloat16 where it is fast."),
+]
 Bits = Annotated[
     Quantize | None,
     typer.Option(

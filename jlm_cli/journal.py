@@ -184,8 +184,9 @@ class Journal:
         """When what is kept of them has been appended."""
         self._saved.unlink(missing_ok=True)
 
-    def other_run(self, before: Json, now: Json) -> UsageError:
-        """The refusal to go on with a run that was begun otherwise."""
+    def other_run(self, before: Json, now: Json, done: str | None = None) -> UsageError:
+        """The refusal to go on with a run that was begun otherwise, and has done so much (None: its
+        records)."""
         name = first_difference(before, now)
         assert name is not None
         other_rows = first_difference(before, now, ROW_BY_ROW) is None
@@ -194,7 +195,7 @@ class Journal:
             f"{self.folder}: was begun with another {name} "
             f"({_change(before.get(name), now.get(name))}); go on with that, or take "
             f"{keep if other_rows else ''}--overwrite to begin anew, without the "
-            f"{self.n_records()} rows that are done"
+            f"{done or f'{self.n_records():,} rows'} that are done"
         )
 
     def check(self, facts: Json, but: Collection[str]) -> None:

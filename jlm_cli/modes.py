@@ -99,6 +99,12 @@ def record_of(
     }
 
 
+def _are(n_answers: int) -> str:
+    """How many answers there are, and the command for so many."""
+    command = {0: "", 1: " (jlm grade)", 2: " (jlm judge)"}.get(n_answers, " (jlm rank)")
+    return f"{'is' if n_answers == 1 else 'are'} {n_answers}{command}"
+
+
 def _digests_of(sample: Sample) -> Json:
     """What tells a compact record's sample, and which records ask the same."""
     return {
@@ -210,7 +216,7 @@ class PairMode:
 
     def views(self, sample: Sample) -> list[View]:
         if (n := len(sample.answers)) != 2:
-            raise RowError("n-answers", f"field answers: judge takes two answers, here are {n}")
+            raise RowError("n-answers", f"field answers: judge takes two answers, here {_are(n)}")
         orders = [(1, 2), (2, 1)] if self.swap else [(1, 2)]
         views = [View(self.main.choose(sample), shown) for shown in orders]
         for asked in self.asked:
@@ -307,7 +313,7 @@ class GradeMode:
 
     def views(self, sample: Sample) -> list[View]:
         if (n := len(sample.answers)) != 1:
-            raise RowError("n-answers", f"field answers: grade takes one answer, here are {n}")
+            raise RowError("n-answers", f"field answers: grade takes one answer, here {_are(n)}")
         views = [View(self.main.choose(sample), (1,))]
         for asked in self.asked:
             assert self.aspects is not None

@@ -40,7 +40,7 @@ class RankMode:
 
     def views(self, sample: Sample) -> list[View]:
         if (n := len(sample.answers)) < 2:
-            raise RowError("n-answers", f"field answers: rank takes two or more, here are {n}")
+            raise RowError("n-answers", f"field answers: rank takes two or more, here is {n}")
         template = self.main.choose(sample)
         if self.method == "pairwise":
             return _pairs(template, sample)

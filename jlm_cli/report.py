@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
 from jlm_cli.devices import Compute
-from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK, JOINERS, printable
+from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK
 from jlm_cli.records import Json
+from jlm_cli.terminal import Logged, Stderr, shown
 
 _ROWS_SHOWN = 12
+_MODELS_SHOWN = 40
+_LEAST_SHOWN = 12  # characters of a question
 _LOGGED_EACH = 60  # seconds, where progress goes to a file
 _ODD = (
     "over_the_context",
@@ -46,37 +46,6 @@ _NAMES = {
 _COMPARED = {"consistency": "consistency with pairs"}
 
 
-def shown(text: object, width: int = 60) -> Text:
-    """Text from outside, made safe for a terminal: no markup, no control or bidi characters."""
-    safe = printable(str(text)[: 4 * width])
-    return Text(safe if len(safe) <= width else safe[: width - 1] + "…")
-
-
-def escaped(text: str) -> str:
-    """All of a text from outside, safe for a terminal: what could steer it is spelled out."""
-    return "".join(
-        char
-        if char in "\n\t" + JOINERS or unicodedata.category(char)[0] != "C"
-        else char.encode("unicode_escape").decode()
-        for char in text
-    )
-
-
-class _Stderr(Console):
-    """A console whose reader may leave, and whose disk may be full: the run goes on without a
-    word."""
-
-    def print(self, *things: Any, **how: Any) -> None:
-        try:
-            super().print(*things, **how)
-        except OSError:
-            self.on_broken_pipe()
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-
 class Counted(Protocol):
     """What a tally of any command knows."""
 
@@ -97,29 +66,6 @@ class TokenCount:
         self.bar.set_postfix_str(f"{self.n_tokens:,} tokens of reasons")
 
 
-class _Logged(tqdm):  # type: ignore[misc]
-    """Progress as lines of a file."""
-
-    disable: bool
-
-    @staticmethod
-    def status_printer(file: Any) -> Callable[[str], None]:
-        def write(text: str) -> None:
-            with suppress(OSError):  # a full disk there ends no run
-                print(text.rstrip(), file=file, flush=True)
-
-        return write
-
-    def set_postfix_str(self, s: str = "", refresh: bool = False) -> None:
-        super().set_postfix_str(s, refresh=False)  # which comes with every token of reasons
-
-    def close(self) -> None:
-        """Without what clears a line of a terminal."""
-        if not self.disable:
-            self._decr_instances(self)
-        self.disable = True
-
-
 @dataclass
 class Report:
     """Speaks to a person on standard error, and knows how the run ended."""
@@ -127,20 +73,23 @@ class Report:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        self._console = _Stderr(stderr=True, highlight=False)
+        self._console = Stderr(stderr=True, highlight=False)
 
     def note(self, text: str) -> None:
-        if not self.quiet:
+        if self.quiet:
+            return
+        on_terminal = sys.stderr.isatty()  # where a bar has to make way
+        with tqdm.external_write_mode(file=sys.stderr) if on_terminal else nullcontext():
             self._console.print(Text("jlm: ").append_text(shown(text, 400)), soft_wrap=True)
 
     def preflight(self, facts: Json) -> None:
         """One line before a run: what is ahead, and what is odd about it."""
-        odd = [f"{facts[name]} {name.replace('_', ' ')}" for name in _ODD if facts[name]]
-        odd += [f"{count} {code}" for code, count in facts["errors"].items()]
+        odd = [f"{facts[name]:,} {name.replace('_', ' ')}" for name in _ODD if facts[name]]
+        odd += [f"{count:,} {code}" for code, count in facts["errors"].items()]
         size = f"{facts['tokens']:,} tokens, longest prompt {facts['tokens_longest_prompt']:,}"
         rows, batches = facts["rows"], facts["batches"]
-        head = f"{rows} row{'s' * (rows != 1)} of schema {facts['schema']}: {size}"
-        self.note("; ".join([f"{head}, {batches} batch{'es' * (batches != 1)}", *odd]))
+        head = f"{rows:,} row{'s' * (rows != 1)} of schema {facts['schema']}: {size}"
+        self.note("; ".join([f"{head}, {batches:,} batch{'es' * (batches != 1)}", *odd]))
         if facts["first_unreadable_gold"]:
             self.note(f"gold that cannot be read, first of {facts['first_unreadable_gold']}")
         if not facts["rows"]:
@@ -177,14 +126,21 @@ class Report:
                 found, most = summary["attack_success"]["value"], summary["max_attack_success"]
                 self.note(f"{found:.2f} of all attacks succeed: above --max-attack-success {most}")
 
-    def bar(self, total: int) -> tqdm[Any]:
-        """A progress bar over rows; in a log a line now and then, so that it is seen to go on."""
+    def bar(self, total: int, done: int = 0) -> tqdm[Any]:
+        """A progress bar over rows, some of them done; in a log a line now and then, so that it is
+        seen to go on."""
         if sys.stderr.isatty():
             return tqdm(
-                total=total, unit="row", disable=self.quiet, dynamic_ncols=True, leave=False
+                total=total,
+                initial=done,
+                unit="row",
+                disable=self.quiet,
+                dynamic_ncols=True,
+                leave=False,
             )
-        return _Logged(
+        return Logged(
             total=total,
+            initial=done,
             unit=" rows",
             disable=self.quiet,
             leave=False,
@@ -199,22 +155,24 @@ class Report:
         if self.quiet or not records:
             return
         table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
-        judged = [record for record in records if "error" not in record]
+        first = records[:_ROWS_SHOWN]
+        judged = [record for record in first if "error" not in record]
         columns = _COLUMNS[_kind_of(judged[0])] if judged else {}
-        table.add_column("id", no_wrap=True)
-        table.add_column("question", no_wrap=True, ratio=1)
+        columns = {name: cell for name, cell in columns.items() if any(map(cell, judged))}
+        ids = [shown(f"line {r['line']}" if r["id"] is None else r["id"], 16) for r in first]
+        table.add_column("id", no_wrap=True, min_width=max(map(len, ids)))
+        table.add_column("question", no_wrap=True, ratio=1, min_width=_LEAST_SHOWN)
         for name in columns:
             table.add_column(name, no_wrap=True)
-        for record in records[:_ROWS_SHOWN]:
-            row_id = f"line {record['line']}" if record["id"] is None else record["id"]
+        for row_id, record in zip(ids, first, strict=True):
             if "error" in record:
                 told = record["error"]["message"]  # its place stands before it already
                 message = shown(told.partition(f":{record['line']}: ")[2] or told, 200)
-                table.add_row(shown(row_id, 16), Text.assemble(("error: ", "red"), message))
+                table.add_row(row_id, Text.assemble(("error: ", "red"), message))
                 continue
             question = shown(record["sample"]["question"], 200)
             cells = [Text(cell(record)) for cell in columns.values()]
-            table.add_row(shown(row_id, 16), question, *cells)
+            table.add_row(row_id, question, *cells)
         self._console.print(table)
         if len(records) > _ROWS_SHOWN:
             self._console.print(Text("…", style="dim"))
@@ -223,47 +181,19 @@ class Report:
         """The figures of the run."""
         if self.quiet:
             return
-        total = f"{summary['n_judged']} judged, {summary['n_error']} errors"
-        speed = f"{summary['seconds']:.1f} s, {summary['items_per_second']:.2f} rows/s"
         table = Table(box=None, pad_edge=False, show_header=False)
-        table.add_row("rows", total)
-        first = ", first order" if "reliability" in summary else ""
-        for name in ("verdicts", "scores", "labels", "methods"):
-            if counts := summary.get(name):
-                told = ", ".join(f"{key}: {count}" for key, count in counts.items())
-                table.add_row(name + first, told)
-        for section in ("mean", "pass_rate", "objective", "reliability", "stability", "compare"):
-            found = summary.get(section, {})
-            for name, value in ({section: found} if "ci95" in found else found).items():
-                if isinstance(value, dict) and "ci95" in value:
-                    names = _COMPARED if section == "compare" else _NAMES
-                    order = first if name == "agreement" else ""
-                    table.add_row(names.get(name, name.replace("_", " ")) + order, _figure(value))
-        for name, found in summary.get("aspects", {}).items():
-            said = [f"{key}: {count}" for key, count in found.get("verdicts", {}).items()]
-            said += [f"mean {_figure(found['mean'])}"] if "mean" in found else []
-            table.add_row(shown(f"aspect {name}{first}", 40), ", ".join(said))
-        if "combined" in summary:
-            table.add_row("accuracy, both orders", _figure(summary["combined"]["accuracy"]))
-        for name, value in summary.get("baselines", {}).items():
-            table.add_row(
-                Text(f"baseline {name.replace('_', ' ')}", style="dim"), _figure(value["agreement"])
-            )
-        for kind, what in (("win_rate", "win rate"), ("mean_score", "mean expected score")):
-            for name, value in list(summary.get(kind, {}).items())[:_ROWS_SHOWN]:
-                label = Text(f"{what} ").append_text(shown(name, 30))
-                table.add_row(label, _figure(value))
-        for place, above in enumerate(summary.get("position_bias", ()), start=1):
-            table.add_row(f"above its mean at place {place}", _figure(above))
-        for code, count in sorted(tally.errors.items()):
-            table.add_row(Text(f"error {code}", style="red"), str(count))
-        for flag, count in sorted(tally.flags.items()):
-            table.add_row(Text(f"flag {flag}", style="yellow"), str(count))
+        speed = f"{summary['seconds']:.1f} s, {summary['items_per_second']:.2f} rows/s"
+        for rows in (_counts(summary), _figures(summary), _by_model(summary), _odd(tally)):
+            for name, text in rows:
+                table.add_row(name, text)
         table.add_row("time", speed)
         table.add_row("output", shown(output, 200))
         self._console.print(table)
         if board := summary.get("leaderboard"):
             self._console.print(_leaderboard(board))
+            if len(board) > _MODELS_SHOWN:
+                more = f"… {len(board) - _MODELS_SHOWN} more: jlm metrics --protocol rank --csv"
+                self._console.print(Text(more, style="dim"))
         if groups := summary.get("leaderboard_groups"):
             self.note(
                 f"{len(groups)} groups of models never met one another: strengths compare only "
@@ -280,6 +210,61 @@ class Report:
                 style="bold yellow",
             )
         )
+
+
+Line: TypeAlias = tuple[str | Text, str]  # of a run's figures: a name and what there is to say
+
+
+def _counts(summary: Json) -> Iterator[Line]:
+    n_error = summary["n_error"]
+    yield "rows", f"{summary['n_judged']:,} judged, {n_error:,} error{'s' * (n_error != 1)}"
+    for name in ("verdicts", "scores", "labels", "methods"):
+        if counts := summary.get(name):
+            told = ", ".join(f"{key}: {count}" for key, count in counts.items())
+            yield name + _first_order(summary), told
+
+
+def _figures(summary: Json) -> Iterator[Line]:
+    first = _first_order(summary)
+    for section in ("mean", "pass_rate", "objective", "reliability", "stability", "compare"):
+        found = summary.get(section, {})
+        names = _COMPARED if section == "compare" else _NAMES
+        for name, value in ({section: found} if "ci95" in found else found).items():
+            if isinstance(value, dict) and "ci95" in value:
+                order = first if name == "agreement" else ""
+                yield names.get(name, name.replace("_", " ")) + order, _figure(value)
+    for name, found in summary.get("aspects", {}).items():
+        said = [f"{key}: {count}" for key, count in found.get("verdicts", {}).items()]
+        said += [f"mean {_figure(found['mean'])}"] if "mean" in found else []
+        yield shown(f"aspect {name}{first}", 40), ", ".join(said)
+    if "combined" in summary:
+        yield "accuracy, both orders", _figure(summary["combined"]["accuracy"])
+    for name, value in summary.get("baselines", {}).items():
+        said_of = Text(f"baseline {name.replace('_', ' ')}", style="dim")
+        yield said_of, _figure(value["agreement"])
+
+
+def _first_order(summary: Json) -> str:
+    """Behind a name, of what is said of the first of two orders."""
+    return ", first order" if "reliability" in summary else ""
+
+
+def _by_model(summary: Json) -> Iterator[Line]:
+    for kind, what in (("win_rate", "win rate"), ("mean_score", "mean expected score")):
+        models = list(summary.get(kind, {}).items())
+        for name, value in models[:_MODELS_SHOWN]:
+            yield Text(f"{what} ").append_text(_of_model(name)), _figure(value)
+        if len(models) > _MODELS_SHOWN:
+            yield Text(f"… {len(models) - _MODELS_SHOWN} more models", style="dim"), ""
+    for place, above in enumerate(summary.get("position_bias", ()), start=1):
+        yield f"above its mean at place {place}", _figure(above)
+
+
+def _odd(tally: Counted) -> Iterator[Line]:
+    for code, count in sorted(tally.errors.items()):
+        yield Text(f"error {code}", style="red"), f"{count:,}"
+    for flag, count in sorted(tally.flags.items()):
+        yield Text(f"flag {flag}", style="yellow"), f"{count:,}"
 
 
 def _probed(summary: Json) -> Table:
@@ -302,12 +287,22 @@ def _probed(summary: Json) -> Table:
 
 def _leaderboard(board: Json) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("model", "mean expected score", "win rate", "Bradley-Terry strength"):
-        table.add_column(name, no_wrap=True)
-    for name, row in list(board.items())[:_ROWS_SHOWN]:
+    table.add_column("model", overflow="fold")
+    for name in ("mean expected score", "win rate", "Bradley-Terry strength"):
+        table.add_column(name, overflow="fold")
+    for name, row in list(board.items())[:_MODELS_SHOWN]:
         figures = [_figure(row[key]) for key in ("mean_score", "win_rate", "bradley_terry")]
-        table.add_row(shown(name, 30), *figures)
+        table.add_row(_of_model(name), *(figure.replace(", ", ",") for figure in figures))
     return table
+
+
+def _of_model(name: str) -> Text:
+    """A name whose end tells it from others of its family."""
+    safe, half = shown(name, 200).plain, _NAME // 2
+    return Text(safe if len(safe) <= _NAME else f"{safe[: half - 1]}…{safe[-half:]}")
+
+
+_NAME = 40  # characters of a model's
 
 
 def _kind_of(record: Json) -> str:
@@ -335,6 +330,15 @@ def _share(record: Json) -> str:
         return "–"
     verdict = record.get("combined", record)
     return f"{verdict['p'][verdict['verdict']]:.2f}"
+
+
+def _likelier(record: Json) -> str:
+    """Another verdict that is likelier than the one of the likeliest score line, where there is."""
+    verdict = record.get("combined", record)
+    p: Json = verdict["p"]
+    most = max(p, key=p.__getitem__)
+    likelier = record.get("consistent", True) and p[most] > p[verdict["verdict"]]
+    return f"; {_ANSWERS[most]} {p[most]:.2f}" if likelier else ""
 
 
 def _ranked_by(record: Json) -> str:
@@ -388,7 +392,8 @@ def spoken(record: Json) -> str:
         pairs = f"; by pairs {_order(record['pairwise'])}" if "pairwise" in record else ""
         head = f"ranking {_order(record)} ({_ranked_by(record)}){pairs}"
     else:
-        head = f"{_final(record)} (scores {_both_scores(record)}, p {_share(record)})"
+        p = f"p {_share(record)}{_likelier(record)}"
+        head = f"{_final(record)} (scores {_both_scores(record)}, {p})"
     aspects = [
         f"{name}: {_scores(said) if 'scores' in said else format(said['score'], 'g')}"
         for name, said in record.get("aspects", {}).items()

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.text import Text
 
 from jlm_cli.errors import UsageError
-from jlm_cli.report import Report, escaped
+from jlm_cli.report import Report
+from jlm_cli.terminal import escaped
 
 
 class Screen:

@@ -16,7 +16,7 @@ from jlm_cli import devices, models, sharding
 from jlm_cli.config import file_sha256
 from jlm_cli.errors import EXIT_OK, UsageError
 from jlm_cli.files import check_new_folder
-from jlm_cli.journal import Journal, begun, locked
+from jlm_cli.journal import Journal, begun, first_difference, locked
 from jlm_cli.modes import identity
 from jlm_cli.records import Json, dump_indented
 from jlm_cli.report import Report
@@ -27,6 +27,7 @@ from jlm_cli.training.model_folder import (
     draft_of,
     last_checkpoint,
     put_in_place,
+    step_of,
     told_when_full,
 )
 
@@ -60,18 +61,15 @@ def _check(config: TrainConfig) -> None:
 def _begin(course: Course, report: Report) -> None:
     """Start the run, or go on with it. Raises UsageError where another one was begun there."""
     folder = course.config.partial
-    facts = _facts(course)
-    if not begun(folder):  # what was not cleared away of a run that is over
+    journal, facts = Journal(folder), _facts(course)
+    before, found = journal.facts(), last_checkpoint(folder)
+    is_other = begun(folder) and first_difference(before, facts) is not None
+    if is_other and not course.config.overwrite:
+        raise journal.other_run(before, facts, f"{step_of(found) if found else 0} steps")
+    if is_other or not begun(folder):  # or what was not cleared away of a run that is over
         _remove_checkpoints(folder)
-    try:
-        Journal(folder).begin(facts)
-    except UsageError:
-        if not course.config.overwrite:
-            raise
-        _remove_checkpoints(folder)
-        Journal(folder).begin(facts, discard=True)
-    found = last_checkpoint(folder)
-    if found is not None:
+    journal.begin(facts, discard=is_other)
+    if (found := last_checkpoint(folder)) is not None:
         report.note(f"going on from {found}")
 
 

@@ -317,3 +317,16 @@ def test_help_names_every_option_on_a_narrow_terminal(jlm: Jlm, command: str) ->
     told = jlm(command, "--help", env={"COLUMNS": "80"}).out
     named = set(re.findall(r"--[a-z][a-z-]+", jlm(command, "--help", env={"COLUMNS": "300"}).out))
     assert len(named) > 3 and all(name in told for name in named), named
+
+
+def test_a_likelier_verdict_is_told_beside_that_of_the_line() -> None:
+    record = {
+        "mode": "judge",
+        "scores": [9.0, 2.0],
+        "verdict": "1",
+        "p": {"1": 0.44, "2": 0.51, "tie": 0.05},
+        "flags": [],
+    }
+    assert report.spoken(record) == "answer 1 (scores 9 2, p 0.44; answer 2 0.51)\n"
+    sure = {**record, "p": {"1": 0.9, "2": 0.1, "tie": 0.0}}
+    assert report.spoken(sure) == "answer 1 (scores 9 2, p 0.90)\n"

@@ -537,3 +537,34 @@ def test_a_mean_of_subsets_needs_some_rows_of_each(tmp_path: Path, jlm: Jlm, few
     found = json.loads(jlm("metrics", "r.jsonl", "--protocol", "rewardbench", "--json").out)
     low, high = found["rewardbench"]["subset_mean"]["ci95"]
     assert (low is high is None) if fewest == 1 else low < high
+
+
+def test_rankings_without_pairs_have_a_leaderboard(tmp_path: Path, jlm: Jlm) -> None:
+    """That of the run, as tables and files have it too."""
+    names = [f"model {n}" for n in range(15)]
+    rows = [
+        {"question": f"Q{n}?", "answers": [f"{n} {name}" for name in names], "models": names}
+        for n in range(4)
+    ]
+    write_rows(tmp_path / "in.jsonl", rows)
+    done = jlm("rank", "in.jsonl", "--method", "pairwise")
+    assert done.code == 0 and all(done.err.count(f"{name} ") == 1 for name in names[2:])
+    run = json.loads((tmp_path / "in.rank.metrics.json").read_text())
+    words = ("metrics", "in.rank.jsonl", "--protocol", "rank")
+    found = json.loads(jlm(*words, "--json").out)
+    assert found["leaderboard"] == run["leaderboard"] and "ranking" not in found
+    done = jlm(*words, "--html", "r.html", "--csv", "r.csv")
+    assert done.code == 0 and "no ranking has all its pairs" in done.err
+    assert "Bradley-Terry strength" in done.out
+    assert (tmp_path / "r.csv").read_text().count("leaderboard,model") == 45
+    assert "Bradley-Terry strength" in (tmp_path / "r.html").read_text()
+
+
+def test_aspects_of_grades_are_grades(tmp_path: Path, jlm: Jlm) -> None:
+    row = {"id": 1, "question": "Q?", "answer": "A", "reference": "R"}
+    write_rows(tmp_path / "in.jsonl", [row])
+    assert jlm("grade", "in.jsonl", "--aspect", "fluency", "-q").code == 0
+    done = jlm("metrics", "in.grade.jsonl", "--protocol", "aspects")
+    assert (done.code, done.err) == (
+        2, "jlm: in.grade.jsonl:1: grades, not verdicts on pairs; take --protocol grade\n"
+    )  # fmt: skip

@@ -162,6 +162,7 @@ def test_signals_leave_a_checkpoint(
     if number == signal.SIGINT:
         done = jlm(*command(replica, "m", "--lr", "0.5"))
         assert done.code == 2 and "another learning_rate" in done.err, done.err
+        assert f"without the {found.name[11:]} steps that are done" in done.err
         done = jlm(*command(replica, "m", "--map", "category=question"))
         assert done.code == 2 and "another field_map" in done.err, done.err
         write_rows(data, [taught(n) for n in range(100)])

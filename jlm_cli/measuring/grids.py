@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jlm_cli.records import Json
-from jlm_cli.report import shown
+from jlm_cli.terminal import shown
 
 Cell = Any  # a figure with its interval, a number, a text, or None
 

@@ -15,7 +15,7 @@ from jlm_cli.measuring.comparing import Aligned
 from jlm_cli.measuring.predictions import Predictions
 from jlm_cli.measuring.suspicion import LOW_CONFIDENCE, POINTS, Suspicion, suspicion_of
 from jlm_cli.records import VERDICTS, Json
-from jlm_cli.report import escaped
+from jlm_cli.terminal import escaped
 
 ROWS = 500  # judgments that a page holds
 TEXT = 6000  # characters of one text that it shows

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from jlm_cli.intervals import Codes
 from jlm_cli.measuring.columns import Columns
 from jlm_cli.records import VERDICTS, Json
-from jlm_cli.report import escaped
+from jlm_cli.terminal import escaped
 
 # stand-ins that the SVG is searched for; the page's custom properties take their place
 INK, ACCENT, SECOND, FAINT, PAPER = (f"#01020{n}" for n in range(3, 8))

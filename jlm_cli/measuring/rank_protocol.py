@@ -13,7 +13,7 @@ from jlm_cli.errors import InputError
 from jlm_cli.measuring.columns import PLACE, places_of
 from jlm_cli.measuring.lines import is_numbers, sample_in
 from jlm_cli.measuring.predictions import records_in
-from jlm_cli.measuring.standings import compared
+from jlm_cli.measuring.standings import RankTally, compared
 from jlm_cli.ranking import Ranking, n_moved, ranking_of
 from jlm_cli.reading.side_files import Key, key_in, models_in
 from jlm_cli.records import Json, verdict_of
@@ -47,13 +47,14 @@ class Ranked:
 
 
 def rank(path: str, config: MetricsConfig) -> Json:
-    """Table 10: the ranking of N answers at once against that of all pairs, or against gold.
+    """Table 10: the ranking of N answers at once against that of all pairs, or against gold; and of
+    jlm's own records the leaderboard.
 
     Pairs are in the records (`jlm rank --compare`), or `--gold` holds pair judgments or N scores
     for each id. Records without pairs are measured against their own gold where none has pairs.
     """
     found: dict[Any, Ranked] = {}
-    n_error = 0
+    tally, n_error = RankTally(), 0
     for number, (row, where) in enumerate(records_in(path, config.stdin)):
         if "error" in row:
             n_error += 1
@@ -62,12 +63,17 @@ def rank(path: str, config: MetricsConfig) -> Json:
         key = number if config.gold is None else key_in(row, where)
         if found.setdefault(key, one) is not one:
             raise InputError(f"{where}: id {row.get('id')!r} stands there twice")
+        _count(tally, row, one, where)
     against_pairs = any(one.pairwise is not None for one in found.values())
     joined = {} if config.gold is None else {"joined": {"gold": _read_pairs(found, config.gold)}}
     wanted = {key: o.pairwise if against_pairs else _by_wins(o) for key, o in found.items()}
     against = {key: ranking for key, ranking in wanted.items() if ranking is not None}
+    standing = tally.summary() if tally.n_judged else {}
+    counts = {"n_judged": len(found), "n_error": n_error, **standing, **joined}
+    if not against and standing.get("leaderboard") and config.gold is None:
+        return {**counts, "remarks": [_NO_PAIRS]}
     if not against:
-        raise InputError(f"{path}: no ranking has all its pairs; give pair judgments with --gold")
+        raise InputError(f"{path}: {_NO_PAIRS}")
     whole = {key: found[key] for key in against}
     baselines = {"given_order": {key: ranking_of(_falling(o.count)) for key, o in whole.items()}}
     texts = {key: one.sample.get("answers") for key, one in whole.items()}
@@ -76,14 +82,29 @@ def rank(path: str, config: MetricsConfig) -> Json:
         longest = {key: ranking_of(each) for key, each in lengths.items()}
         baselines = {"longest_first": longest, **baselines}
     return {
-        "n_judged": len(found),
-        "n_error": n_error,
+        **counts,
         "n_incomplete": len(found) - len(whole),
         "against": "gold" if config.gold is None and not against_pairs else "pairs",
-        **joined,
         "ranking": _compared({key: one.ranking for key, one in whole.items()}, against),
         "baselines": {name: _compared(each, against) for name, each in baselines.items()},
     }
+
+
+_NO_PAIRS = "no ranking has all its pairs; give pair judgments with --gold, or rank with --compare"
+
+
+def _count(tally: RankTally, row: Json, one: Ranked, where: str) -> None:
+    """A record of jlm for the leaderboard, without its pairs, which are compared here. Raises
+    InputError for one that was damaged."""
+    if row.get("mode") != "rank" or not {"method", "expected"} <= row.keys():
+        return
+    try:
+        if not (isinstance(row["method"], str) and is_numbers(row["expected"])):
+            raise TypeError("in method or expected")
+        alone = {name: value for name, value in row.items() if name != "pairwise"}
+        tally.add({"flags": [], **alone, "sample": {"models": None, **one.sample}})
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{where}: a damaged record: {type(error).__name__} {error}") from error
 
 
 def _ranked(row: Json, where: str, use_gold: bool) -> Ranked:

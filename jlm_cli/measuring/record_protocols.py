@@ -22,6 +22,7 @@ from jlm_cli.measuring.columns import (
     about_of,
     are_others,
     are_turned,
+    asked_by,
     checksum,
     clusters_of,
 )
@@ -51,6 +52,8 @@ def aspects(path: str, config: MetricsConfig) -> Json:
         if "error" in row:
             n_error += 1
             continue
+        if row.get("mode") == "grade":
+            raise InputError(f"{where}: grades, not verdicts on pairs; take --protocol grade")
         if not isinstance(row.get("aspects"), dict):
             raise InputError(f"{where}: field aspects is missing; protocol aspects needs it")
         n_judged += 1
@@ -58,8 +61,8 @@ def aspects(path: str, config: MetricsConfig) -> Json:
         for name, judged in row["aspects"].items():
             said_of_it = given.get(name) if isinstance(given, dict) else given
             sample = {**sample_in(row, where), "gold": _verdict_in(said_of_it, where)}
-            if sample.get("question") is None and row.get("id") is not None:
-                sample["question"] = repr(row["id"])
+            if sample.get("question") is None:
+                sample["question"] = asked_by(row, row.get("id"))
             said = _checked(judged, f"{where}: field aspects.{name}")
             tallies[name].append(said, about_of(sample))
             together.append(said, about_of(sample))

@@ -57,7 +57,7 @@ def _baselines(by_judge: dict[str, Json]) -> list[tuple[str, Json]]:
 def _flat(protocol: str, summary: Json) -> Json:
     """The sections of a summary that its protocol's table shows, as one."""
     if protocol in _SECTION:
-        section: Json = summary[_SECTION[protocol]]
+        section: Json = summary.get(_SECTION[protocol], {})
         return section
     if protocol == "rewardbench":
         return {**summary["rewardbench"], "agreement": summary["rewardbench"]["accuracy"]}
@@ -193,6 +193,15 @@ def _details(summary: Json) -> list[Grid]:
             for name, one in summary.get("mean_score", {}).items()
         ]
         grids.append(grid_of("mean expected score by model", rows))
+    if "leaderboard" in summary:
+        names = {"mean_score": "mean expected score", "win_rate": "win rate"}
+        names["bradley_terry"] = "Bradley-Terry strength"
+        grids.append(grid_of("leaderboard", list(summary["leaderboard"].items()), names))
+    if "position_bias" in summary:
+        places = enumerate(summary["position_bias"], start=1)
+        rows = [(f"place {n}", {"above its mean": one}) for n, one in places]
+        grids.append(grid_of("answers by the place they were shown at", rows))
+        grids.append(grid_of("orders of one list", [("", {"stability": summary["stability"]})]))
     if "win_rate" in summary:
         best = sorted(summary["win_rate"].items(), key=lambda item: (-_value(item[1]), item[0]))
         rows = [(name, {"win rate": one, "n": one["n"]}) for name, one in best]

@@ -186,16 +186,14 @@ def read_side(source: Source, pairs: Pairs) -> ModelFile:
     placed = list(_rows(source, torn))
     rows = [row for _, row in placed]
     kind = _named(rows, pairs) if pairs else _kind(rows)
-    if kind is None and rows and _is_whole(rows[0]):
-        raise InputError(
-            f"{source.name}: is no file of one model's answers; its rows hold all of them: judge "
-            "it by itself, or several as one (cat … | jlm judge -)"
-        )
     if kind is None:
         known = ", ".join(kind.name for kind in _PUBLISHED)
+        hint = "else name it: --map answer=FIELD"
+        if rows and _is_whole(rows[0]):
+            hint = "here are rows of several: judge it by itself, or cat such files | jlm judge -"
         raise InputError(
             f"{source.name}: is no file of one model's answers; known are {known}, and those with "
-            "a field answer (else name it: --map answer=FIELD)"
+            f"a field answer ({hint})"
         )
     found: dict[Any, Answer] = {}
     for line, row in placed:

@@ -36,7 +36,7 @@ from jlm_cli.report import Report
 from jlm_cli.training.course import Course, Trained
 from jlm_cli.training.examples import LINE, READ, Example
 from jlm_cli.training.low_rank import save_adapter
-from jlm_cli.training.model_folder import draft_of, last_checkpoint, mark_whole
+from jlm_cli.training.model_folder import draft_of, last_checkpoint, mark_whole, step_of
 from jlm_cli.training.recipes import Recipe
 from jlm_cli.training.watch import Watch, heard_signals, without_adapter_shell
 
@@ -66,7 +66,8 @@ def train(course: Course, report: Report) -> Trained:
     trainer.remove_callback(PrinterCallback)
     watch.trainer = trainer
     checkpoint = last_checkpoint(course.config.partial)
-    with heard_signals(watch), report.bar(len(course.schedule.order)) as watch.bar:
+    done = 0 if checkpoint is None else step_of(checkpoint) * course.recipe.batch
+    with heard_signals(watch), report.bar(len(course.schedule.order), done) as watch.bar:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if watch.signal is not None:
             report.note(

@@ -23,7 +23,12 @@ def mark_whole(checkpoint: Path) -> None:
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end."""
     whole = [path.parent for path in folder.glob(f"checkpoint-*/{_WHOLE}")]
-    return max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)
+    return max(whole, key=step_of, default=None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Behind how many steps it was written."""
+    return int(checkpoint.name.partition("-")[2])
 
 
 def draft_of(output: Path) -> Path:
