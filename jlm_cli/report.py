@@ -21,6 +21,7 @@ from jlm_cli.terminal import Logged, Stderr, shown
 _ROWS_SHOWN = 12
 _MODELS_SHOWN = 40
 _LEAST_SHOWN = 12  # characters of a question
+_SHOWN_AFTER = 1  # second
 _LOGGED_EACH = 60  # seconds, where progress goes to a file
 _ODD = (
     "over_the_context",
@@ -126,19 +127,22 @@ class Report:
                 found, most = summary["attack_success"]["value"], summary["max_attack_success"]
                 self.note(f"{found:.2f} of all attacks succeed: above --max-attack-success {most}")
 
-    def bar(self, total: int, done: int = 0) -> tqdm[Any]:
+    def bar(self, total: int, done: int = 0, what: str = "") -> tqdm[Any]:
         """A progress bar over rows, some of them done; in a log a line now and then, so that it is
-        seen to go on."""
+        seen to go on. One that says `what` is done stays away from what takes no second."""
         if sys.stderr.isatty():
             return tqdm(
+                desc=what or None,
                 total=total,
                 initial=done,
+                delay=_SHOWN_AFTER if what else 0,
                 unit="row",
                 disable=self.quiet,
                 dynamic_ncols=True,
                 leave=False,
             )
         return Logged(
+            desc=what or "rows",
             total=total,
             initial=done,
             unit=" rows",
@@ -147,7 +151,7 @@ class Report:
             delay=_LOGGED_EACH,
             mininterval=_LOGGED_EACH,
             maxinterval=_LOGGED_EACH,
-            bar_format="jlm: {n_fmt} of {total_fmt} rows; {rate_fmt}, {remaining} to go{postfix}",
+            bar_format="jlm: {n_fmt} of {total_fmt} {desc}; {rate_fmt}, {remaining} to go{postfix}",
         )
 
     def records(self, records: Sequence[Json]) -> None:

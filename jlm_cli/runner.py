@@ -6,6 +6,7 @@ Every worker of a run goes through `work`; the first surveys and plans before, a
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from itertools import islice
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from jlm_cli import loading, sharding
 from jlm_cli.batching import Plan
@@ -35,7 +37,7 @@ from jlm_cli.kept import Kept, check_made_with, kept_of
 from jlm_cli.measuring.columns import PairTally
 from jlm_cli.measuring.standings import TALLIES, Tally
 from jlm_cli.measuring.summary import summary_of
-from jlm_cli.modes import Reading, record_of
+from jlm_cli.modes import Reading, mode_of, record_of
 from jlm_cli.output import MADE_WITH, check_output, summary_path
 from jlm_cli.preflight import (
     Run,
@@ -47,6 +49,7 @@ from jlm_cli.preflight import (
     plan_of,
     preflight,
 )
+from jlm_cli.reading.recognition import asked_for
 from jlm_cli.reading.rows import Rows
 from jlm_cli.reading.source import spool_stdin
 from jlm_cli.records import Json, Sample, dump, dump_indented
@@ -89,12 +92,15 @@ def run_inline(config: Config, inline: tuple[str, ...]) -> int:
 
 def run(config: Config) -> int:
     """Judge the whole input, in as many processes as it takes; the exit status. Raises JlmError."""
+    mode_of(config)  # names that do not exist are told of before what stands in the way
+    asked_for(config.schema, config.field_map)
     check_output(config)
     if sharding.started_by_launcher() and (config.output is None or "-" in config.inputs):
         raise UsageError("processes of a launcher share files, not pipes: name input and output")
     try:
         with scratch() as folder:
             if "-" in config.inputs:
+                _tell_of_terminal(config)
                 config = replace(config, stdin=spool_stdin(folder / "stdin"))
             partial = folder / "parts" if config.output is None else folder_of(config.output)
             return sharding.run_workers(replace(config, partial=partial), work)
@@ -102,6 +108,11 @@ def run(config: Config) -> int:
         if config.output is not None and begun(folder_of(config.output)):
             Report(config.quiet).note(f"ended; what is done is kept: {GO_ON}")
         raise
+
+
+def _tell_of_terminal(config: Config) -> None:
+    if sys.stdin is not None and sys.stdin.isatty():
+        Report(config.quiet).note("rows are read from this terminal; Ctrl-D ends them")
 
 
 def work(config: Config, workers: sharding.Workers) -> int:
@@ -145,12 +156,40 @@ def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
     rows that are, and the survey."""
     if now.config.overwrite:
         _check_overwrite(now)
+    left = _left(now, journal, report)
+    if not left.all():
+        report.note(f"going on: {int((~left).sum()):,} of {len(left):,} rows are done")
+    try:
+        with report.bar(len(now.rows), what="rows surveyed") as bar:
+            survey = take_survey(
+                now.rows,
+                now.encoder,
+                lambda errors: journal.append([one for one in errors if left[one[0]]]),
+                bar.update,
+            )
+    except InputError:  # of --strict
+        if left.all():  # nothing that a mended input could go on from
+            journal.remove()
+        raise
+    report.preflight(facts_of(now, survey))
+    _tell_of_gold(now, survey, report)
+    plan = plan_of(now, survey)
+    todo = [number for number in range(len(plan)) if left[plan.batch(number)].any()]
+    draft = journal.folder / "plan.tmp.npz"
+    with naming(draft):
+        np.savez(draft, order=plan.order, cuts=plan.cuts, todo=np.array(todo, np.int64), left=left)
+        draft.replace(journal.folder / _PLAN)
+    return int(left.sum()), survey
+
+
+def _left(now: Run, journal: Journal, report: Report) -> NDArray[np.bool_]:
+    """Begin the run, or go on with it: which rows are still to be judged."""
     left = np.ones(len(now.rows), bool)
     facts = fingerprint(now)
     aside = now.config.retry_errors and journal.save(facts)
     kept = _kept_of(now, journal, facts)
     if not aside and (n := _n_given_up(now, journal, facts)) > 0:
-        report.note(f"{n} rows that another run had judged in {journal.folder} are given up")
+        report.note(f"{n:,} rows that another run had judged in {journal.folder} are given up")
     output = now.config.output
     may_replace = now.config.overwrite or now.config.retry_errors or not journal.knows_output()
     replacing = output if may_replace else None
@@ -164,31 +203,16 @@ def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
         _keep(now, journal, one.of(left))
         left[one.rows] = False
     journal.forget_saved()
-    if not left.all():
-        report.note(f"going on: {int((~left).sum())} of {len(left)} rows are done")
-    try:
-        survey = take_survey(
-            now.rows,
-            now.encoder,
-            lambda errors: journal.append([one for one in errors if left[one[0]]]),
-        )
-    except InputError:  # of --strict
-        if left.all():  # nothing that a mended input could go on from
-            journal.remove()
-        raise
-    report.preflight(facts_of(now, survey))
+    return left
+
+
+def _tell_of_gold(now: Run, survey: Survey, report: Report) -> None:
+    """Where a file was given and no row has any."""
     gold, n_known = now.rows.gold, survey.n_with_gold + survey.n_unreadable_gold
     if gold is not None and survey.rows and not n_known:
         first = now.rows.sample(survey.rows[0]).id
         why = gold.missing(first, "gold") if gold.by_id else f"there is none in {gold.name}"
         report.note(f"no row has gold: {why}")
-    plan = plan_of(now, survey)
-    todo = [number for number in range(len(plan)) if left[plan.batch(number)].any()]
-    draft = journal.folder / "plan.tmp.npz"
-    with naming(draft):
-        np.savez(draft, order=plan.order, cuts=plan.cuts, todo=np.array(todo, np.int64), left=left)
-        draft.replace(journal.folder / _PLAN)
-    return int(left.sum()), survey
 
 
 def _check_overwrite(now: Run) -> None:

@@ -67,8 +67,11 @@ class Survey:
             self._ids.append(int.from_bytes(digest, "big", signed=True))
 
 
-def take_survey(rows: Rows, encoder: Encoder, keep: Keep) -> Survey:
-    """Encode every row once; `keep` gets the error records of those that cannot be judged.
+def take_survey(
+    rows: Rows, encoder: Encoder, keep: Keep, tell: Callable[[int], object] = bool
+) -> Survey:
+    """Encode every row once; `keep` gets the error records of those that cannot be judged, `tell`
+    how many more rows were looked at.
 
     Raises InputError at the first of them under `--strict`.
     """
@@ -86,6 +89,7 @@ def take_survey(rows: Rows, encoder: Encoder, keep: Keep) -> Survey:
                 survey.add(row, sample, prompts)
         if errors:
             keep(errors)
+        tell(len(chunk))
     return survey
 
 

@@ -330,3 +330,18 @@ def test_a_likelier_verdict_is_told_beside_that_of_the_line() -> None:
     assert report.spoken(record) == "answer 1 (scores 9 2, p 0.44; answer 2 0.51)\n"
     sure = {**record, "p": {"1": 0.9, "2": 0.1, "tie": 0.0}}
     assert report.spoken(sure) == "answer 1 (scores 9 2, p 0.90)\n"
+
+
+def test_a_slip_of_the_pen_is_told_of_before_what_stands_in_the_way(
+    tmp_path: Path, jlm: Jlm
+) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    assert jlm("judge", "in.jsonl").code == 0
+    for words, message in (
+        (("--template", "judgelmm"), "--template judgelmm: not found"),
+        (("--schema", "natve"), "--schema natve: there are"),
+        (("--map", "qestion=q"), "--map qestion=…: no such native field"),
+        ((), "exists; take --overwrite"),
+    ):
+        done = jlm("judge", "in.jsonl", *words)
+        assert done.code == 2 and message in done.err.splitlines()[-1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from jlm_cli.measuring.grids import Grid, grid_of
 from jlm_cli.records import Json
 
@@ -137,76 +139,93 @@ def _comparison(comparison: Json) -> Grid:
     return grid_of(f"judges on their {comparison['n']} shared rows", rows)
 
 
-def _details(summary: Json) -> list[Grid]:
+def _details(summary: Json) -> Iterator[Grid]:
     """The sections beyond the paper's tables."""
-    swapped = "reliability" in summary
-    first, both = (", first order", ", both orders") if swapped else ("", "")
-    grids = []
+    yield from _failures(summary)
+    yield from _verdicts(summary)
+    yield from _parts(summary)
+    yield from _scores(summary)
+    yield from _standings(summary)
+
+
+def _orders(summary: Json) -> tuple[str, str]:
+    """Behind a title, where there are two orders: that it is about the first, or about both."""
+    return (", first order", ", both orders") if "reliability" in summary else ("", "")
+
+
+def _failures(summary: Json) -> Iterator[Grid]:
     for section, where in (("failures", ""), ("failures_swapped", " in one order or both")):
         failures = summary.get(section, {"n": 0})
-        if failures["n"]:
+        if n := failures["n"]:
             ways = [way for way in ("excluded", "wrong", "tie") if way in failures]
             rows = [(way, {**failures[way], "coverage": failures["coverage"]}) for way in ways]
-            grids.append(
-                grid_of(f"{failures['n']} rows without a verdict{where}, counted as", rows)
-            )
+            yield grid_of(f"{n} row{'s' * (n != 1)} without a verdict{where}, counted as", rows)
+
+
+def _verdicts(summary: Json) -> Iterator[Grid]:
+    """Whether they are right, and how sure of that the judge is."""
+    first, both = _orders(summary)
     if "combined" in summary:
-        grids.append(grid_of("both orders, a conflict is a tie", [("", summary["combined"])]))
+        yield grid_of("both orders, a conflict is a tie", [("", summary["combined"])])
     if "annotators" in summary:
-        one = summary["annotators"]
         names = {"human_human": "human–human", "judge_human": "judge–human"}
         names["human_kappa"] = "Fleiss' kappa of humans"
-        grids.append(grid_of("agreement of two annotators", [("", one)], names))
+        yield grid_of("agreement of two annotators", [("", summary["annotators"])], names)
     if "calibration" in summary:
         names = {
             "error": "expected calibration error",
             "by_chance": "a perfectly calibrated judge, about",
             "overconfidence": "overconfidence",
         }
-        title = f"p against gold{first}"
-        grids.append(grid_of(title, [("", summary["calibration"])], names))
+        yield grid_of(f"p against gold{first}", [("", summary["calibration"])], names)
     if "abstain" in summary:
-        grids.append(_abstain(summary["abstain"]))
+        yield _abstain(summary["abstain"])
     if "sweep" in summary:
         rows = [(f"≥ {one['threshold']}", one) for one in summary["sweep"]]
         names = {"coverage": "coverage", "accuracy": "accuracy"}
-        grids.append(grid_of(f"verdicts by confidence{both}", rows, names))
+        yield grid_of(f"verdicts by confidence{both}", rows, names)
     if "effects" in summary:
         title = f"verdicts for either answer{first}: share of the first, the longer; Cohen's h"
-        rows = [
-            ({"position": "first", "length": "longer"}[name], one)
-            for name, one in summary["effects"].items()
-        ]
-        grids.append(grid_of(title, rows))
+        names = {"position": "first", "length": "longer"}
+        yield grid_of(title, [(names[name], one) for name, one in summary["effects"].items()])
+
+
+def _parts(summary: Json) -> Iterator[Grid]:
+    """By subset, category, length, models, and by aspect."""
+    first, both = _orders(summary)
     if "rewardbench" in summary:
-        rows = list(summary["rewardbench"]["subsets"].items())
-        grids.append(grid_of(f"by subset{both}", rows))
+        yield grid_of(f"by subset{both}", summary["rewardbench"]["subsets"].items())
     for kind, groups in summary.get("by", {}).items():
-        grids.append(grid_of(f"by {kind.replace('_', ' ')}{first}", list(groups.items())))
+        yield grid_of(f"by {kind.replace('_', ' ')}{first}", groups.items())
     if "aspects" in summary:
         rows = [(name, _of_aspect(one)) for name, one in summary["aspects"].items()]
-        grids.append(grid_of(f"each aspect{first}", rows))
+        yield grid_of(f"each aspect{first}", rows)
+
+
+def _scores(summary: Json) -> Iterator[Grid]:
+    """Of grades."""
     if "mean" in summary:
-        grids.append(grid_of("scores", [("", _spread(summary))]))
-        rows = [
-            (name, {"mean expected score": one})
-            for name, one in summary.get("mean_score", {}).items()
-        ]
-        grids.append(grid_of("mean expected score by model", rows))
+        yield grid_of("scores", [("", _spread(summary))])
+        means = summary.get("mean_score", {}).items()
+        rows = [(name, {"mean expected score": one}) for name, one in means]
+        yield grid_of("mean expected score by model", rows)
+
+
+def _standings(summary: Json) -> Iterator[Grid]:
+    """Of models, by rankings or by pairs."""
     if "leaderboard" in summary:
         names = {"mean_score": "mean expected score", "win_rate": "win rate"}
         names["bradley_terry"] = "Bradley-Terry strength"
-        grids.append(grid_of("leaderboard", list(summary["leaderboard"].items()), names))
+        yield grid_of("leaderboard", summary["leaderboard"].items(), names)
     if "position_bias" in summary:
         places = enumerate(summary["position_bias"], start=1)
         rows = [(f"place {n}", {"above its mean": one}) for n, one in places]
-        grids.append(grid_of("answers by the place they were shown at", rows))
-        grids.append(grid_of("orders of one list", [("", {"stability": summary["stability"]})]))
+        yield grid_of("answers by the place they were shown at", rows)
+        yield grid_of("orders of one list", [("", {"stability": summary["stability"]})])
     if "win_rate" in summary:
         best = sorted(summary["win_rate"].items(), key=lambda item: (-_value(item[1]), item[0]))
         rows = [(name, {"win rate": one, "n": one["n"]}) for name, one in best]
-        grids.append(grid_of("leaderboard", rows))
-    return grids
+        yield grid_of("leaderboard", rows)
 
 
 def _of_aspect(summary: Json) -> Json:

@@ -39,27 +39,9 @@ def mapped(pairs: Pairs) -> Schema:
 
     Raises InputError for a native name that does not exist.
     """
-    for name, times in Counter(name for name, _ in pairs).items():
-        if times > 1:
-            raise InputError(f"--map {name}=…: is given {times} times")
-    numbered: dict[str, list[tuple[int, str]]] = {"answers": [], "models": []}
-    plain = []
-    for name, field in pairs:
-        if match := _NUMBERED.fullmatch(name):
-            numbered[f"{match[1]}s"].append((int(match[2]), field))
-        elif name not in _NATIVE_FIELDS:
-            raise InputError(
-                f"--map {name}=…: no such native field; there are answer_1, answer_2, model_1, "
-                "model_2, " + ", ".join(_NATIVE_FIELDS)
-            )
-        elif field:
-            plain.append((name, field))
-    for name, some in numbered.items():
-        if sorted(number for number, _ in some) != list(range(1, len(some) + 1)):
-            raise InputError(
-                f"--map {name[:-1]}_N=…: they are numbered from 1 on, with none left out"
-            )
-    answers, models = ([field for _, field in sorted(some)] for some in numbered.values())
+    _check_names(pairs)
+    plain = [(name, field) for name, field in pairs if name in _NATIVE_FIELDS and field]
+    answers, models = (_numbered(pairs, name) for name in ("answer", "model"))
     named = {name for name, _ in pairs}
     for one, several in (("answer", "answers"), ("model", "models")):
         if any(name.startswith(one) for name in named):
@@ -82,6 +64,26 @@ def mapped(pairs: Pairs) -> Schema:
 
     row_id = dict(pairs).get("id", "id") or None
     return Schema("map", frozenset(), native, row_id, (lambda _: answers) if answers else None)
+
+
+def _check_names(pairs: Pairs) -> None:
+    for name, times in Counter(name for name, _ in pairs).items():
+        if times > 1:
+            raise InputError(f"--map {name}=…: is given {times} times")
+        if name not in _NATIVE_FIELDS and not _NUMBERED.fullmatch(name):
+            raise InputError(
+                f"--map {name}=…: no such native field; there are answer_1, answer_2, model_1, "
+                "model_2, " + ", ".join(_NATIVE_FIELDS)
+            )
+
+
+def _numbered(pairs: Pairs, name: str) -> list[str]:
+    """The fields of answer_1, answer_2, … in order."""
+    found = [(match, field) for one, field in pairs if (match := _NUMBERED.fullmatch(one))]
+    some = sorted((int(match[2]), field) for match, field in found if match[1] == name)
+    if [number for number, _ in some] != list(range(1, len(some) + 1)):
+        raise InputError(f"--map {name}_N=…: they are numbered from 1 on, with none left out")
+    return [field for _, field in some]
 
 
 def _is_due(name: str) -> bool:
@@ -115,17 +117,22 @@ def check_named(sources: Sequence[Source], pairs: Pairs) -> None:
         raise InputError(f"{names}: no row has the field {min(wanted)} (named by --map)")
 
 
+def asked_for(name: str, pairs: Pairs) -> Schema | None:
+    """The schema of `--map`, or of `--schema`; None where an input is to tell it. Raises InputError
+    for a name that does not exist."""
+    if pairs:
+        return mapped(pairs)
+    by_name = {schema.name: schema for schema in SCHEMAS}
+    if name not in ("auto", *by_name):
+        raise InputError(f"--schema {name}: there are auto, {', '.join(by_name)}")
+    return by_name.get(name)
+
+
 def recognise(source: Source, name: str, pairs: Pairs) -> Schema:
     """The schema of an input: by `--map`, by name, or by the fields of its first JSON object."""
-    if pairs:
-        schema = mapped(pairs)
+    if (schema := asked_for(name, pairs)) is not None:
         check_named([source], pairs)
         return schema
-    if name != "auto":
-        by_name = {schema.name: schema for schema in SCHEMAS}
-        if name not in by_name:
-            raise InputError(f"--schema {name}: there are auto, {', '.join(by_name)}")
-        return by_name[name]
     for index, raw in enumerate(source):
         try:
             row = parse_row(raw)
