@@ -93,7 +93,8 @@ def run_inline(config: Config, inline: tuple[str, ...]) -> int:
 def run(config: Config) -> int:
     """Judge the whole input, in as many processes as it takes; the exit status. Raises JlmError."""
     mode_of(config)  # names that do not exist are told of before what stands in the way
-    asked_for(config.schema, config.field_map)
+    if len(config.inputs) < 2:  # fields of several have rules of their own
+        asked_for(config.schema, config.field_map)
     check_output(config)
     if sharding.started_by_launcher() and (config.output is None or "-" in config.inputs):
         raise UsageError("processes of a launcher share files, not pipes: name input and output")
