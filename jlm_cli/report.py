@@ -21,6 +21,8 @@ from jlm_cli.terminal import Logged, Stderr, shown
 _ROWS_SHOWN = 12
 _MODELS_SHOWN = 40
 _LEAST_SHOWN = 12  # characters of a question
+_LEAST_CELL = 5  # of any other cell
+_GAP = 2  # spaces between columns
 _SHOWN_AFTER = 1  # second
 _LOGGED_EACH = 60  # seconds, where progress goes to a file
 _ODD = (
@@ -158,26 +160,7 @@ class Report:
         """The first judgments, one a line."""
         if self.quiet or not records:
             return
-        table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
-        first = records[:_ROWS_SHOWN]
-        judged = [record for record in first if "error" not in record]
-        columns = _COLUMNS[_kind_of(judged[0])] if judged else {}
-        columns = {name: cell for name, cell in columns.items() if any(map(cell, judged))}
-        ids = [shown(f"line {r['line']}" if r["id"] is None else r["id"], 16) for r in first]
-        table.add_column("id", no_wrap=True, min_width=max(map(len, ids)))
-        table.add_column("question", no_wrap=True, ratio=1, min_width=_LEAST_SHOWN)
-        for name in columns:
-            table.add_column(name, no_wrap=True)
-        for row_id, record in zip(ids, first, strict=True):
-            if "error" in record:
-                told = record["error"]["message"]  # its place stands before it already
-                message = shown(told.partition(f":{record['line']}: ")[2] or told, 200)
-                table.add_row(row_id, Text.assemble(("error: ", "red"), message))
-                continue
-            question = shown(record["sample"]["question"], 200)
-            cells = [Text(cell(record)) for cell in columns.values()]
-            table.add_row(row_id, question, *cells)
-        self._console.print(table)
+        self._console.print(_first_judgments(records[:_ROWS_SHOWN], self._console.width))
         if len(records) > _ROWS_SHOWN:
             self._console.print(Text("…", style="dim"))
 
@@ -194,7 +177,7 @@ class Report:
         table.add_row("output", shown(output, 200))
         self._console.print(table)
         if board := summary.get("leaderboard"):
-            self._console.print(_leaderboard(board))
+            self._console.print(_leaderboard(board, self._console.width))
             if len(board) > _MODELS_SHOWN:
                 more = f"… {len(board) - _MODELS_SHOWN} more: jlm metrics --protocol rank --csv"
                 self._console.print(Text(more, style="dim"))
@@ -214,6 +197,31 @@ class Report:
                 style="bold yellow",
             )
         )
+
+
+def _first_judgments(records: Sequence[Json], width: int) -> Table:
+    """Ids and questions have their room; cells are cut where they do not fit beside them."""
+    judged = [record for record in records if "error" not in record]
+    columns = _COLUMNS[_kind_of(judged[0])] if judged else {}
+    columns = {name: cell for name, cell in columns.items() if any(map(cell, judged))}
+    ids = [shown(f"line {r['line']}" if r["id"] is None else r["id"], 16) for r in records]
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    table.add_column("id", no_wrap=True)
+    table.add_column("question", no_wrap=True, ratio=1)
+    widths = [max(len(name), *(len(cell(r)) for r in judged)) for name, cell in columns.items()]
+    room = width - max(map(len, ids)) - _LEAST_SHOWN - _GAP * (1 + len(columns))
+    most = room // len(columns) if sum(widths) > room else None
+    for name in columns:
+        table.add_column(name, no_wrap=True, max_width=most and max(most, _LEAST_CELL))
+    for row_id, record in zip(ids, records, strict=True):
+        if "error" in record:
+            told = record["error"]["message"]  # its place stands before it already
+            message = shown(told.partition(f":{record['line']}: ")[2] or told, 200)
+            table.add_row(row_id, Text.assemble(("error: ", "red"), message))
+            continue
+        question = shown(record["sample"]["question"], 200)
+        table.add_row(row_id, question, *(Text(cell(record)) for cell in columns.values()))
+    return table
 
 
 Line: TypeAlias = tuple[str | Text, str]  # of a run's figures: a name and what there is to say
@@ -257,7 +265,7 @@ def _by_model(summary: Json) -> Iterator[Line]:
     for kind, what in (("win_rate", "win rate"), ("mean_score", "mean expected score")):
         models = list(summary.get(kind, {}).items())
         for name, value in models[:_MODELS_SHOWN]:
-            yield Text(f"{what} ").append_text(_of_model(name)), _figure(value)
+            yield Text(f"{what} ").append_text(_of_model(name, 40)), _figure(value)
         if len(models) > _MODELS_SHOWN:
             yield Text(f"… {len(models) - _MODELS_SHOWN} more models", style="dim"), ""
     for place, above in enumerate(summary.get("position_bias", ()), start=1):
@@ -289,24 +297,34 @@ def _probed(summary: Json) -> Table:
     return table
 
 
-def _leaderboard(board: Json) -> Table:
+def _leaderboard(board: Json, width: int) -> Table:
+    """One line a model, if the terminal is not too narrow for its figures."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("model", overflow="fold")
-    for name in ("mean expected score", "win rate", "Bradley-Terry strength"):
-        table.add_column(name, overflow="fold")
-    for name, row in list(board.items())[:_MODELS_SHOWN]:
-        figures = [_figure(row[key]) for key in ("mean_score", "win_rate", "bradley_terry")]
-        table.add_row(_of_model(name), *(figure.replace(", ", ",") for figure in figures))
+    shares = ("mean expected score", "win rate", "Bradley-Terry strength")
+    rows = {
+        name: [
+            _figure(row[key]).replace("  ", " ").replace(", ", ",")
+            for key in ("mean_score", "win_rate", "bradley_terry")
+        ]
+        for name, row in list(board.items())[:_MODELS_SHOWN]
+    }
+    widths = [max(map(len, cells)) for cells in zip(*rows.values(), strict=True)]
+    table.add_column("model", no_wrap=True)
+    for name, most in zip(shares, widths, strict=True):
+        table.add_column(name, overflow="fold", max_width=max(most, len("strength")))
+    left = width - sum(widths) - _GAP * len(widths)
+    for name, cells in rows.items():
+        table.add_row(_of_model(name, max(min(left, _NAME), _LEAST_SHOWN)), *cells)
     return table
 
 
-def _of_model(name: str) -> Text:
+def _of_model(name: str, most: int) -> Text:
     """A name whose end tells it from others of its family."""
-    safe, half = shown(name, 200).plain, _NAME // 2
-    return Text(safe if len(safe) <= _NAME else f"{safe[: half - 1]}…{safe[-half:]}")
+    safe = shown(name, 200).plain
+    return Text(safe if len(safe) <= most else f"{safe[: most // 2 - 1]}…{safe[-(most // 2) :]}")
 
 
-_NAME = 40  # characters of a model's
+_NAME = 60  # characters of a model's, where there is room
 
 
 def _kind_of(record: Json) -> str:

@@ -19,7 +19,7 @@ from jlm_cli.terminal import shown
 
 Cell = Any  # a figure with its interval, a number, a text, or None
 
-_ROWS_SHOWN = 12  # of a grid, on a terminal
+_ROWS_SHOWN = 24  # of a grid, on a terminal
 _GAP = 2  # spaces between its columns
 
 
