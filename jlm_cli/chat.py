@@ -53,8 +53,10 @@ class Chat:
         judgment = self.vocabulary.neutralised(case.judgment(view.template))
         self.case, self.opening = case, Opening(prompt, judgment, view.template.chat_system)
         self.turns, self._dropped, self._draws = [], 0, 0
-        if flags:
-            self.screen.note(f"changed before the model reads it: {', '.join(flags)}")
+        if changed := [flag for flag in flags if not flag.startswith("injection:")]:
+            self.screen.note(f"changed before the model reads it: {', '.join(changed)}")
+        if forged := [flag for flag in flags if flag.startswith("injection:")]:
+            self.screen.note(f"the model reads it as it is: {', '.join(forged)}")
 
     def judged(self, sample: Sample) -> Case:
         """The sample judged now. Raises RowError."""
@@ -163,6 +165,9 @@ class Chat:
         self._go_on_with(case, f"The answers have changed places: {outcome}.")
 
     def refer(self, reference: str) -> None:
+        if not any(template.needs_reference for template in self.mode.templates):
+            names = ", ".join(dict.fromkeys(one.name for one in self.mode.templates))
+            raise UsageError(f"/reference: template {names} shows none")
         case = self.judged(replace(self.case.sample, reference=reference))
         self._go_on_with(case, "The answers were judged against the reference.")
 
@@ -174,14 +179,15 @@ class Chat:
             self.screen.hint("the conversation begins anew")
 
     def save(self, name: str) -> None:
-        path = Path(name).expanduser()
-        if path.exists():
-            raise UsageError(f"{path}: exists; name another file")
-        packed = self._as_json() if path.suffix == ".json" else self._as_text()
         try:
+            path = Path(name).expanduser()
+            if path.exists():
+                raise UsageError(f"{path}: exists; name another file")
+            packed = self._as_json() if path.suffix == ".json" else self._as_text()
             write_whole(path, iter([packed]))
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+        except (OSError, RuntimeError, ValueError) as error:  # of a home, of a name with a NUL
+            why = error.strerror if isinstance(error, OSError) else error
+            raise UsageError(f"{escaped(name)}: cannot be written: {why}") from error
         self.screen.note(f"saved in {path}")
 
     def _said(self) -> list[tuple[str, str]]:

@@ -121,7 +121,9 @@ def train(
     ] = None,
     schema: Schema = "auto",
     field_map: FieldMap = None,
-    seed: Annotated[int, typer.Option(help="Of the order and the swaps.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the order and the swaps.")
+    ] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model that jlm trained.")
     ] = False,
@@ -135,6 +137,8 @@ def train(
 
     if scores_only and explain_first:
         raise UsageError("--scores-only and --explain-first exclude each other")
+    if explain_first and template is not None:
+        raise UsageError("--explain-first and --template exclude each other")
     changes: dict[str, Any] = {
         "learning_rate": learning_rate,
         "schedule": schedule,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import warnings
 from collections.abc import Callable
@@ -82,8 +83,14 @@ def _fetched(hub_id: str, revision: str | None) -> Path | None:
     return None
 
 
+_OWN_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+
+
 def wanted_files(files: list[str]) -> list[str]:
-    """Of a hub folder's files those that are loaded: safetensors before .bin, and no code."""
+    """Of a hub folder's files those that are loaded: safetensors before .bin, no code, and no other
+    format of weights that stands beside transformers' own."""
+    if any(_OWN_WEIGHTS.fullmatch(file) for file in files):
+        files = [f for f in files if _OWN_WEIGHTS.fullmatch(f) or not f.endswith(".safetensors")]
     safe = any(file.endswith(".safetensors") for file in files)
     weights = (".safetensors", ".safetensors.index.json") if safe else (".bin", ".bin.index.json")
     texts = (".json", ".model", ".txt", ".jinja", ".toml")

@@ -16,7 +16,7 @@ from jlm_cli.builtin import builtin_base, builtin_judge
 from jlm_cli.config import file_sha256
 from jlm_cli.errors import ModelError
 from jlm_cli.hub import Say, from_hub
-from jlm_cli.prompts import load
+from jlm_cli.prompts import own_files
 from jlm_cli.records import dump
 
 HUB_DEFAULT = "BAAI/JudgeLM-7B-v1.0"
@@ -88,13 +88,11 @@ class ModelFiles:
 
 def keep_template(name: str | None, folder: Path) -> None:
     """Have a judge's folder say what it was taught with, where a template was named; one of the
-    user's own is copied, with its variants."""
+    user's own is copied, with all that it is read from."""
     if name is None:
         return
-    taught = load(name)
-    for path in filter(None, (name, taught.with_reference, taught.with_input)):
-        if path.endswith(".toml"):
-            shutil.copyfile(path, folder / Path(path).name)
+    for path in own_files(name):
+        shutil.copyfile(path, folder / path.name)
     (folder / _TAUGHT).write_bytes(dump({"template": Path(name).name}) + b"\n")
 
 
@@ -166,7 +164,10 @@ def _local(name: str, path: Path, say: Say) -> ModelFiles:
         base = adapter_facts(path)[0]
         if (Path(base) / "adapter_config.json").is_file():
             raise ModelError(f"{path}/adapter_config.json: its base {base} is an adapter itself")
-        below = find(base, say)
+        try:
+            below = find(base, say)
+        except ModelError as error:
+            raise ModelError(f"{path}/adapter_config.json: its base: {error}") from error
         return ModelFiles(name, below.folder, below.gguf, adapter=path)
     raise ModelError(f"--model {name}: neither a .gguf file nor a folder with config.json")
 

@@ -206,6 +206,21 @@ def load(name: str) -> Template:
     return template
 
 
+def own_files(name: str) -> list[Path]:
+    """The files that a template is read from and that are the user's own: what it changes, and its
+    variants, are in the same folder. The template is known to be sound."""
+    found: list[Path] = []
+    todo = [name]
+    while todo:
+        one = todo.pop()
+        if not one.endswith(".toml") or (path := Path(one)) in found:
+            continue
+        found.append(path)
+        table = tomllib.loads(path.read_text("utf-8-sig"))
+        todo += [_beside(path, table[key]) for key in sorted({"base", *_VARIANTS} & table.keys())]
+    return found
+
+
 def _path_of(name: str) -> Path:
     return Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
 

@@ -64,6 +64,7 @@ class Sample:
             "reference": self.reference,
             "models": None if self.models is None else list(self.models),
             "category": self.category,
+            **({} if self.input is None else {"input": self.input}),
         }
 
 

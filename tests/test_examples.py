@@ -14,6 +14,7 @@ from jlm_cli.encoding import Encoder, Lines
 from jlm_cli.errors import RowError
 from jlm_cli.models import FAKE, ModelFiles
 from jlm_cli.modes import mode_of
+from jlm_cli.prompts import load
 from jlm_cli.records import Sample
 from jlm_cli.scoreline import Grammar
 from jlm_cli.training.examples import (
@@ -24,6 +25,7 @@ from jlm_cli.training.examples import (
     ExampleMaker,
     Form,
     TaughtTemplates,
+    line_of,
     make_schedule,
 )
 from jlm_cli.training.lessons import Lesson, Shares, Showing, Teaching, showing_of, showings
@@ -207,3 +209,28 @@ def test_small_data_still_makes_a_step() -> None:
     schedule = make_schedule([LESSON], [[Showing(0, (0, 1), False)]], maker(), 8, 0)
     assert schedule.steps == 1 and len(schedule.order) == 8
     assert schedule.entropy() == 0.0
+
+
+def test_lines_that_a_template_does_not_know_are_left_out() -> None:
+    """A score off its scale, a tie where there is none, a winner of three."""
+    plain = replace(SAMPLE, reference=None)
+    for template, sample, scores, code in (
+        ("prometheus-absolute", replace(plain, answers=("x",)), ("8",), "scores-off-scale"),
+        ("prometheus", plain, ("7", "7"), "no-such-verdict"),
+    ):
+        lesson = Lesson(sample, Teaching(scores, "Words."))
+        showing = Showing(0, tuple(range(len(scores))), False)
+        ((_, found),) = maker(template=template).make([lesson], [showing])
+        assert isinstance(found, RowError) and found.code == code
+    for unfit in (("1", "2", "3"), ("4", "4")):
+        with pytest.raises(RowError):
+            line_of(load("prometheus"), Teaching(unfit))
+
+
+def test_lessons_are_counted_once() -> None:
+    """However often they are shown."""
+    odd = Lesson(replace(SAMPLE, reference=None), Teaching(("7", "7"), "Words."))
+    good = Lesson(replace(SAMPLE, reference=None), Teaching(("7", "6"), "Words."))
+    epochs = [[Showing(row, order, False) for row in (0, 1)] for order in ((0, 1), (1, 0))]
+    found = make_schedule([odd, good], epochs, maker(template="prometheus"), 1, 0)
+    assert found.left_out == {"no-such-verdict": 1} and len(found.order) == 2

@@ -264,6 +264,13 @@ def test_a_template_is_kept_with_its_variants(tmp_path: Path) -> None:
     )
     assert [template.name for template in kept] == ["mine", "mine-r"]
     assert identity(given) == identity(kept)
+    (tmp_path / "changed.toml").write_text(
+        'base = "mine.toml"\n[[replace]]\nold = "{question}"\nnew = "Q: {question}"\n'
+    )
+    models.keep_template(str(tmp_path / "changed.toml"), tmp_path / "judge")
+    (tmp_path / "mine-r.toml").rename(tmp_path / "moved")  # the folder stands by itself
+    kept = Templates.named(str(tmp_path / "judge" / "changed.toml")).all
+    assert [template.name for template in kept] == ["changed", "mine-r"]
     (tmp_path / "far.toml").write_text(f'{plain}with_input = "judge/mine-r.toml"\n')
     with pytest.raises(ModelError, match="has to lie in the same folder"):
         Templates.named(str(tmp_path / "far.toml"))

@@ -321,6 +321,12 @@ def test_bad_options(tmp_path: Path, jlm: Jlm, data: Path, replica: Path) -> Non
     fails(jlm("train", "t.jsonl", "-m", base, "-o", "m", "--map", "x=y"), "no such native field")
     (tmp_path / "mine").mkdir()
     fails(jlm("train", "t.jsonl", "-m", base, "-o", "mine", "--overwrite"), "exists")
+    lora = ("--lora", "4", "--freeze-layers", "1")
+    fails(jlm("train", "t.jsonl", "-m", base, "-o", "m", *lora), "take --lora 0 with it")
+    both = ("--explain-first", "--template", "judgelm-brief")
+    fails(jlm("train", "t.jsonl", "-m", base, "-o", "m", *both), "exclude each other")
+    none = ("--weight", "t.jsonl=0")
+    fails(jlm("train", "t.jsonl", "-m", base, "-o", "m", *none), "--weight leaves none")
 
 
 def test_a_full_disk_is_one_line_and_no_model(tmp_path: Path, data: Path, replica: Path) -> None:

@@ -275,8 +275,15 @@ def read_sample(row: Json, schema: Schema, line: int) -> Sample:
         no_gold=None if gold is not None else why_no_gold(given, len(texts)),
         models=None if models is None else _read_models(models, len(texts)),
         category=None if category is None else need_text(category, "category"),
-        input=fields.get("input") if schema.name == "pandalm" else None,
+        input=_input_of(fields),
     )
+
+
+def _input_of(fields: Json) -> str | None:
+    """The last part of the question, where the row has it by itself as well."""
+    question, given = fields["question"], fields.get("input")
+    ends = isinstance(given, str) and given and question.endswith(f"\n{given}")
+    return given if ends else None
 
 
 def _with_required(row: Json, schema: Schema) -> Json:

@@ -139,6 +139,11 @@ def prepare(config: TrainConfig, report: Report) -> Course:
         if config.recipe == "auto":
             recipe = replace(recipe, lora=rank)
     recipe = replace(recipe, **changes)
+    if recipe.lora and recipe.freeze_layers:
+        raise UsageError(
+            "--freeze-layers is for training all weights: take --lora 0 with it (an adapter leaves "
+            "the base as it is)"
+        )
     maker = ExampleMaker(lines, templates, config.form, recipe.max_length)
     epochs = [
         list(showings(material.lessons, material.weights, epoch, config.shares, config.seed))
@@ -146,7 +151,8 @@ def prepare(config: TrainConfig, report: Report) -> Course:
     ]
     schedule = make_schedule(material.lessons, epochs, maker, recipe.batch, config.seed)
     if not schedule.steps:
-        why = _reasons(schedule.left_out)
+        weighed_out = not any(epochs) and "--weight leaves none"
+        why = weighed_out or _reasons(schedule.left_out)
         raise InputError(f"{', '.join(config.inputs)}: no row can be learnt from: {why}")
     device = devices.choose_device(config.device)
     dtype = config.dtype or devices.training_dtype(device)
@@ -172,14 +178,26 @@ def read_material(config: TrainConfig) -> Material:
     if config.validation is not None:
         watched, _ = _read_lessons(config.validation, config, Counter())
         label = config.validation
-    elif len(lessons) >= _HOLD_OUT_FROM and not all(held := [*map(_is_held_out, lessons)]):
+    elif len(lessons) >= _HOLD_OUT_FROM and _splits(held := [*map(_is_held_out, lessons)], lessons):
         watched = [lesson for lesson, out in zip(lessons, held, strict=True) if out]
         kept = [n for n, out in enumerate(held) if not out]
         lessons, weights = [lessons[n] for n in kept], [weights[n] for n in kept]
         label = "held-out questions of the training data"
     else:
-        watched, label = lessons[:_WATCHED_OF_TRAINING], "rows it was trained on"
+        watched = [*filter(_is_pair, lessons)][:_WATCHED_OF_TRAINING]
+        label = "rows it was trained on"
     return Material(lessons, weights, _samples(watched, shares, seed), label, sources, left_out)
+
+
+def _splits(held: Sequence[bool], lessons: Sequence[Lesson]) -> bool:
+    """Whether something is left to learn from, and a pair to watch."""
+    return not all(held) and any(
+        out and _is_pair(one) for out, one in zip(held, lessons, strict=True)
+    )
+
+
+def _is_pair(lesson: Lesson) -> bool:
+    return len(lesson.sample.answers) == 2
 
 
 def _read_lessons(
@@ -209,7 +227,7 @@ def _is_held_out(lesson: Lesson) -> bool:
 def _samples(lessons: Sequence[Lesson], shares: Shares, seed: int) -> list[Sample]:
     """Pairs as they are judged to watch progress, with their gold, in the order given."""
     still = Shares(swap=0.0, reference_drop=shares.reference_drop)
-    pairs = [lesson for lesson in lessons if len(lesson.sample.answers) == 2][:_WATCHED]
+    pairs = [*filter(_is_pair, lessons)][:_WATCHED]
     return [
         lesson.shown(showing_of(lesson, row, 0, still, seed))[0] for row, lesson in enumerate(pairs)
     ]

@@ -203,10 +203,20 @@ class Target:
 
 
 def line_of(template: Template, teaching: Teaching) -> str:
-    """A teacher's scores as the template's judge writes them: themselves, or who won."""
+    """A teacher's scores as the template's judge writes them: themselves, or who won.
+
+    Raises RowError where it would write no such line.
+    """
     if template.verdicts is None:
+        for score in teaching.scores:
+            if score not in template.values:
+                raise RowError("scores-off-scale", f"template {template.name} has no score {score}")
         return teaching.line
+    if len(teaching.scores) != 2:
+        raise RowError("n-answers", f"template {template.name} tells which of two answers won")
     verdict = verdict_of(tuple(map(float, teaching.scores)))
+    if verdict not in template.verdicts:
+        raise RowError("no-such-verdict", f"template {template.name} has no verdict {verdict}")
     return template.values[template.verdicts.index(verdict)]
 
 
@@ -214,8 +224,8 @@ def line_of(template: Template, teaching: Teaching) -> str:
 class Schedule:
     """All that is learnt, in order: places in `examples`, batch after batch.
 
-    `left_out` counts the showings that gave no example, by reason; `shortened` those whose answers
-    were cut.
+    `left_out` counts the lessons that gave no example, or not in each showing, by reason;
+    `shortened` those whose answers were cut.
     """
 
     examples: Sequence[Example]
@@ -254,13 +264,16 @@ def make_schedule(
     wanted = sorted({showing for epoch in epochs for showing in epoch})
     places: dict[Showing, int] = {}
     examples: list[Example] = []
-    left_out: Counter[str] = Counter()
+    left_out: set[tuple[int, str]] = set()
+    shortened: set[int] = set()
     for showing, found in maker.make(lessons, wanted):
         if isinstance(found, RowError):
-            left_out[found.code] += 1
-        else:
-            places[showing] = len(examples)
-            examples.append(found)
+            left_out.add((showing.row, found.code))
+            continue
+        if any(flag.startswith("truncated") for flag in found.flags):
+            shortened.add(showing.row)
+        places[showing] = len(examples)
+        examples.append(found)
     order: list[int] = []
     rest: list[int] = []
     for epoch, showings in enumerate(epochs):
@@ -271,8 +284,8 @@ def make_schedule(
     order += rest
     steps = max(1, round(len(order) / batch)) if order else 0
     whole = [order[place % len(order)] for place in range(steps * batch)]
-    shortened = sum(any(flag.startswith("truncated") for flag in e.flags) for e in examples)
-    return Schedule(examples, whole, batch, left_out, shortened)
+    codes = Counter(code for _, code in sorted(left_out))
+    return Schedule(examples, whole, batch, codes, len(shortened))
 
 
 def _in_batches(

@@ -185,6 +185,8 @@ def _row_of(sample: Sample, plain: Teaching | None, with_reference: Teaching | N
     main = with_reference or plain
     assert main is not None  # read_lesson sees to it
     row: Json = {"question": sample.question, "answers": list(sample.answers)}
+    if sample.input is not None:
+        row["input"] = sample.input
     if with_reference is not None:
         row["reference"] = sample.reference
     row["gold"] = row_text(main)

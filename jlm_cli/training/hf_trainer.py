@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from transformers.utils.import_utils import is_torch_tf32_available
 from jlm_cli import loading, vocabularies
 from jlm_cli.errors import GO_ON, Ended, JlmError, UsageError
 from jlm_cli.hf.attention import PRODUCTS
+from jlm_cli.hf.memory import is_out_of_memory
 from jlm_cli.records import Json
 from jlm_cli.report import Report
 from jlm_cli.training.course import Course, Trained
@@ -68,13 +70,28 @@ def train(course: Course, report: Report) -> Trained:
     checkpoint = last_checkpoint(course.config.partial)
     done = 0 if checkpoint is None else step_of(checkpoint) * course.recipe.batch
     with heard_signals(watch), report.bar(len(course.schedule.order), done) as watch.bar:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with _told_of_memory():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if watch.signal is not None:
             report.note(
                 f"stopped at step {trainer.state.global_step} of {course.schedule.steps}; {GO_ON}"
             )
             raise Ended(watch.signal)
     return _finished(trainer, course, watch)
+
+
+@contextmanager
+def _told_of_memory() -> Iterator[None]:
+    """Raises JlmError where memory runs out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, MemoryError) or is_out_of_memory(error)):
+            raise
+        raise JlmError(
+            "memory ran out; what is done is kept. It takes less with a smaller --micro-batch, "
+            "--recompute on, a lower --max-length, or --lora 8"
+        ) from error
 
 
 def _finished(trainer: JudgeTrainer, course: Course, watch: Watch) -> Trained:
