@@ -19,15 +19,19 @@ from filelock import FileLock, Timeout
 from jlm_cli.errors import ReaderLeft, SystemFailure, UsageError
 
 
-def write_whole(path: Path, lines: Iterator[bytes]) -> None:
-    """Write a file that appears under its name only when it is complete."""
-    draft = path.with_name(f".{path.name}.tmp")  # one that a killed run left is written over
+def write_whole(path: Path, lines: Iterator[bytes], instead_of: Path | None = None) -> None:
+    """Write a file that appears under its name only when it is complete, and not beside another
+    that is about what it replaces."""
+    draft = path.with_name(f".{path.name}.tmp")
     try:
         with naming(path):
-            with draft.open("wb") as file:
+            draft.unlink(missing_ok=True)  # of a killed run, or a link
+            with draft.open("xb") as file:
                 file.writelines(lines)
                 file.flush()
                 os.fsync(file.fileno())
+            if instead_of is not None:
+                instead_of.unlink(missing_ok=True)
             draft.replace(path)
             sync_folder(path.parent)
     except BaseException:

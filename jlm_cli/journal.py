@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 import zlib
 from array import array
 from collections.abc import Collection, Iterator, Sequence
@@ -179,6 +180,12 @@ class Journal:
         """The file of records that were put aside for a run like that of `facts`."""
         fits = first_difference(self.facts(), facts, ROW_BY_ROW) is None
         return self._saved if fits and self._saved.exists() else None
+
+    def has_saved_as(self, output: Path) -> bool:
+        """Whether these records are what stands under the output's name: it was written, and the
+        run killed before its summary was."""
+        with self._saved.open("rb") as ours, output.open("rb") as theirs:
+            return all(one == other for one, other in zip_longest(ours, theirs))
 
     def forget_saved(self) -> None:
         """When what is kept of them has been appended."""
@@ -351,7 +358,9 @@ def locked(folder: Path) -> Iterator[None]:
     lock = folder / "lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(lock).acquire(timeout=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of file systems without locks: a file stands for one
+            held = FileLock(lock).acquire(timeout=0)
     except Timeout:
         raise UsageError(f"{folder}: another run is writing there") from None
     except OSError as error:

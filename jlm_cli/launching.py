@@ -39,7 +39,8 @@ _LOOK = 1  # second between looks at the workers
 _MOST_STOPPED = 10  # looks at one that is known to be stopped
 _MOST_LEAVING = 5  # looks at fewer than there were, when all is done
 _SHUTDOWN = "5"  # seconds that workers have to end when the run does; torch before 2.12: 30
-_FAILURE = "JLM_FAILURE"  # names the file in which a worker says why it ends
+_FAILURE = "JLM_FAILURE"  # names the files in which workers say why they end, but for their ranks
+_WORD = 16384  # bytes of such a file
 _DONE = "done.json"  # beside it, the exit status when all is done
 _PR_SET_PDEATHSIG = 1
 
@@ -49,12 +50,45 @@ def launch(work: Callable[[], int], n: int) -> int:
     ReaderLeft, Ended."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SHUTDOWN)
     for name in [name for name in logging.root.manager.loggerDict if "torch" in name]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # each has a level of its own
-    how = LaunchConfig(
+    with scratch() as folder, _own_handlers():
+        words = [folder / f"word-{rank}" for rank in range(n)]
+        for word in words:
+            word.write_bytes(bytes(_WORD))  # room for what is to be said of a full disk
+        os.environ[_FAILURE] = str(folder / "word")
+        done, launching = folder / _DONE, _Launching()
+        for look, *given in ((_end_the_stopped,), (_end_the_launcher, launching, done, n)):
+            threading.Thread(target=look, args=given, daemon=True).start()
+        try:
+            try:
+                with _deaf_workers():
+                    elastic_launch(_how(n, folder), _worker)(work, os.getpid())
+            finally:
+                launching.end()  # here, since it may wake this thread until then
+        except SignalException as error:
+            if not done.exists():
+                raise Ended(error.sigval) from None
+        except ChildFailedError as error:
+            if done.exists():  # it died when all was done
+                return _status(done)
+            if (told := next(filter(None, map(_told, words)), None)) is not None:
+                raise told from None
+            rank, first = error.get_first_failure()
+            cause = _cause(first.exitcode)
+            raise JlmError(f"worker {rank} died ({cause}); what is done is kept: {GO_ON}") from None
+        return _status(done)
+
+
+def _how(n: int, folder: Path) -> Any:
+    """torch's LaunchConfig for so many processes, whose logs would be in the folder."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=n,
@@ -64,31 +98,8 @@ def launch(work: Callable[[], int], n: int) -> int:
         local_addr="localhost",
         max_restarts=0,
         signals_to_handle=",".join([*signals.not_ignored(), "SIGQUIT"]),
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "log")),
     )
-    with scratch() as folder:
-        os.environ[_FAILURE] = str(folder / "failure.json")
-        done, launching = folder / _DONE, _Launching()
-        looks = (_end_the_stopped, os.environ[_FAILURE]), (_end_the_launcher, launching, done, n)
-        for look, *given in looks:
-            threading.Thread(target=look, args=given, daemon=True).start()
-        try:
-            try:
-                with _deaf_workers():
-                    elastic_launch(how, _worker)(work, os.getpid())
-            finally:
-                launching.end()  # here, since it may wake this thread until then
-        except SignalException as error:
-            if not done.exists():
-                raise Ended(error.sigval) from None
-        except ChildFailedError as error:
-            if done.exists():  # it died when all was done
-                return _status(done)
-            if (failure := Path(os.environ[_FAILURE])).exists():
-                raise _told(failure) from None
-            rank, first = error.get_first_failure()
-            cause = _cause(first.exitcode)
-            raise JlmError(f"worker {rank} died ({cause}); what is done is kept: {GO_ON}") from None
-        return _status(done)
 
 
 def _status(done: Path) -> int:
@@ -119,6 +130,18 @@ _OF_TERMINALS = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasat
 
 
 @contextmanager
+def _own_handlers() -> Iterator[None]:
+    """torch's launcher leaves handlers of signals behind that raise what nobody expects."""
+    numbers = [getattr(signal, name) for name in (*signals.not_ignored(), "SIGQUIT")]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _deaf_workers() -> Iterator[None]:
     """A terminal sends Ctrl-C to workers as well, also to those that are still being loaded.
 
@@ -128,7 +151,7 @@ def _deaf_workers() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # where it is started later, it opens this thread's ear
+    _start_tracker()  # where it is started later, it opens this thread's ear
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINALS)
     try:
         yield
@@ -136,7 +159,16 @@ def _deaf_workers() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_the_stopped(failure: str) -> None:
+def _start_tracker() -> None:
+    """What a signal ends leaves semaphores for it to remove, of which nobody need be told."""
+    sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.pop()
+
+
+def _end_the_stopped() -> None:
     """Kill a worker that was stopped (SIGSTOP) and does not go on, in whatever it was doing.
 
     A suspended run as a whole (Ctrl-Z) is not looked at: this process sleeps with it.
@@ -154,7 +186,7 @@ def _end_the_stopped(failure: str) -> None:
                 if process.status() != psutil.STATUS_STOPPED:
                     looks[process.pid] = 0
                 if looks[process.pid] == _MOST_STOPPED:
-                    _leave_word(failure, f"worker {rank} was stopped and did not go on")
+                    _leave_word(rank, _kept(f"worker {rank} was stopped and did not go on"))
                     process.kill()
 
 
@@ -183,16 +215,22 @@ def _spawned() -> list[Any]:
 
 def end_for(reason: str) -> NoReturn:
     """End this worker, and so the run; the launcher ends the others."""
-    if failure := os.environ.get(_FAILURE):
-        _leave_word(failure, reason)
+    if _FAILURE in os.environ:
+        _leave_word(int(os.environ["RANK"]), _kept(reason))
     else:
-        print(f"jlm: {reason}; what is done is kept: {GO_ON}", file=sys.stderr, flush=True)
+        print(f"jlm: {_kept(reason)}", file=sys.stderr, flush=True)
     os._exit(EXIT_UNEXPECTED)
 
 
-def _leave_word(failure: str, reason: str) -> None:
-    told = {"message": f"{reason}; what is done is kept: {GO_ON}", "exit_code": EXIT_UNEXPECTED}
-    Path(failure).write_bytes(orjson.dumps(told))
+def _kept(reason: str) -> str:
+    return f"{reason}; what is done is kept: {GO_ON}"
+
+
+def _leave_word(rank: int, message: str | None, exit_code: int = EXIT_UNEXPECTED) -> None:
+    """Why a worker ends, in the room that is kept for it: a disk may be full by now."""
+    told = orjson.dumps({"message": message and message[: _WORD // 8], "exit_code": exit_code})
+    with Path(f"{os.environ[_FAILURE]}-{rank}").open("r+b", buffering=0) as file:
+        file.write(told.ljust(_WORD, b"\0"))
 
 
 def _worker(work: Callable[[], int], parent: int) -> None:
@@ -209,17 +247,20 @@ def _worker(work: Callable[[], int], parent: int) -> None:
             write_whole(done, iter([orjson.dumps(status)]))
         return
     except ReaderLeft:
-        told: Json = {"message": None, "exit_code": EXIT_OK}
+        told: tuple[str | None, int] = None, EXIT_OK
     except JlmError as error:
-        told = {"message": str(error), "exit_code": error.exit_code}
+        told = str(error), error.exit_code
     except OSError as error:
-        told = {"message": str(SystemFailure.of(error)), "exit_code": EXIT_UNEXPECTED}
-    Path(os.environ[_FAILURE]).write_bytes(orjson.dumps(told))
+        told = str(SystemFailure.of(error)), EXIT_UNEXPECTED
+    _leave_word(int(os.environ["RANK"]), *told)
     sys.exit(EXIT_UNEXPECTED)
 
 
-def _told(failure: Path) -> BaseException:
-    told = orjson.loads(failure.read_bytes())
+def _told(word: Path) -> BaseException | None:
+    """What a worker has said, if it has."""
+    if not (said := word.read_bytes().rstrip(b"\0")):
+        return None
+    told: Json = orjson.loads(said)
     if told["message"] is None:
         return ReaderLeft()
     error = JlmError(told["message"])

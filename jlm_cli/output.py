@@ -9,9 +9,10 @@ from pathlib import Path
 import orjson
 
 from jlm_cli.config import Config
-from jlm_cli.errors import UsageError
+from jlm_cli.errors import InputError, UsageError
 from jlm_cli.files import check_folder, check_ordinary
 from jlm_cli.journal import begun, folder_of
+from jlm_cli.reading.source import LONGEST_LINE
 from jlm_cli.records import Json
 
 MADE_WITH = "made_with"  # in the summary: all that could have changed a byte of the output
@@ -43,12 +44,31 @@ def check_output(config: Config) -> None:
     if config.retry_errors and not output.exists() and not begun(folder_of(output)):
         raise UsageError(f"{output}: is not there; --retry-errors judges its error records again")
     may_replace = config.overwrite or config.retry_errors or begun(folder_of(output))
-    inputs = [Path(name) for name in config.inputs if name != "-"]
-    if output.exists() and not may_replace and all(path.exists() for path in inputs):
+    if output.exists() and not may_replace:
+        for path in [Path(name) for name in config.inputs if name != "-"]:
+            if not path.exists():  # the likelier mistake
+                raise InputError(f"{path}: cannot be read: No such file or directory")
         raise UsageError(f"{output}: exists; take --overwrite, or another --output")
-    summary = summary_path(output)
+    summary, twin = summary_path(output), _twin(output)
     if summary.exists() and not may_replace and made_with(summary) is None:
         raise UsageError(f"{summary}: exists, and is no summary of jlm; take another --output")
+    if summary.exists() and twin.is_file() and _holds_records(twin):
+        raise UsageError(f"{summary}: is the summary of {twin}; take another --output")
+
+
+def _twin(output: Path) -> Path:
+    """Another output, whose summary would have the same name."""
+    bare = output.with_name(output.name.removesuffix(".jsonl"))
+    return output.with_name(f"{output.name}.jsonl") if bare == output else bare
+
+
+def _holds_records(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            first = orjson.loads(file.readline(LONGEST_LINE))
+    except (OSError, orjson.JSONDecodeError):
+        return False
+    return isinstance(first, dict) and {"mode", "line"} <= first.keys()
 
 
 def _check_name(path: Path, config: Config) -> None:
@@ -75,7 +95,7 @@ def _same_file(path: Path, other: Path) -> bool:
 def made_with(summary: Path) -> Json | None:
     """What a summary names as its making; None where it is none."""
     try:
-        made: Json = orjson.loads(summary.read_bytes())[MADE_WITH]
+        made = orjson.loads(summary.read_bytes())[MADE_WITH]
     except (OSError, orjson.JSONDecodeError, LookupError, TypeError):
         return None
-    return made
+    return made if isinstance(made, dict) else None

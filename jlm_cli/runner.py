@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -60,6 +60,7 @@ from jlm_cli.tasks import Task, in_turn
 _RECORDS_SHOWN = 13
 _OF_A_MACHINE = {"model", "batch_tokens"}  # its copy of the weights, its memory
 _PLAN = "plan.npz"
+_LATE = 60  # seconds
 
 RowRecord = tuple[int, bytes]  # a row's number and its record
 
@@ -73,6 +74,8 @@ def start(config: Config) -> int:
 
 def run_inline(config: Config, inline: tuple[str, ...]) -> int:
     """Judge one question from the command line and print what was said."""
+    if sharding.started_by_launcher():
+        raise UsageError("-Q is one question, which a launcher's processes cannot share")
     question, *answers = inline
     with scratch() as folder:
         given = folder / "question"
@@ -136,6 +139,8 @@ def work(config: Config, workers: sharding.Workers) -> int:
         n_left, survey = _begin(now, journal, report)
         _judge_share(now, journal, workers, report)
         workers.finish()
+        if workers.size > 1:
+            _await(lambda: journal.n_records() == len(now.rows))
         _write_output(now, journal)
         return _sum_up(now, journal, report, survey, n_left, time.monotonic() - started)
 
@@ -222,6 +227,8 @@ def _check_overwrite(now: Run) -> None:
     output = now.config.output
     if output is None or not (output.exists() or begun(folder_of(output))):
         return
+    if not len(now.rows) and output.exists() and output.stat().st_size:
+        raise InputError(f"{now.rows.source.name}: has no rows, and {output} is left as it is")
     first: RowError | None = None
     for row in range(len(now.rows)):
         ((_, _, found),) = encoded(now.rows, now.encoder, [row])
@@ -254,9 +261,10 @@ def _kept_of(now: Run, journal: Journal, facts: Json) -> list[Kept]:
         return []  # a run that failed when all was done, perhaps with the output replaced
     if (retries or goes_on) and (saved := journal.saved(facts)) is not None:
         found.append(saved)
-    if retries and output is not None and output.exists():
-        check_made_with(output, facts)
-        found.append(output)
+    there = output if retries and output is not None and output.exists() else None
+    if there is not None and not (found and journal.has_saved_as(there)):
+        check_made_with(there, facts)
+        found.append(there)
     return [kept_of(path, now.rows, give_up=now.config.overwrite) for path in found]
 
 
@@ -271,6 +279,7 @@ def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: 
     """Judge batches until none is left."""
     workers.ready()
     if workers.rank > 0:
+        _await(lambda: begun(journal.folder))
         now = as_begun(now, journal.facts())
         journal.check(fingerprint(now), but=_OF_A_MACHINE)
     with np.load(journal.folder / _PLAN) as saved:
@@ -290,6 +299,14 @@ def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: 
             journal.append(records)
             bar.update(workers.count(len(records)) - bar.n)
     journal.close()
+
+
+def _await(is_there: Callable[[], bool]) -> None:
+    """What another machine has written in a common folder may be seen a little later."""
+    for _ in range(_LATE):
+        if is_there():
+            return
+        time.sleep(1)
 
 
 def judged_batches(
@@ -324,12 +341,13 @@ def _record(now: Run, row: int, sample: Sample, results: Sequence[Reading | RowE
 
 def _write_output(now: Run, journal: Journal) -> None:
     if (n := journal.n_records()) != len(now.rows):
-        raise JlmError(f"{journal.folder}: holds {n} of {len(now.rows)} records")
+        raise JlmError(f"{journal.folder}: holds {n} of {len(now.rows)} records; {GO_ON}")
     if now.config.output is None:
         write_stdout(journal.records())
     else:
         journal.check_output(now.config.output)
-        write_whole(now.config.output, journal.records())
+        summary = summary_path(now.config.output)
+        write_whole(now.config.output, journal.records(), instead_of=summary)
 
 
 def _sum_up(
@@ -358,7 +376,8 @@ def _sum_up(
     packed = dump_indented(summary)
     if config.output is not None:
         write_whole(summary_path(config.output), iter([packed]))
-    report.records(list(islice(_records(now.rows, journal), _RECORDS_SHOWN)))
+    if not config.quiet:
+        report.records(list(islice(_records(now.rows, journal), _RECORDS_SHOWN)))
     output = str(config.output or "standard output")
     report.summary(summary, tally, output, now.files.untrained)
     journal.remove()

@@ -16,10 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from jlm_cli import slurm
+from jlm_cli import signals, slurm
 from jlm_cli.config import Config
 from jlm_cli.errors import GO_ON, JlmError, ModelError, UsageError
 from jlm_cli.launching import end_for, launch
+from jlm_cli.report import Report
 
 Work = Callable[[Config, "Workers"], int]
 
@@ -29,6 +30,7 @@ _MOST_SILENT = 40  # looks at a worker that does not beat: one that is stopped, 
 _LEAVING = 10  # seconds that a worker's own watch has to end
 _LEFT = 1 << 40  # beats of a worker that is done
 _STORE_GONE = "the process that keeps the workers' store has ended"
+_TOLD_AFTER = 10  # seconds of waiting for the other processes
 _JOINING = timedelta(minutes=30)  # for all of a launcher's processes to be there
 
 
@@ -82,16 +84,24 @@ class Alone:
 class Group:
     """One of several workers; the environment says which (RANK, WORLD_SIZE, …)."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Report) -> None:
         from accelerate import PartialState
         from torch.distributed.distributed_c10d import _get_default_store
 
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        rank, size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+        told = f"process {rank} of {size} waits for the others at {where}"
+        waits = threading.Timer(_TOLD_AFTER, report.note, [told])
+        waits.daemon = True
+        waits.start()
         try:
-            state = PartialState(cpu=True, timeout=_JOINING)
+            with signals.by_the_system():  # which ends a wait in C++, where Python hears none
+                state = PartialState(cpu=True, timeout=_JOINING)
         except RuntimeError as error:
-            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             reason = str(error).strip().splitlines()[0]
             raise JlmError(f"the other processes were not met at {where}: {reason}") from error
+        finally:
+            waits.cancel()
         self.rank: int = state.process_index
         self.size: int = state.num_processes
         store: Any = _get_default_store()
@@ -212,7 +222,7 @@ def _check_files(config: Config) -> None:
 
 def _in_group(config: Config, work: Work) -> int:
     _share_cores()
-    group = Group()
+    group = Group(Report(config.quiet))
     try:
         return work(config, group)
     finally:
@@ -223,7 +233,9 @@ def _share_cores() -> None:
     """Each of a machine's workers computes with its share of the cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     share = max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    os.environ.setdefault("OMP_NUM_THREADS", str(share))  # accelerate would take 1
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # OpenMP takes a list
+    threads = int(given) if given.isdecimal() and int(given) else share
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate would take 1 where there is none
     import torch
 
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    torch.set_num_threads(threads)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -29,6 +30,23 @@ def unwind() -> None:
     Who goes on after a KeyboardInterrupt calls this again.
     """
     _hear(_unwind)
+
+
+@contextmanager
+def by_the_system() -> Iterator[None]:
+    """Without a handler of Python's: a signal ends the process at once, wherever it is."""
+    before = {number: signal.getsignal(number) for number in map(_number, not_ignored())}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _number(name: str) -> int:
+    return int(getattr(signal, name))
 
 
 def _hear(handler: Callable[[int, FrameType | None], NoReturn]) -> None:

@@ -16,19 +16,33 @@ from typing import Any
 
 import pytest
 from faulty import Runs
+from hypothesis import settings
 
 from jlm_cli import loading, models, prompts, vocabularies
 from jlm_cli.encoding import Lines, Vocabulary
 from jlm_cli.scoreline import LineTokens
 
 ROOT = Path(__file__).resolve().parent.parent
+TORCHRUN = (  # by a name that needs no resolving
+    *(sys.executable, "-m", "torch.distributed.run"),
+    *("--nproc-per-node", "2", "--local-addr", "localhost"),
+)
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for the hub
+for name in ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)  # help and messages in colours
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background job, whose
     signal.signal(signal.SIGINT, signal.default_int_handler)  # children would ignore it as well
+for number in (signal.SIGHUP, signal.SIGTERM):
+    if signal.getsignal(number) is signal.SIG_IGN:  # as nohup has it
+        signal.signal(number, signal.SIG_DFL)
 if "PYTEST_XDIST_WORKER" in os.environ:  # whose parent has set it already, for itself
     os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+settings.register_profile("the same each time", deadline=None, derandomize=True, database=None)
+settings.load_profile("the same each time")
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,24 @@ def quick(tmp_path: Path, runs: Runs) -> Jlm:
         return Done(done.code, done.out, done.err)
 
     return run
+
+
+_MEASURE = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def peak_memory(folder: Path, *words: str) -> tuple[int, float]:
+    """The exit code of a command there, and the most memory that it took, in bytes.
+
+    Linux counts what a process was before its exec, a copy of this one, into its peak: the command
+    is started by a small process of its own.
+    """
+    told = subprocess.check_output([sys.executable, "-c", _MEASURE, *words], cwd=folder)
+    code, peak = map(int, told.split())
+    return code, peak * 1024
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:

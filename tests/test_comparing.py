@@ -103,7 +103,8 @@ def test_a_failed_judgment_differs_from_none(tmp_path: Path, jlm: Jlm) -> None:
     failed = {"mode": "judge", "error": {"code": "too-long", "message": "…"}}
     rows = [pair(0, verdict="2"), pair(1, verdict="1"), {"id": 2, **failed}, {"id": 3, **failed}]
     write_rows(tmp_path / "b.jsonl", rows)
-    assert jlm("metrics", "a.jsonl", "b.jsonl", "--html", "r.html", "--disagreements", "d.jsonl")
+    words = ("metrics", "a.jsonl", "b.jsonl", "--html", "r.html", "--disagreements", "d.jsonl")
+    assert jlm(*words).code == 0
     assert 'value="judges differ"> judges differ <small>1<' in (tmp_path / "r.html").read_text()
     assert len((tmp_path / "d.jsonl").read_text().splitlines()) == 1
 

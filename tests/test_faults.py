@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import pair, read_rows, write_rows
+from conftest import TORCHRUN, pair, read_rows, write_rows
 from faulty import ERRORS, KILLS, Runs
 
 from jlm_cli.journal import read_part
@@ -274,9 +274,7 @@ def test_signals_in_each_phase(
     names = runs(folder, *COMMAND, "-q").names
     at = next(n for n, name in enumerate(names, start=1) if name.endswith(phase))
     begin(folder, work)
-    started = time.monotonic()
     done = runs(folder, *COMMAND, "-q", at=at, how=how)
-    assert time.monotonic() - started < 10
     assert (done.code, done.err) == (SIGNALS[how], "")
     check_resumes(folder, work, runs)
 
@@ -290,7 +288,7 @@ def test_signals_while_loading(tmp_path: Path, runs: Runs, work: Work, how: str)
         pass
     for name in how.split():
         process.send_signal(getattr(signal, name))
-    err = process.communicate(timeout=10)[1]
+    err = process.communicate(timeout=120)[1]
     assert process.returncode == SIGNALS[how] and b"Traceback" not in err
     check_resumes(folder, work, runs)
 
@@ -315,15 +313,15 @@ def test_ctrl_c_with_workers(
 ) -> None:
     """To the launcher alone, and to all processes as a terminal sends it."""
     folder = begin(tmp_path / "run", work)
-    process = start(folder, "--workers", "2", JLM_FAKE_DELAY="0.1")
+    process = start(folder, "--workers", "2", JLM_FAKE_DELAY="5")
     if phase:
         wait_for(folder / "out.jsonl.partial", phase)
     else:
         time.sleep(2)
     (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
-    err = process.communicate(timeout=20)[1].decode()
+    err = process.communicate(timeout=120)[1].decode()
     assert process.returncode == 130, err
-    assert "Traceback" not in err, err
+    assert err == "", err
     check_resumes(folder, work, runs)
 
 
@@ -341,17 +339,16 @@ def test_a_worker_that_stops_or_dies_is_named(
     tmp_path: Path, runs: Runs, work: Work, phase: str, rank: int, how: signal.Signals
 ) -> None:
     folder = begin(tmp_path / "run", work)
-    process = start(folder, "--workers", "2", JLM_FAKE_DELAY="0.3")
+    process = start(folder, "--workers", "2", JLM_FAKE_DELAY="5")
     wait_until(lambda: len(workers_of(process.pid)) == 2)
     if phase:
         wait_for(folder / "out.jsonl.partial", phase)
     os.kill(workers_of(process.pid)[rank], how)
-    started = time.monotonic()
-    err = process.communicate(timeout=60)[1].decode()
+    err = process.communicate(timeout=120)[1].decode()
     assert process.returncode == 1, err
     said = "was stopped and did not go on" if how == signal.SIGSTOP else "died (signal 9)"
     assert f"jlm: worker {rank} {said}; what is done is kept" in err, err
-    assert "Traceback" not in err and time.monotonic() - started < 60
+    assert "Traceback" not in err
     check_resumes(folder, work, runs, "--workers", "1")
 
 
@@ -359,9 +356,8 @@ def test_a_worker_that_stops_or_dies_is_named(
 def test_a_worker_without_a_beat_is_named_by_the_others(tmp_path: Path, work: Work) -> None:
     """Under torchrun there is no launcher of ours to see that a worker was stopped."""
     folder = begin(tmp_path / "run", work)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
     process = subprocess.Popen(
-        [*command, "jlm_cli", *COMMAND, "-q"],
+        [*TORCHRUN, "-m", "jlm_cli", *COMMAND, "-q"],
         cwd=folder,
         env={**os.environ, "JLM_MODEL": "fake", "JLM_FAKE_DELAY": "1", "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
@@ -398,15 +394,18 @@ def test_read_only_folder(tmp_path: Path, runs: Runs, work: Work) -> None:
     assert set(ERRORS) == {"ENOSPC", "EIO", "EROFS"}
 
 
-def test_a_real_full_disk(tmp_path: Path, runs: Runs, work: Work) -> None:
-    """A tmpfs of 1 MiB; needs the right to mount, in a name space of its own or as root."""
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_real_full_disk(tmp_path: Path, runs: Runs, work: Work, workers: str) -> None:
+    """A tmpfs of 1 MiB, TMPDIR on it as well; needs the right to mount, in a name space of its own
+    or as root."""
     rows = [pair(n, answers=["a" * 4000, "b"]) for n in range(400)]
     given = write_rows(tmp_path / "in.jsonl", rows)
     script = (
         "mkdir small && mount -t tmpfs -o size=1m tmpfs small && cd small || exit 77\n"
-        f"{sys.executable} -m jlm_cli judge {given} -o out.jsonl -q; echo code $?\n"
+        f"export TMPDIR=$PWD\n{sys.executable} -m jlm_cli judge {given} -o out.jsonl -q"
+        f" --workers {workers}; echo code $?\n"
         "ls -A; df --output=avail . | tail -1\n"
-        f"cp out.jsonl.partial/part-0 {tmp_path}/part-0\n"
+        f"cp out.jsonl.partial/part-* {tmp_path}\n"
         "mount -o remount,size=64m small . 2>/dev/null || mount -o remount,size=64m .\n"
         f"{sys.executable} -m jlm_cli judge {given} -o out.jsonl -q; echo code $?\n"
         f"cp out.jsonl {tmp_path}/out.jsonl"
@@ -417,10 +416,9 @@ def test_a_real_full_disk(tmp_path: Path, runs: Runs, work: Work) -> None:
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip("no right to mount a tmpfs here: " + done.stderr.strip())
     assert "code 1" in done.stdout and "code 0" in done.stdout, done
-    assert "part-0: No space left on device; what is done is kept" in done.stderr
-    assert "Traceback" not in done.stderr
-    kept = list(read_part(tmp_path / "part-0").rows)
-    assert len(kept) > 50
+    said = r"jlm: \S+part-\d: No space left on device; what is done is kept: [^\n]*\n"
+    assert re.fullmatch(said, done.stderr), done.stderr
+    assert sum(len(read_part(path).rows) for path in tmp_path.glob("part-*")) > 50
     assert runs(tmp_path, "judge", "in.jsonl", "-o", "whole.jsonl", "-q").code == 0
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 

@@ -86,7 +86,9 @@ def test_what_was_fetched_needs_no_network(
 ) -> None:
     def ask(**env: str) -> subprocess.CompletedProcess[str]:
         quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
-        env = {**os.environ, **quiet, "HF_HOME": str(tmp_path), **env}
+        own = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_"))}
+        own.pop("no_proxy", None)
+        env = {**own, **quiet, "HF_HOME": str(tmp_path), **env}
         env.setdefault("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
         words = [sys.executable, "-c", ASK, revision]
         return subprocess.run(words, env=env, capture_output=True, text=True)

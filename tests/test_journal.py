@@ -652,3 +652,81 @@ def test_a_closed_output_is_told_before_anything_is_judged(
     )
     assert (done.returncode, done.stderr) == (2, "jlm: standard output is closed\n")
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+KILLED_AT_ITS_SUMMARY = (
+    "import os, sys; from jlm_cli import cli, runner; runner._sum_up = lambda *_: os._exit(9); "
+    "sys.argv = ['jlm', 'judge', 'in.jsonl', '-o', 'out.jsonl', '-m', 'fake', *sys.argv[1:]]; "
+    "cli.main()"
+)
+
+
+def killed_at_its_summary(folder: Path, *words: str) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED_AT_ITS_SUMMARY, *words], cwd=folder)
+    assert done.returncode == 9
+
+
+def test_an_output_is_never_beside_another_one_s_summary(tmp_path: Path, jlm: Jlm) -> None:
+    """Else --retry-errors would take judgments of another template for those of its own."""
+    write_rows(tmp_path / "in.jsonl", [pair(n) for n in range(6)])
+    words = ("judge", "in.jsonl", "-o", "out.jsonl")
+    brief = ("--template", "judgelm-brief", "--overwrite")
+    assert jlm(*words).code == 0
+    killed_at_its_summary(tmp_path, *brief)
+    assert not (tmp_path / "out.metrics.json").exists()
+    done = jlm(*words, "--retry-errors", "--overwrite")
+    assert "going on: 6 of 6" not in done.err
+    assert jlm(*words, *brief).code == 0
+    made = json.loads((tmp_path / "out.metrics.json").read_text())["made_with"]
+    assert made["template"] != "judgelm"
+
+
+def test_two_outputs_that_would_share_a_summary(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(n) for n in range(3)])
+    (tmp_path / "b").write_text("a file of some kind")
+    assert jlm("judge", "in.jsonl", "-o", "b.jsonl").code == 0
+    assert jlm("judge", "in.jsonl", "-o", "b.jsonl", "--overwrite").code == 0
+    for first, second in (("a.jsonl", "a"), ("c", "c.jsonl")):
+        assert jlm("judge", "in.jsonl", "-o", first).code == 0
+        done = jlm("judge", "in.jsonl", "-o", second)
+        assert done.code == 2 and f"is the summary of {first}; take another --output" in done.err
+
+
+def test_a_run_killed_at_its_summary_goes_on_with_more_rows(tmp_path: Path, jlm: Jlm) -> None:
+    rows: list[Any] = [pair(n) for n in range(6)]
+    write_rows(tmp_path / "in.jsonl", rows)
+    killed_at_its_summary(tmp_path)
+    write_rows(tmp_path / "in.jsonl", [*rows, pair(7), pair(8)])
+    words = ("judge", "in.jsonl", "-o", "out.jsonl")
+    assert jlm(*words).code == 2
+    done = jlm(*words, "--retry-errors")
+    assert done.code == 0 and "going on: 6 of 8 rows are done" in done.err, done.err
+    assert [record["id"] for record in read_rows(tmp_path / "out.jsonl")] == [*range(6), 7, 8]
+
+
+def test_an_empty_input_replaces_no_output(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    assert jlm("judge", "in.jsonl").code == 0
+    good = (tmp_path / "in.judge.jsonl").read_bytes()
+    write_rows(tmp_path / "in.jsonl", [])
+    done = jlm("judge", "in.jsonl", "--overwrite")
+    assert done.code == 2 and "in.jsonl: has no rows, and in.judge.jsonl is left" in done.err
+    assert (tmp_path / "in.judge.jsonl").read_bytes() == good
+
+
+def test_a_draft_that_is_a_link_is_not_followed(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / ".out.jsonl.tmp").symlink_to("precious")
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl").code == 0
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert not (tmp_path / "out.jsonl").is_symlink()
+
+
+@pytest.mark.parametrize("made", ["me", 7, None, []])
+def test_an_odd_summary_is_none_of_jlm(tmp_path: Path, jlm: Jlm, made: Any) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1), {"id": 2}])
+    assert jlm("judge", "in.jsonl", "-o", "out.jsonl").code == 3
+    (tmp_path / "out.metrics.json").write_text(json.dumps({"made_with": made}))
+    done = jlm("judge", "in.jsonl", "-o", "out.jsonl", "--retry-errors")
+    assert done.code == 2 and "is not there, or no summary" in done.err

@@ -6,14 +6,12 @@ import gzip
 import json
 import os
 import random
-import resource
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import zstandard
-from conftest import ROOT, read_rows
+from conftest import ROOT, peak_memory, read_rows
 from faulty import Outcome, Runs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -117,7 +115,10 @@ def test_memory_is_bounded_on_a_line_of_100_mb(tmp_path: Path, packed: bool) -> 
     for data in (THREE, THREE + big + GOOD_LINE):
         name = "in.jsonl.zst" if packed else "in.jsonl"
         (tmp_path / name).write_bytes(zstandard.compress(data) if packed else data)
-        peaks.append(peak_of(tmp_path, name))
+        words = ("judge", name, "-m", "fake", "-o", "out.jsonl", "-q", "--overwrite")
+        code, peak = peak_memory(tmp_path, sys.executable, "-m", "jlm_cli", *words)
+        assert code in (0, 3)
+        peaks.append(peak / 2**20)
     assert peaks[1] < peaks[0] + 150, peaks
     *_, found, last = read_rows(tmp_path / "out.jsonl")
     assert found["error"] == {
@@ -125,22 +126,6 @@ def test_memory_is_bounded_on_a_line_of_100_mb(tmp_path: Path, packed: bool) -> 
         "message": f"{name}:4: the line is longer than 16 MiB",
     }
     assert "error" not in last and last["line"] == 5
-
-
-def peak_of(folder: Path, name: str) -> float:
-    """MiB of memory that judging took, of the child itself."""
-    code = (
-        "import resource, sys; sys.argv = ['jlm', *sys.argv[1:]]\n"
-        "from jlm_cli.cli import main\n"
-        "try: main()\n"
-        "except SystemExit as end: assert end.code in (0, 3)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
-    words = ["judge", name, "-m", "fake", "-o", "out.jsonl", "-q", "--overwrite"]
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
-    assert resource.RUSAGE_SELF == 0
-    return int(done.stdout) / 1024
 
 
 def test_the_longest_line_that_is_read(tmp_path: Path) -> None:

@@ -11,18 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import pair, write_rows
+from conftest import pair, peak_memory, write_rows
 
 from jlm_cli.journal import read_part
 
 ROWS, FEW = 1_000_000, 10_000
 LEFT_EVERY = 200  # rows that the resumed run still has to judge
 MEGABYTE = 1e6
-MEASURE = """
-import resource, subprocess, sys
-subprocess.run(sys.argv[1:], check=True)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-"""
 
 
 def test_memory_of_places_alone(tmp_path: Path) -> None:
@@ -69,13 +64,10 @@ def command(given: Path) -> list[str]:
 
 
 def peak(folder: Path, given: Path) -> float:
-    """Judge the input; the most memory that took, in MB.
-
-    Linux counts what a process was before its exec, a copy of this one, into its peak: the run is
-    started by a small process of its own.
-    """
-    told = subprocess.check_output([sys.executable, "-c", MEASURE, *command(given)], cwd=folder)
-    return int(told) * 1024 / MEGABYTE
+    """Judge the input; the most memory that took, in MB."""
+    code, found = peak_memory(folder, *command(given))
+    assert code == 0
+    return found / MEGABYTE
 
 
 def fill(path: Path, numbers: object, record: dict[str, object]) -> Path:
