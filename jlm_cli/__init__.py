@@ -1,3 +1,3 @@
 """jlm: a command-line judge for language-model answers."""
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"

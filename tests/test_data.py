@@ -13,11 +13,12 @@ from conftest import Jlm, read_rows, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jlm_cli.errors import InputError
 from jlm_cli.reading.schemas import SCHEMAS
 from jlm_cli.records import Json
 from jlm_cli.training.bad_answers import KINDS, spoil
 from jlm_cli.training.data import Scale, _lifted
-from jlm_cli.training.gathering import Answered, RatedAnswer
+from jlm_cli.training.gathering import Answered, RatedAnswer, questions_in
 from jlm_cli.training.lessons import question_key, read_lesson
 
 WORDS = [
@@ -232,3 +233,18 @@ def test_real_answers_above_spoiled_ones_keep_their_order(
         if len(scores) <= 5:
             assert (a > b, a < b) == (x > y, x < y)
         assert (x >= y or a < b) and (x <= y or a > b)
+
+
+def test_questions_are_held_out_of_every_format(tmp_path: Path) -> None:
+    rows = {
+        "rewardbench": {"prompt": "Name  a fruit!", "chosen": "a", "rejected": "b"},
+        "mtbench": {"question_id": 1, "category": "c", "turns": ["Name a fruit.", "And a nut?"]},
+        "pandalm": {"instruction": "Name", "input": "a fruit", "response1": "a", "response2": "b"},
+        "judgelm": {"question_id": 1, "question_body": "name a fruit"},
+    }
+    for name, row in rows.items():
+        path = write_rows(tmp_path / f"{name}.jsonl", [row])
+        assert question_key("Name a fruit.") in questions_in(str(path)), name
+    path = write_rows(tmp_path / "none.jsonl", [{"answer": "Apple."}])
+    with pytest.raises(InputError, match="--hold-out: no question in this row"):
+        questions_in(str(path))

@@ -209,12 +209,18 @@ def questions_in(name: str) -> set[str]:
     with open_source(name) as source:
         for index, raw in enumerate(source):
             with At(f"{source.where(index)}: --hold-out"):
-                row = parse_row(raw)
-            extra = row.get("input")
-            text = row.get("question", row.get("question_body", row.get("instruction")))
-            if not isinstance(text, str):
+                found = _questions_of(parse_row(raw))
+            if not found:
                 raise InputError(f"{source.where(index)}: --hold-out: no question in this row")
-            keys.add(question_key(text))
-            if isinstance(extra, str) and extra:
-                keys.add(question_key(f"{text}\n{extra}"))
+            keys |= set(map(question_key, found))
     return keys
+
+
+def _questions_of(row: Json) -> list[str]:
+    """In every format, and of MT-bench's questions the first turn; with what goes with it."""
+    turns = row.get("turns")
+    given = [row.get(name) for name in ("question", "question_body", "instruction", "prompt")]
+    given += turns[:1] if isinstance(turns, list) else []
+    texts = [text for text in given if isinstance(text, str)]
+    extra = row.get("input")
+    return texts + [f"{text}\n{extra}" for text in texts if isinstance(extra, str) and extra]
