@@ -133,7 +133,8 @@ class Case:
         """All that the judge wrote behind its prompt, in its order."""
         if template.reason_first is None:
             return template.lead + self.said
-        return f"{self.record['reason'] or ''}{template.reason_first}{self.record['text']}"
+        said = f"{self.record['reason'] or ''}{template.reason_first}"
+        return f"{said}{template.lead}{self.record['text']}"
 
 
 def case_of(record: Json, config: Config) -> Case:

@@ -181,11 +181,21 @@ def _sizes(files: ModelFiles, dtype: str) -> tuple[int, int]:
     import torch
 
     config = text_config(files)
-    n_heads = getattr(config, "num_attention_heads", 1)
-    head = getattr(config, "head_dim", None) or config.hidden_size // n_heads
-    n_heads = getattr(config, "num_key_value_heads", None) or n_heads
-    size = getattr(torch, dtype).itemsize
-    return 2 * int(config.num_hidden_layers) * n_heads * head * size, int(config.hidden_size)
+    kept = sum(groups * size for _, groups, size in heads_in(config))
+    return 2 * kept * getattr(torch, dtype).itemsize, int(config.hidden_size)
+
+
+def heads_in(config: Any) -> list[tuple[int, int, int]]:
+    """Heads of queries, of keys, and their size, by layer."""
+    layers = range(int(config.num_hidden_layers))
+    own = getattr(config, "per_layer_config", None)
+    return [_heads_in(config if own is None else own[layer]) for layer in layers]
+
+
+def _heads_in(config: Any) -> tuple[int, int, int]:
+    heads = getattr(config, "num_attention_heads", 1)
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    return heads, groups, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 def _memory(device: str) -> int:

@@ -390,15 +390,17 @@ def _spans(pieces: Iterable[Piece]) -> list[tuple[str, int, int]]:
 
 
 def _no_room(spans: Sequence[tuple[str, int, int]], starts: Sequence[int], limit: int) -> RowError:
-    """Of a prompt whose tokens begin there: what is the largest part of it beside the answers."""
-    sizes = Counter({"the template": len(starts)})
+    """Of a prompt whose tokens begin there: what takes the room."""
+    sizes, template = Counter[str](), len(starts)
     for name, start, end in spans:
         size = sum(start <= token < end for token in starts)
-        sizes["the template"] -= size
-        sizes[f"field {name}"] += 0 if name.startswith("answer_") else size
-    (largest, size) = sizes.most_common(1)[0]
-    why = f"takes {size} of {limit} tokens and leaves no room for the answers"
-    return RowError("too-long", f"{largest}: {why}")
+        template -= size
+        sizes[name] += 0 if name.startswith("answer_") else size
+    ((field, size),) = sizes.most_common(1)
+    if template >= limit:
+        return RowError("too-long", f"the template alone takes {template} tokens of {limit}")
+    beside = f"{size} tokens, the template {template}"
+    return RowError("too-long", f"field {field}: {beside}: no room for the answers in {limit}")
 
 
 def _level(sizes: Sequence[int], cut: int) -> int:

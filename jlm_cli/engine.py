@@ -241,8 +241,9 @@ def _up_to_line(text: str, marker: str, grammar: Grammar) -> str:
     """What stands before the last marker with a valid line behind it; all where there is none."""
     end = len(text)
     while (at := text.rfind(marker, 0, end)) >= 0:
-        line = text[at + len(marker) :].strip().split("\n")[0].split()
-        if len(line) == grammar.count and set(line) <= set(grammar.values):
+        line = text[at + len(marker) :].strip().split("\n")[0].strip()
+        said = line.split() if grammar.verdicts is None else [line]
+        if len(said) == grammar.count and set(said) <= set(grammar.values):
             return text[:at]
         end = at
     return text

@@ -181,12 +181,6 @@ class Journal:
         fits = first_difference(self.facts(), facts, ROW_BY_ROW) is None
         return self._saved if fits and self._saved.exists() else None
 
-    def has_saved_as(self, output: Path) -> bool:
-        """Whether these records are what stands under the output's name: it was written, and the
-        run killed before its summary was."""
-        with self._saved.open("rb") as ours, output.open("rb") as theirs:
-            return all(one == other for one, other in zip_longest(ours, theirs))
-
     def forget_saved(self) -> None:
         """When what is kept of them has been appended."""
         self._saved.unlink(missing_ok=True)

@@ -58,8 +58,8 @@ def check_output(config: Config) -> None:
 
 def _twin(output: Path) -> Path:
     """Another output, whose summary would have the same name."""
-    bare = output.with_name(output.name.removesuffix(".jsonl"))
-    return output.with_name(f"{output.name}.jsonl") if bare == output else bare
+    bare = output.name.removesuffix(".jsonl")
+    return output.with_name(bare if bare not in ("", output.name) else f"{output.name}.jsonl")
 
 
 def _holds_records(path: Path) -> bool:

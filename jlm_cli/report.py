@@ -210,9 +210,10 @@ def _first_judgments(records: Sequence[Json], width: int) -> Table:
     table.add_column("question", no_wrap=True, ratio=1)
     widths = [max(len(name), *(len(cell(r)) for r in judged)) for name, cell in columns.items()]
     room = width - max(map(len, ids)) - _LEAST_SHOWN - _GAP * (1 + len(columns))
-    most = room // len(columns) if sum(widths) > room else None
+    cut = columns and sum(widths) > room
+    most = max(room // len(columns), _LEAST_CELL) if cut else None
     for name in columns:
-        table.add_column(name, no_wrap=True, max_width=most and max(most, _LEAST_CELL))
+        table.add_column(name, no_wrap=True, max_width=most)
     for row_id, record in zip(ids, records, strict=True):
         if "error" in record:
             told = record["error"]["message"]  # its place stands before it already

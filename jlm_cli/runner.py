@@ -38,7 +38,7 @@ from jlm_cli.measuring.columns import PairTally
 from jlm_cli.measuring.standings import TALLIES, Tally
 from jlm_cli.measuring.summary import summary_of
 from jlm_cli.modes import Reading, mode_of, record_of
-from jlm_cli.output import MADE_WITH, check_output, summary_path
+from jlm_cli.output import MADE_WITH, check_output, made_with, summary_path
 from jlm_cli.preflight import (
     Run,
     as_begun,
@@ -262,7 +262,8 @@ def _kept_of(now: Run, journal: Journal, facts: Json) -> list[Kept]:
     if (retries or goes_on) and (saved := journal.saved(facts)) is not None:
         found.append(saved)
     there = output if retries and output is not None and output.exists() else None
-    if there is not None and not (found and journal.has_saved_as(there)):
+    # a run that was killed as it replaced an output has taken away its summary, and all is saved
+    if there is not None and not (found and made_with(summary_path(there)) is None):
         check_made_with(there, facts)
         found.append(there)
     return [kept_of(path, now.rows, give_up=now.config.overwrite) for path in found]
@@ -279,7 +280,7 @@ def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: 
     """Judge batches until none is left."""
     workers.ready()
     if workers.rank > 0:
-        _await(lambda: begun(journal.folder))
+        _await((journal.folder / _PLAN).exists)
         now = as_begun(now, journal.facts())
         journal.check(fingerprint(now), but=_OF_A_MACHINE)
     with np.load(journal.folder / _PLAN) as saved:

@@ -60,10 +60,21 @@ def not_ignored() -> list[str]:
     return [name for name in there if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]
 
 
+def _is_loading(frame: FrameType | None) -> bool:
+    """Whether a module is being imported, which would make another error of it, or none."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(128 + number)
 
 
 def _unwind(number: int, frame: FrameType | None) -> NoReturn:
+    if _is_loading(frame):
+        _leave(number, frame)
     leave_at_once()
     raise KeyboardInterrupt if number == signal.SIGINT else Ended(number)

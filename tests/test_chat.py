@@ -18,6 +18,10 @@ import pexpect
 import pytest
 from conftest import Jlm, pair, read_rows, write_rows
 
+from jlm_cli.case import Case
+from jlm_cli.prompts import load
+from jlm_cli.records import Sample
+
 HOSTILE = "\x1b[31mred\x1b]0;title\x07 \u202eback [bold]markup[/bold] \x9b2J"
 SHOWN = "\\x1b[31mred\\x1b]0;title\\x07 \\u202eback [bold]markup[/bold] \\x9b2J"
 REPLY = re.compile(r"Fake reply [0-9a-f]{16} behind: ")
@@ -445,3 +449,8 @@ def test_a_question_s_input_stays_apart(tmp_path: Path, jlm: Jlm) -> None:
     full = jlm("chat", "full.jsonl", *talk, stdin="Why?\n")
     small = jlm("chat", "small.jsonl", "--input", "in.jsonl", *talk, stdin="Why?\n")
     assert full.code == 0 and full.out == small.out
+
+
+def test_the_space_before_a_line_behind_its_reason() -> None:
+    case = Case({"reason": "It is sound.", "text": "8"}, Sample(None, 1, "Q?", ("A",)))
+    assert case.judgment(load("grade-explain-first")) == "It is sound.\n10 8"

@@ -345,3 +345,18 @@ def test_a_slip_of_the_pen_is_told_of_before_what_stands_in_the_way(
     ):
         done = jlm("judge", "in.jsonl", *words)
         assert done.code == 2 and message in done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("columns", ["10", "28", "37"])
+def test_tables_of_terminals_too_narrow_for_them(tmp_path: Path, columns: str) -> None:
+    """And say what they can."""
+    name = "an id of some size"
+    for question, code in ((None, 3), ("Why?", 0)):
+        write_rows(tmp_path / "in.jsonl", [{**pair(name), "question": question}])
+        done = subprocess.run(
+            [sys.executable, "-m", "jlm_cli", "judge", "in.jsonl", "-o", f"{code}.jsonl"],
+            cwd=tmp_path,
+            env={**os.environ, "JLM_MODEL": "fake", "COLUMNS": columns},
+            capture_output=True,
+        )
+        assert done.returncode == code, done.stderr.decode()

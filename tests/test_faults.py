@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -494,3 +495,19 @@ def test_a_damaged_description_is_refused(tmp_path: Path, runs: Runs, work: Work
     done = runs(folder, *COMMAND, "-q")
     assert done.code == 2 and "run.json: damaged; remove out.jsonl.partial" in done.err
     assert runs(folder, *COMMAND, "-q", "--overwrite").code == 2  # nothing is thrown away unasked
+
+
+def test_a_signal_within_an_import_ends_the_process() -> None:
+    """There an exception would become another, or none."""
+    script = (
+        "import os, signal, sys; sys.path.insert(0, sys.argv[1]); from jlm_cli import signals; "
+        "signals.unwind(); import slow; print('went on')"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "slow.py").write_text(
+            "try:\n    import os, signal; os.kill(os.getpid(), signal.SIGINT); "
+            "os.getpid()\nexcept BaseException:\n    pass\n"
+        )
+        words = [sys.executable, "-c", script, folder]
+        done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -904,3 +904,15 @@ def test_answers_to_one_question_share_its_prefill(
     for one, other in zip(together, alone, strict=True):
         assert isinstance(one, Reading) and isinstance(other, Reading)
         assert one.line.p == pytest.approx(other.line.p, abs=2e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "gemma4_text"])
+def test_newer_families_are_followed_fast(released: Loaded, family: str) -> None:
+    """With a cache that is gone on from, or packed; not by full passes for every path."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 32000}
+    config = transformers.AutoConfig.for_model(family, **sizes)
+    torch.manual_seed(0)
+    auto: Any = transformers.AutoModelForCausalLM
+    model = auto.from_config(config).eval()
+    assert type(make_engine(model, released.vocabulary)) is not PlainEngine

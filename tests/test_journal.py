@@ -730,3 +730,31 @@ def test_an_odd_summary_is_none_of_jlm(tmp_path: Path, jlm: Jlm, made: Any) -> N
     (tmp_path / "out.metrics.json").write_text(json.dumps({"made_with": made}))
     done = jlm("judge", "in.jsonl", "-o", "out.jsonl", "--retry-errors")
     assert done.code == 2 and "is not there, or no summary" in done.err
+
+
+def test_a_run_killed_as_it_replaced_an_output_keeps_its_work(tmp_path: Path, jlm: Jlm) -> None:
+    """Its summary is gone, the output is the old one, and the input changes once more."""
+    rows: list[Any] = [pair(n) for n in range(5)]
+    write_rows(tmp_path / "in.jsonl", [*rows, {"id": 5}])
+    words = ("judge", "in.jsonl", "-o", "out.jsonl")
+    assert jlm(*words).code == 3
+    write_rows(tmp_path / "in.jsonl", [*rows, pair(5)])
+    code = (
+        "import os, sys; from pathlib import Path; from jlm_cli import cli; there = Path.replace\n"
+        "def replace(draft, path):\n"
+        "    os._exit(9) if Path(path).name == 'out.jsonl' else there(draft, path)\n"
+        "Path.replace = replace\n"
+        "sys.argv = ['jlm', 'judge', 'in.jsonl', '-o', 'out.jsonl', '-m', 'fake', "
+        "'--retry-errors']; cli.main()"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 9
+    assert not (tmp_path / "out.metrics.json").exists()
+    write_rows(tmp_path / "in.jsonl", [*rows, pair(5), pair(6)])
+    done = jlm(*words, "--retry-errors")
+    assert done.code == 0 and "going on: 6 of 7 rows are done" in done.err, done.err
+
+
+def test_a_name_of_nothing_but_its_ending(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    assert jlm("judge", "in.jsonl", "-o", ".jsonl").code == 0
+    assert len(read_rows(tmp_path / ".jsonl")) == 1

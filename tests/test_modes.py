@@ -360,3 +360,10 @@ def test_references_are_shown_or_said_not_to_be(tmp_path: Path, jlm: Jlm) -> Non
         assert done.code == 2
         assert "template pandalm shows no reference; take one that does" in done.err
         assert jlm("judge", "in.jsonl", "--overwrite", *words).code == 0
+
+
+def test_a_verdict_of_several_words_is_a_line() -> None:
+    grammar = Grammar(1, "", ("Answer A", "Answer B"), ("1", "2"))
+    text = "A is complete.\nVerdict: Answer A\nand so on"
+    assert _up_to_line(text, "Verdict:", grammar) == "A is complete.\n"
+    assert _up_to_line("No.\nVerdict: neither", "Verdict:", grammar) == "No.\nVerdict: neither"

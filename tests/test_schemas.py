@@ -619,3 +619,31 @@ def test_a_list_that_is_no_json_is_told_of_as_one(tmp_path: Path, jlm: Jlm) -> N
     why = "not JSON: NaN is none of its numbers (write null), line 3, column 16"
     assert (done.code, done.err) == (2, f"jlm: in.json: {why}\n")
     assert not (tmp_path / "in.judge.jsonl").exists()
+
+
+def test_gold_without_an_order_of_its_own_needs_models(tmp_path: Path, jlm: Jlm) -> None:
+    """RewardBench's chosen answer stands first or second by a checksum, not by the row."""
+    chosen = [
+        {"id": n, "prompt": f"Q{n}?", "chosen": "Yes.", "rejected": "No no."} for n in range(8)
+    ]
+    rows = [{"id": n, "question": f"Q{n}?", "answers": ["Yes.", "No no."]} for n in range(8)]
+    write_rows(tmp_path / "in.jsonl", rows)
+    write_rows(tmp_path / "gold.jsonl", chosen)
+    done = jlm("judge", "in.jsonl", "--gold", "gold.jsonl")
+    assert done.code == 2 and "gold.jsonl:1: chosen and rejected of no named models" in done.err
+    write_rows(tmp_path / "said.jsonl", [{**row, "verdict": "1"} for row in rows])
+    found = json.loads(jlm("metrics", "said.jsonl", "--gold", "gold.jsonl", "--json").out)
+    assert found["objective"]["agreement"]["value"] == 1
+    named = [{**row, "chosen_model": "a", "rejected_model": "b"} for row in chosen]
+    write_rows(tmp_path / "gold.jsonl", named)
+    write_rows(tmp_path / "in.jsonl", [{**row, "models": ["b", "a"]} for row in rows])
+    assert jlm("judge", "in.jsonl", "--gold", "gold.jsonl").code == 0
+    assert {record["gold"] for record in read_rows(tmp_path / "in.judge.jsonl")} == {"2"}
+
+
+def test_judgelm_s_gold_goes_with_the_reference(tmp_path: Path, jlm: Jlm) -> None:
+    row = {**JUDGELM, "text": "9 2\nplain", "text_w_reference": "2 9\nwith"}
+    for reference, gold in (({"text": ""}, [9.0, 2.0]), ({"text": "R"}, [2.0, 9.0])):
+        write_rows(tmp_path / "in.jsonl", [{**row, "reference": reference}])
+        assert jlm("judge", "in.jsonl", "-o", "out.jsonl", "--overwrite").code == 0
+        assert read_rows(tmp_path / "out.jsonl")[0]["gold"] == gold

@@ -20,6 +20,8 @@ from typing import Any, TypeAlias
 import torch
 from transformers import PreTrainedModel
 
+from jlm_cli.devices import heads_in
+
 Turn: TypeAlias = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 _ROTARY = "apply_rotary_pos_emb"  # in the modules of models
 _AMPERE = 8, 0
@@ -111,11 +113,8 @@ def by_kernel(
 
 
 def heads_of(model: PreTrainedModel) -> tuple[int, int, int]:
-    """Heads of queries, of keys, and their size."""
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    return heads, groups, getattr(config, "head_dim", None) or config.hidden_size // heads
+    """Heads of queries, of keys, and their size, where they are largest."""
+    return max(heads_in(model.config.get_text_config()), key=lambda heads: heads[2])
 
 
 def ordinary_up_to(model: PreTrainedModel) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +76,8 @@ class CachedEngine(RowByRow):
             rows, ends = [leaf[n] - at for n in here], [len(paths[n]) - 1 for n in here]
             with computing(), exact(self.model, columns) as head:
                 mine = copy.deepcopy(cache)
-                mine.batch_repeat_interleave(len(some))
+                first: Any = torch.zeros(len(some), dtype=torch.int64, device=self.device)
+                mine.reorder_cache(first)
                 logits = self.model(
                     sent(ids, self.device), past_key_values=mine, logits_to_keep=longest
                 ).logits

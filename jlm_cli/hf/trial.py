@@ -26,6 +26,7 @@ from jlm_cli.walk import DraftToken
 _WRITTEN = 8  # tokens, of a trial
 _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 _TRIAL_TOLERANCE = 0.05  # relative, in log-probability; a mask that is ignored is off by far more
+_IN_FLOAT32 = 0.005  # in which a position that is off by one is to be seen
 _ROUNDING = 0.1  # more of it for states of 16 bits, which alone are off by 0.05, and of 8, by 0.12
 
 
@@ -40,7 +41,10 @@ def make_engine(
         return packed
     say(f"this model's rows cannot be packed and are read one by one: {packed}")
     cached = CachedEngine(model, vocabulary)
-    engine = cached if _why_not(cached, plain) is None else plain
+    engine: CachedEngine | PlainEngine = cached
+    if (why := _why_not(cached, plain)) is not None:
+        say(f"nor can what it has read be gone on from, it is read anew for each word: {why}")
+        engine = plain
     engine.pads = math.isinf(ordinary_up_to(model)) and _pads(engine)
     return engine
 
@@ -114,7 +118,7 @@ def _why_not(engine: PackedEngine | CachedEngine, plain: PlainEngine) -> str | N
         return first_line(error)
     wanted = _both(plain.begin(prompts, [draft, [], []], columns), draft)
     rounded = (plain.model.dtype.itemsize == 2) + getattr(plain.model, "is_loaded_in_8bit", False)
-    allowed = _TRIAL_TOLERANCE + _ROUNDING * rounded
+    allowed = _TRIAL_TOLERANCE + _ROUNDING * rounded if rounded else _IN_FLOAT32
     agree = all(
         bool(np.all(np.abs(a - b) < allowed * (1 + np.abs(b))))
         for a, b in zip(found, wanted, strict=True)

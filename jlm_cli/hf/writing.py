@@ -83,7 +83,8 @@ class Writer:
     def _written(self, ids: list[int], limit: int) -> Written:
         end = next((n for n, token in enumerate(ids) if token in self.vocabulary.ends), None)
         length = min(len(ids) if end is None else end, limit)
-        return Written(self.vocabulary.decode(ids[:length]), cut=end is None or end > limit)
+        text, cut = self.vocabulary.decode(ids[:length]), end is None or end >= limit
+        return Written(text.rstrip(_BROKEN) if cut else text, cut)
 
     def stream(self, prompt: Ids, limit: int, draw: int = 0) -> Iterator[int]:
         ids = list(prompt)
@@ -138,6 +139,7 @@ def _known(read: tuple[list[int], Cache] | None, ids: list[int]) -> tuple[int, C
     return shared, cache
 
 
+_BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a character is cut into
 _TEMPERATURE = 0.7
 _LEAST_SHARE = 0.05  # of the likeliest token's probability; less likely ones are never sampled
 

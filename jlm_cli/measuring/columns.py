@@ -215,7 +215,10 @@ class PairTally:
     def learn(self, row: int, about: About) -> None:
         """Add what another file knows of a row, whichever of its models stands first there; what
         it does not know stays as it was."""
-        if are_turned(self.models_of(row), about.models):
+        known = bool(self.models_of(row) and about.models)
+        if are_turned(self.models_of(row), about.models) or (
+            not known and self._stands_turned(row, about)
+        ):
             about = about.turned()
             self.n_turned += 1
         elif are_others(self.models_of(row), about.models):
@@ -233,6 +236,11 @@ class PairTally:
             self._category[row] = self._category_names.code(about.category)
         if about.question is not None:
             self._question[row] = checksum(about.question)
+
+    def _stands_turned(self, row: int, about: About) -> bool:
+        """By the lengths of the answers, where no models are named."""
+        ours, theirs = self._lengths[2 * row : 2 * row + 2], array("i", about.lengths)
+        return ours[0] != ours[1] and theirs == ours[::-1]
 
     def settle_gold(self, rows: Iterable[int]) -> None:
         """Rows that have no gold if they have none by now."""

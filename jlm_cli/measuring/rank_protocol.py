@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jlm_cli.config import MetricsConfig
-from jlm_cli.errors import InputError
+from jlm_cli.errors import At, InputError
 from jlm_cli.measuring.columns import PLACE, places_of
 from jlm_cli.measuring.lines import is_numbers, sample_in
 from jlm_cli.measuring.predictions import records_in
@@ -171,7 +171,8 @@ def _read_pairs(found: dict[Any, Ranked], path: Path) -> Json:
         scores: Any = row.get("scores") if row.get("gold") is None else row["gold"]
         about_all = one.count > 2 or not row.keys() & {"verdict", "pair"}
         if is_numbers(scores) and len(scores) == one.count and about_all:
-            ours, theirs = one.sample.get("models"), models_in(row)
+            with At(where):
+                ours, theirs = one.sample.get("models"), models_in(row)
             scores = [scores[place] for place in places_of(ours, theirs, one.count)]
             _pairs_of_scores(one, scores, where)
         else:
@@ -196,7 +197,8 @@ def _add_pair(one: Ranked, row: Json, where: str) -> None:
 
 def _pair_in(one: Ranked, row: Json, where: str) -> tuple[int, int]:
     """Which two of the ranked answers a judgment is about: by number, by model, or by text."""
-    sample = {"models": models_in(row), **sample_in(row, where)}
+    with At(where):
+        sample = {"models": models_in(row), **sample_in(row, where)}
     if isinstance(row.get("pair"), list):
         known, wanted = list(range(1, one.count + 1)), row["pair"]
     elif sample.get("models") and one.sample.get("models"):

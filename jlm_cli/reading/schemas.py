@@ -75,13 +75,14 @@ def _judgelm(row: Json) -> Json:
     """
     bodies = _bodies(row)
     models = [row.get(f"answer{number}_model_id") for number in range(1, len(bodies) + 1)]
-    with_reference = row.get("reference") is not None and "text_w_reference" in row
+    reference = reference_text(row.get("reference"))
+    with_reference = reference is not None and "text_w_reference" in row
     teacher = row.get("text_w_reference" if with_reference else "text")
     return {
         "id": row["question_id"],
         "question": row["question_body"],
         "answers": [row[body] for body in bodies],
-        "reference": reference_text(row.get("reference")),
+        "reference": reference,
         "gold": None if teacher == "error" else teacher,
         "models": _if_texts(models),
         "category": row.get("category"),

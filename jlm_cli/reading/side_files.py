@@ -86,6 +86,8 @@ def gold_in(row: Json) -> Any | None:
         if any(name.startswith("annotator") for name in row):
             return gold_of_votes(row)
         if (schema := schema_of(row)) is not None and "gold" in (fields := schema.native(row)):
+            if schema.name == "rewardbench" and fields["models"] is None:
+                raise RowError("missing-field", "chosen and rejected of no named models")
             return fields["gold"]
         raise RowError("missing-field", "field gold (or verdict, text, score) is missing")
     return next((row[name] for name in GOLD_FIELDS if row.get(name) is not None), None)
@@ -97,7 +99,8 @@ def models_in(row: Json) -> Any:
     if told := row.get("models") or (sample.get("models") if isinstance(sample, dict) else None):
         return told
     schema = schema_of(row)
-    return None if schema is None else schema.native(row).get("models")
+    told = None if schema is None or schema.name == "native-answer" else schema.native(row)
+    return told and told.get("models")
 
 
 def load_references(path: Path) -> Joined:
