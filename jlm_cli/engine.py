@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -22,10 +23,11 @@ LineDraft = Sequence[DraftToken]
 
 @dataclass(frozen=True)
 class Written:
-    """Text a model wrote; `cut` where it ran into its limit of tokens."""
+    """Text a model wrote; `cut` where it ran into its limit of tokens; `ids` where it wrote any."""
 
     text: str
     cut: bool
+    ids: Ids = field(default=(), compare=False)
 
 
 Wrote = Callable[[int], object]
@@ -183,11 +185,33 @@ class Judge:
         for row, words in zip(rows, written, strict=True):
             template = prompts[row].view.template
             grammar = template.grammar(len(prompts[row].view.shown))
-            text = _up_to_line(words.text, template.reason_first or "", grammar)
-            ids = self.lines.vocabulary.locate(text + (template.reason_first or "")).ids
+            marker = template.reason_first or ""
+            text = _up_to_line(words.text, marker, grammar)
             found = len(text) < len(words.text)
-            reasons[row] = Reason(text.strip(), words.cut and not found, tuple(ids))
+            ids = self._ids_up_to(words, text + marker if found else text)
+            ids += () if found else self._ids_behind(text, marker)
+            reasons[row] = Reason(text.strip(), words.cut and not found, ids)
         return reasons
+
+    def _ids_up_to(self, words: Written, start: str) -> tuple[int, ...]:
+        """The tokens in which a judge wrote the start of its words, which another spelling of the
+        same may not have; spelled anew where none of them ends there."""
+
+        def decoded(n: int) -> str:
+            return self.lines.vocabulary.decode(words.ids[:n])
+
+        counts = range(len(words.ids) + 1)
+        n = bisect.bisect_left(counts, len(start), key=lambda n: len(decoded(n)))
+        if n in counts and decoded(n) == start:
+            return tuple(words.ids[:n])
+        return tuple(self.lines.vocabulary.locate(start).ids)
+
+    def _ids_behind(self, text: str, marker: str) -> tuple[int, ...]:
+        """Of a marker that the judge did not write, as it would follow the text."""
+        locate = self.lines.vocabulary.locate
+        before, whole = locate(text).ids, locate(text + marker).ids
+        fits = whole[: len(before)] == before
+        return tuple(whole[len(before) :] if fits else locate(marker).ids)
 
     def _reasons_behind(
         self,

@@ -916,3 +916,19 @@ def test_newer_families_are_followed_fast(released: Loaded, family: str) -> None
     auto: Any = transformers.AutoModelForCausalLM
     model = auto.from_config(config).eval()
     assert type(make_engine(model, released.vocabulary)) is not PlainEngine
+
+
+def test_a_line_is_read_behind_the_very_tokens_that_were_written(released: Loaded) -> None:
+    """Not behind another spelling of the same words, as after a colon."""
+    vocabulary, text = released.vocabulary, "The first answer is sound.\n8 5"
+    spelled = vocabulary.locate(f":{text}")
+    begins = next(n for n, (start, _) in enumerate(spelled.offsets) if start >= 1)
+    ids = list(spelled.ids[begins:])
+    words = Written(vocabulary.decode(ids), False, ids)
+    assert words.text == text and ids != vocabulary.locate(text).ids
+    judge = Judge(PlainEngine(small("Llama"), vocabulary), Lines(vocabulary), False, 9)
+    before = "The first answer is sound.\n"
+    found = judge._ids_up_to(words, before)
+    assert list(found) == ids[: len(found)] and vocabulary.decode(found) == before
+    assert [*found, *judge._ids_behind(text, "\n9")][: len(found)] == list(found)
+    assert judge._ids_up_to(Written(text, False), before) == tuple(vocabulary.locate(before).ids)

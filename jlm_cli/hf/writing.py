@@ -84,7 +84,7 @@ class Writer:
         end = next((n for n, token in enumerate(ids) if token in self.vocabulary.ends), None)
         length = min(len(ids) if end is None else end, limit)
         text, cut = self.vocabulary.decode(ids[:length]), end is None or end >= limit
-        return Written(text.rstrip(_BROKEN) if cut else text, cut)
+        return Written(text.rstrip(_BROKEN) if cut else text, cut, ids[:length])
 
     def stream(self, prompt: Ids, limit: int, draw: int = 0) -> Iterator[int]:
         ids = list(prompt)
