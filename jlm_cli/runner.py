@@ -217,7 +217,8 @@ def _tell_of_gold(now: Run, survey: Survey, report: Report) -> None:
     gold, n_known = now.rows.gold, survey.n_with_gold + survey.n_unreadable_gold
     if gold is not None and survey.rows and not n_known:
         first = now.rows.sample(survey.rows[0]).id
-        why = gold.missing(first, "gold") if gold.by_id else f"there is none in {gold.name}"
+        some = any(value is not None for value in gold.by_id.values())
+        why = gold.missing(first, "gold") if some else f"there is none in {gold.name}"
         report.note(f"no row has gold: {why}")
 
 

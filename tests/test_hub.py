@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from jlm_cli.hub import wanted_files
+
 COMMIT = "c0ffee" + "0" * 34
 FILES = {
     ".gitattributes": b"",
@@ -105,3 +107,11 @@ def test_what_was_fetched_needs_no_network(
     (folder / "model.safetensors").unlink()
     assert "cannot be fetched" in ask(**alone).stderr
     assert "fetching" in ask(HF_HUB_OFFLINE="0").stderr
+
+
+def test_one_format_of_weights_is_fetched() -> None:
+    shards = [f"model-{n:05}-of-00002.safetensors" for n in (1, 2)]
+    beside = ["consolidated.safetensors", "model.fp16.safetensors", "pytorch_model.bin", "a.py"]
+    wanted = ["config.json", "model.safetensors.index.json", *shards]
+    assert wanted_files([*wanted, *beside]) == wanted
+    assert wanted_files(["adapter_model.safetensors"]) == ["adapter_model.safetensors"]

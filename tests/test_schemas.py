@@ -647,3 +647,10 @@ def test_judgelm_s_gold_goes_with_the_reference(tmp_path: Path, jlm: Jlm) -> Non
         write_rows(tmp_path / "in.jsonl", [{**row, "reference": reference}])
         assert jlm("judge", "in.jsonl", "-o", "out.jsonl", "--overwrite").code == 0
         assert read_rows(tmp_path / "out.jsonl")[0]["gold"] == gold
+
+
+def test_gold_that_is_null_is_not_said_to_be_missing(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(0)])
+    write_rows(tmp_path / "gold.jsonl", [{"id": 0, "gold": None}, {"id": 99, "gold": "1"}])
+    done = jlm("judge", "in.jsonl", "--gold", "gold.jsonl")
+    assert done.code == 0 and "no row has gold: id 0 has no gold in gold.jsonl" in done.err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +136,7 @@ def load_gold(path: Path, n_answers: int | None) -> Joined:
             return None
         return read_gold(given, n_answers or _n_judged(given)), models_in(row), given
 
-    found = load_once(path, read)
-    return replace(found, by_id={key: one for key, one in found.by_id.items() if one is not None})
+    return load_once(path, read)
 
 
 def load_once(path: Path, value_in: Callable[[Json], Any]) -> Joined:
