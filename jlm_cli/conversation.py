@@ -54,7 +54,9 @@ class Layout:
         ids: list[int] = []
         for is_text, parts in groupby(write(opening, turns, message), lambda p: type(p) is str):
             if is_text:
-                ids += self._spelled("".join(map(str, parts)))
+                begins = self.own is None or not ids  # each stretch does, in Vicuna's manner
+                vocabulary = self.vocabulary if begins else self.vocabulary.behind_control()
+                ids += _spelled("".join(map(str, parts)), vocabulary)
             else:
                 ids += [token for part in parts for token in part if type(token) is int]
         return ids
@@ -94,8 +96,9 @@ class Layout:
             yield from with_controls(self.vocabulary.tokenizer, str(fixed))
             yield part
 
-    def _spelled(self, text: str) -> list[int]:
-        ids = list(self.vocabulary.locate(text).ids)
-        if self.vocabulary.special.intersection(ids):
-            raise RowError("special", "this text would become a control token of the model")
-        return ids
+
+def _spelled(text: str, vocabulary: Vocabulary) -> list[int]:
+    ids = list(vocabulary.locate(text).ids)
+    if vocabulary.special.intersection(ids):
+        raise RowError("special", "this text would become a control token of the model")
+    return ids

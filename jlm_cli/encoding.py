@@ -44,6 +44,8 @@ class Vocabulary:
     `bos` goes before every prompt; `ends` end a text, `line_ends` a score line; `special` are the
     ids no user text may become; `context` is the model's length limit in tokens (None: unknown).
     `wrap` gives the chat template around a system prompt, None for a model that has none.
+    `within` spells what stands behind a control token, where a text that begins is spelled
+    otherwise (sentencepiece marks its first word).
     """
 
     tokenizer: Tokenizer
@@ -53,6 +55,11 @@ class Vocabulary:
     special: frozenset[int]
     context: int | None
     wrap: Callable[[str], ChatWrap] | None = None
+    within: Tokenizer | None = None
+
+    def behind_control(self) -> Vocabulary:
+        """The same, for text that stands there."""
+        return self if self.within is None else replace(self, tokenizer=self.within, within=None)
 
     def room(self, asked: int | None) -> int | None:
         """The most tokens of a prompt: as many as asked for, and no more than the model reads."""
@@ -101,22 +108,29 @@ class Lines:
     """The lines that may follow a view, in a model's tokens; made once for each kind."""
 
     vocabulary: Vocabulary
-    _made: dict[tuple[Grammar, str], LineTokens] = field(default_factory=dict)
+    _made: dict[tuple[Grammar, str, bool], LineTokens] = field(default_factory=dict)
     _wraps: dict[str, ChatWrap] = field(default_factory=dict)
 
     def of(self, template: Template, n_answers: int) -> LineTokens:
         """Raises ModelError where the tokenizer cannot spell them."""
         wrap = None if template.reason_first else self.wrap(template)
         tail = template.tail if wrap is None else wrap.tail
-        key = template.grammar(n_answers), tail
+        spelling = self.spelling(template)
+        key = template.grammar(n_answers), tail, spelling is self.vocabulary
         if key not in self._made:
             self._made[key] = LineTokens.build(
                 key[0],
                 tail,
-                lambda text: list(self.vocabulary.locate(text).ids),
+                lambda text: list(spelling.locate(text).ids),
                 self.vocabulary.line_ends,
             )
         return self._made[key]
+
+    def spelling(self, template: Template) -> Vocabulary:
+        """How its prompt is spelled, and what follows it. Raises ModelError."""
+        wrap = self.wrap(template)
+        behind_control = wrap is not None and wrap.before
+        return self.vocabulary.behind_control() if behind_control else self.vocabulary
 
     def wrap(self, template: Template) -> ChatWrap | None:
         """The model's chat template, for a prompt that goes through it. Raises ModelError."""
@@ -153,13 +167,8 @@ class Encoder:
     def encode(self, samples: Sequence[Sample]) -> list[list[Prompt] | RowError]:
         """For each sample the prompts of its views, or why there are none."""
         drafts = [self._draft(sample) for sample in samples]
-        texts = [
-            _text(self._render(draft.sample, view))
-            for draft in drafts
-            if isinstance(draft, Draft)
-            for view in draft.views
-        ]
-        encodings = iter(self._vocabulary.encode(texts))
+        shown = [(d.sample, view) for d in drafts if isinstance(d, Draft) for view in d.views]
+        encodings = iter(self._encoded(shown))
         prompts: list[list[Prompt] | RowError] = []
         for draft in drafts:
             if isinstance(draft, RowError):
@@ -168,6 +177,14 @@ class Encoder:
             ids = [list(next(encodings).ids) for _ in draft.views]
             prompts.append(self._finish(draft, ids))
         return prompts
+
+    def _encoded(self, shown: Sequence[tuple[Sample, View]]) -> list[Encoding]:
+        """Of samples in views, many at once where all are spelled alike."""
+        texts = [_text(self._render(sample, view)) for sample, view in shown]
+        if self._vocabulary.within is None:
+            return self._vocabulary.encode(texts)
+        spellings = [self._lines.spelling(view.template) for _, view in shown]
+        return [one.locate(text) for one, text in zip(spellings, texts, strict=True)]
 
     def _draft(self, sample: Sample) -> Draft | RowError:
         try:
@@ -275,8 +292,7 @@ class Encoder:
         return left - min(self._config.max_new_tokens, self._room // 4)
 
     def _ids(self, sample: Sample, views: Sequence[View]) -> list[list[int]]:
-        texts = [_text(self._render(sample, view)) for view in views]
-        return [list(encoding.ids) for encoding in self._vocabulary.encode(texts)]
+        return [list(found.ids) for found in self._encoded([(sample, view) for view in views])]
 
     def _neutralise(
         self, sample: Sample, views: Sequence[View], flags: list[str]
@@ -296,7 +312,7 @@ class Encoder:
         found: set[tuple[str, int, int]] = set()
         for view in views:
             render = self._render(sample, view)
-            encoding = self._vocabulary.locate(_text(render))
+            encoding = self._lines.spelling(view.template).locate(_text(render))
             places = [
                 offsets
                 for token, offsets in zip(encoding.ids, encoding.offsets, strict=True)
@@ -332,7 +348,7 @@ class Encoder:
 
     def _cut_answers(self, sample: Sample, view: View, cut: int) -> Sample:
         render = self._render(sample, view)
-        offsets = self._vocabulary.locate(_text(render)).offsets
+        offsets = self._lines.spelling(view.template).locate(_text(render)).offsets
         spans = [span for span in _spans(render) if span[0].startswith("answer_")]
         starts = [[s for s, _ in offsets if start <= s < end] for _, start, end in spans]
         level = _level([len(tokens) for tokens in starts], cut)

@@ -31,7 +31,8 @@ def load_vocabulary(files: ModelFiles) -> Vocabulary:
     config = text_config(files)
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"--model {files.name}: its tokenizer has no fast form")
-    return _vocabulary(files.name, tokenizer, config, _ends(files, tokenizer, config))
+    ends = _ends(files, tokenizer, config)
+    return _vocabulary(files.name, tokenizer, config, ends, _tells_of_marks(files.folder))
 
 
 def _ends(files: ModelFiles, tokenizer: Any, config: Any) -> tuple[int, ...]:
@@ -111,7 +112,21 @@ def _around(name: str, tokenizer: Any, count: int, system: str | None) -> list[s
     return parts[::2]
 
 
-def _vocabulary(name: str, tokenizer: Any, config: Any, ends: tuple[int, ...]) -> Vocabulary:
+def _tells_of_marks(folder: Path) -> bool:
+    """Whether a tokenizer's files say which words are marked as first. Those of sentencepiece alone
+    say nothing: their models learnt from tokenizers that marked the first of each stretch."""
+    if (folder / "tokenizer.json").is_file():
+        return True
+    try:
+        about = orjson.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, orjson.JSONDecodeError):
+        return False
+    return isinstance(about, dict) and about.get("legacy") is False
+
+
+def _vocabulary(
+    name: str, tokenizer: Any, config: Any, ends: tuple[int, ...], tells_of_marks: bool = False
+) -> Vocabulary:
     from tokenizers import Tokenizer
 
     plain = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -120,6 +135,7 @@ def _vocabulary(name: str, tokenizer: Any, config: Any, ends: tuple[int, ...]) -
     plain.encode_special_tokens = True  # what users type is text, never a control token
     added = {id for id, token in tokenizer.added_tokens_decoder.items() if _controls(token)}
     special = (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+    within = _within(plain) if tells_of_marks else None
     return Vocabulary(
         tokenizer=plain,
         bos=_in_front(tokenizer),
@@ -127,8 +143,34 @@ def _vocabulary(name: str, tokenizer: Any, config: Any, ends: tuple[int, ...]) -
         line_ends=_line_ends(plain.get_vocab(), ends),
         special=frozenset(special),
         context=_context(config),
-        wrap=_chat_wrap(name, tokenizer, plain) if tokenizer.chat_template else None,
+        wrap=_chat_wrap(name, tokenizer, plain, within) if tokenizer.chat_template else None,
+        within=within,
     )
+
+
+def _within(plain: Tokenizer) -> Tokenizer | None:
+    """A tokenizer that spells what stands within a text, where the first word of one is marked."""
+    from tokenizers import Tokenizer
+
+    whole = orjson.loads(plain.to_str())
+    if not _unmarked(whole["pre_tokenizer"]):
+        return None
+    within = Tokenizer.from_str(orjson.dumps(whole).decode())
+    within.encode_special_tokens = True
+    return within
+
+
+def _unmarked(part: Any) -> bool:
+    """Whether a part of a tokenizer marked the first word; it does so no longer."""
+    if not isinstance(part, dict):
+        return False
+    if part["type"] == "Sequence":
+        found = [_unmarked(one) for one in part["pretokenizers"]]
+        return any(found)
+    marks = part["type"] == "Metaspace" and part.get("prepend_scheme") == "first"
+    if marks:
+        part["prepend_scheme"] = "never"
+    return marks
 
 
 def _controls(token: Any) -> bool:
@@ -188,7 +230,9 @@ def copy_tokenizer(files: ModelFiles, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _chat_wrap(name: str, tokenizer: Any, plain: Tokenizer) -> Callable[[str], ChatWrap]:
+def _chat_wrap(
+    name: str, tokenizer: Any, plain: Tokenizer, within: Tokenizer | None
+) -> Callable[[str], ChatWrap]:
     """What a tokenizer's chat template puts around a user's text, behind a system prompt."""
 
     def wrap(system: str) -> ChatWrap:
@@ -196,15 +240,15 @@ def _chat_wrap(name: str, tokenizer: Any, plain: Tokenizer) -> Callable[[str], C
         before, after = (with_controls(plain, text) for text in texts)
         lead, trail = str(before.pop()), str(after.pop(0))
         tail = str(after[-1]) if after else trail
-        return ChatWrap(spelled(before), lead, trail, spelled(after), tail)
+        begins = [spelled(part, plain) for part in before[:1]]
+        begins += [spelled(part, within or plain) for part in before[1:]]
+        ends = [spelled(part, within or plain) for part in after]
+        return ChatWrap(sum(begins, ()), lead, trail, sum(ends, ()), tail)
 
-    def spelled(parts: Sequence[str | tuple[int, ...]]) -> tuple[int, ...]:
-        ids = (
-            plain.encode(p, add_special_tokens=False).ids if isinstance(p, str) else p
-            for p in parts
-            if p
-        )
-        return tuple(token for some in ids for token in some)
+    def spelled(part: str | tuple[int, ...], by: Tokenizer) -> tuple[int, ...]:
+        if isinstance(part, tuple):
+            return part
+        return tuple(by.encode(part, add_special_tokens=False).ids)
 
     return wrap
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import Loaded
 from tokenizers import Tokenizer, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jlm_cli import prompts
 from jlm_cli.config import Config
@@ -277,3 +277,48 @@ def test_too_long_to_cut(field: str) -> None:
 def test_overflow_can_be_an_error() -> None:
     (found,) = fake_encoder(max_length=500, on_overflow="error").encode([SAMPLE])
     assert isinstance(found, RowError) and "the limit is 492" in str(found)
+
+
+SAID = "{% for m in messages %}{{ '<|' + m['role'] + '|>\\n' + m['content'] + "
+LAYOUTS = {  # of Phi-3, TinyLlama and Llama 2
+    "phi": SAID + "'<|end|>\\n' }}{% endfor %}<|assistant|>\n",
+    "tiny": SAID + "eos_token + '\\n' }}{% endfor %}<|assistant|>\n",
+    "llama": "{{ bos_token }}[INST] {% for m in messages %}{% if m['role'] == 'system' %}<<SYS>>\n"
+    "{{ m['content'] }}\n<</SYS>>\n\n{% else %}{{ m['content'] }} [/INST]{% endif %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_chat_prompts_are_those_of_the_tokenizer(
+    tmp_path: Path, replica: Path, layout: str, legacy: bool
+) -> None:
+    """Also where sentencepiece marks the first word of a text alone (`legacy` false)."""
+    for name in ("config.json", "tokenizer.model"):
+        shutil.copy(replica / name, tmp_path)
+    about = json.loads((replica / "tokenizer_config.json").read_text())
+    about |= {"legacy": legacy, "chat_template": LAYOUTS[layout]}
+    if layout == "phi":
+        names = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+        token = {"lstrip": False, "rstrip": True, "normalized": False, "special": True}
+        about["added_tokens_decoder"] = {
+            str(32000 + n): {**token, "content": name, "single_word": False}
+            for n, name in enumerate(names)
+        }
+        about["additional_special_tokens"] = names
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    vocabulary = load_vocabulary(ModelFiles("m", tmp_path))
+    sample = Sample("a", 1, "Why?", ("Because.", "No idea."))
+    (made,) = encoder_of(vocabulary, template="chat-pair").encode([sample])
+    assert isinstance(made, list)
+    (prompt,) = made
+    template = prompts.load("chat-pair")
+    text = "".join(piece.text for piece in template.render(sample))
+    said = [{"role": "system", "content": template.chat_system}, {"role": "user", "content": text}]
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path)
+    wanted = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
+    assert list(prompt.ids) == wanted
+    line = Lines(vocabulary).of(template, 2).spell(["8", "5"])
+    whole = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+    behind = tokenizer(f"{whole}8 5", add_special_tokens=False).input_ids
+    assert behind[: len(wanted)] == wanted and behind[len(wanted) :] == line

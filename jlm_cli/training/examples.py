@@ -158,7 +158,8 @@ class ExampleMaker:
         wrap = self._lines.wrap(template)
         tail = template.render(sample)[-1].text if wrap is None else wrap.tail
         end = start + len(line)
-        before, whole = self._vocabulary.locate(tail), self._vocabulary.locate(tail + text)
+        spelling = self._lines.spelling(template)
+        before, whole = spelling.locate(tail), spelling.locate(tail + text)
         n = len(before.ids)
         if whole.ids[:n] != before.ids:
             raise ModelError(f"this tokenizer merges {text[:8]!r} across the end of the prompt")
