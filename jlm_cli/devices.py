@@ -181,19 +181,23 @@ def _sizes(files: ModelFiles, dtype: str) -> tuple[int, int]:
     import torch
 
     config = text_config(files)
-    kept = sum(groups * size for _, groups, size in heads_in(config))
+    try:
+        kept = sum(groups * size for _, groups, size in heads_in(config))
+    except AttributeError:  # of a recurrent one, about
+        kept = int(config.num_hidden_layers) * int(config.hidden_size)
     return 2 * kept * getattr(torch, dtype).itemsize, int(config.hidden_size)
 
 
 def heads_in(config: Any) -> list[tuple[int, int, int]]:
-    """Heads of queries, of keys, and their size, by layer."""
+    """Heads of queries, of keys, and their size, by layer. Raises AttributeError where there are
+    none."""
     layers = range(int(config.num_hidden_layers))
     own = getattr(config, "per_layer_config", None)
     return [_heads_in(config if own is None else own[layer]) for layer in layers]
 
 
 def _heads_in(config: Any) -> tuple[int, int, int]:
-    heads = getattr(config, "num_attention_heads", 1)
+    heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
     return heads, groups, getattr(config, "head_dim", None) or config.hidden_size // heads
 

@@ -118,7 +118,8 @@ def _why_not(engine: PackedEngine | CachedEngine, plain: PlainEngine) -> str | N
         return first_line(error)
     wanted = _both(plain.begin(prompts, [draft, [], []], columns), draft)
     rounded = (plain.model.dtype.itemsize == 2) + getattr(plain.model, "is_loaded_in_8bit", False)
-    allowed = _TRIAL_TOLERANCE + _ROUNDING * rounded if rounded else _IN_FLOAT32
+    exact = plain.model.dtype.itemsize == 4 and not getattr(plain.model, "is_quantized", False)
+    allowed = _IN_FLOAT32 if exact else _TRIAL_TOLERANCE + _ROUNDING * rounded
     agree = all(
         bool(np.all(np.abs(a - b) < allowed * (1 + np.abs(b))))
         for a, b in zip(found, wanted, strict=True)
