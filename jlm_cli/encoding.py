@@ -179,11 +179,11 @@ class Encoder:
         return prompts
 
     def _encoded(self, shown: Sequence[tuple[Sample, View]]) -> list[Encoding]:
-        """Of samples in views, many at once where all are spelled alike."""
+        """Of samples in views, all at once where they are spelled alike, as they mostly are."""
         texts = [_text(self._render(sample, view)) for sample, view in shown]
-        if self._vocabulary.within is None:
-            return self._vocabulary.encode(texts)
         spellings = [self._lines.spelling(view.template) for _, view in shown]
+        if all(one.tokenizer is spellings[0].tokenizer for one in spellings):
+            return spellings[0].encode(texts) if spellings else []
         return [one.locate(text) for one, text in zip(spellings, texts, strict=True)]
 
     def _draft(self, sample: Sample) -> Draft | RowError:

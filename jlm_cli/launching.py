@@ -55,7 +55,8 @@ def launch(work: Callable[[], int], n: int) -> int:
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _SHUTDOWN)
     for name in [name for name in logging.root.manager.loggerDict if "torch" in name]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # each has a level of its own
-    with scratch() as folder, _own_handlers():
+    heard = [*signals.not_ignored(), "SIGQUIT"]  # for which torch leaves handlers behind
+    with scratch() as folder, signals.handlers_kept(*heard):
         words = [folder / f"word-{rank}" for rank in range(n)]
         for word in words:
             word.write_bytes(bytes(_WORD))  # room for what is to be said of a full disk
@@ -79,7 +80,7 @@ def launch(work: Callable[[], int], n: int) -> int:
                 raise told from None
             rank, first = error.get_first_failure()
             cause = _cause(first.exitcode)
-            raise JlmError(f"worker {rank} died ({cause}); what is done is kept: {GO_ON}") from None
+            raise JlmError(_kept(f"worker {rank} died ({cause})")) from None
         return _status(done)
 
 
@@ -127,18 +128,6 @@ class _Launching:
 
 
 _OF_TERMINALS = [getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)]
-
-
-@contextmanager
-def _own_handlers() -> Iterator[None]:
-    """torch's launcher leaves handlers of signals behind that raise what nobody expects."""
-    numbers = [getattr(signal, name) for name in (*signals.not_ignored(), "SIGQUIT")]
-    before = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -35,18 +35,21 @@ def unwind() -> None:
 @contextmanager
 def by_the_system() -> Iterator[None]:
     """Without a handler of Python's: a signal ends the process at once, wherever it is."""
-    before = {number: signal.getsignal(number) for number in map(_number, not_ignored())}
-    for number in before:
-        signal.signal(number, signal.SIG_DFL)
+    with handlers_kept(*not_ignored()):
+        for name in not_ignored():
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        yield
+
+
+@contextmanager
+def handlers_kept(*names: str) -> Iterator[None]:
+    """What hears these signals now hears them afterwards, whatever is set meanwhile."""
+    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _number(name: str) -> int:
-    return int(getattr(signal, name))
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
 
 
 def _hear(handler: Callable[[int, FrameType | None], NoReturn]) -> None:

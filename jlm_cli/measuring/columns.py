@@ -217,7 +217,7 @@ class PairTally:
         it does not know stays as it was."""
         known = bool(self.models_of(row) and about.models)
         if are_turned(self.models_of(row), about.models) or (
-            not known and self._stands_turned(row, about)
+            not known and self._order(row, about.lengths) < 0
         ):
             about = about.turned()
             self.n_turned += 1
@@ -237,10 +237,11 @@ class PairTally:
         if about.question is not None:
             self._question[row] = checksum(about.question)
 
-    def _stands_turned(self, row: int, about: About) -> bool:
-        """By the lengths of the answers, where no models are named."""
-        ours, theirs = self._lengths[2 * row : 2 * row + 2], array("i", about.lengths)
-        return ours[0] != ours[1] and theirs == ours[::-1]
+    def _order(self, row: int, lengths: Sequence[int]) -> int:
+        """Whether answers that are so long stand as the row's do (1), or turned (-1); 0 where that
+        does not tell."""
+        ours, theirs = self._lengths[2 * row : 2 * row + 2], array("i", lengths)
+        return 0 if ours[0] == ours[1] else (theirs == ours) - (theirs == ours[::-1])
 
     def settle_gold(self, rows: Iterable[int]) -> None:
         """Rows that have no gold if they have none by now."""
@@ -267,10 +268,9 @@ class PairTally:
     def swap_in(self, row: int, other: Judged, lengths: Sequence[int]) -> None:
         """Take the judgment of the swapped order, in that order's numbering, of answers that are so
         long."""
-        mine = self._lengths[2 * row : 2 * row + 2]
-        if mine[0] != mine[1]:
-            self.n_alike += array("i", lengths) == mine
-            self.n_reversed += array("i", lengths) == mine[::-1]
+        order = self._order(row, lengths)
+        self.n_alike += order > 0
+        self.n_reversed += order < 0
         self._small["swapped"][row] = OTHER[other.verdict]
         self.n_error_swapped += other.verdict == NONE
         first, second, tie = other.p
