@@ -281,13 +281,13 @@ def _list_as_lines(file: IO[bytes], label: str) -> IO[bytes]:
 
 
 def _holds_rows(text: bytes) -> bool:
-    """Whether there is but one line, or one of the first two is JSON by itself."""
+    """Whether one of the first two lines is JSON by itself, as none of a list's is."""
     lines = [line for line in text.split(b"\n", 9) if line.strip()][:2]
     for line in lines:
         with suppress(orjson.JSONDecodeError):
             orjson.loads(line)
             return True
-    return len(lines) == 1
+    return False
 
 
 def why_no_json(text: bytes, error: orjson.JSONDecodeError) -> str:
