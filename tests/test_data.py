@@ -203,6 +203,17 @@ def test_rows_filled_up_with_spoiled_answers_are_counted(tmp_path: Path, jlm: Jl
     assert done.code == 0 and "12 rows: 12 pair, 12 with a spoiled answer" in done.err
 
 
+def test_answers_too_short_for_a_kind_are_told_of(tmp_path: Path, jlm: Jlm) -> None:
+    """An answer of two words cannot be cut off: it is left empty, and that is said."""
+    rows = [{"question": f"Q{n}?", "answers": [{"text": f"So {n}.", "score": n}]} for n in range(9)]
+    write_rows(tmp_path / "one.jsonl", rows)
+    words = ["--bad", "1", "--bad-kind", "cut-off", "--rows", "12", "--validation", "0"]
+    done = jlm("data", "one.jsonl", "-o", "set", *words)
+    assert "12 answers could be spoiled by no --bad-kind given and are empty" in done.err
+    found = json.loads((tmp_path / "set" / "data.json").read_text())
+    assert found["spoiled"]["train"] == {"empty": 12}
+
+
 @given(st.text(max_size=300), st.text(max_size=100), st.text(max_size=300), st.integers())
 def test_anything_can_be_spoiled(good: str, question: str, other: str, seed: int) -> None:
     for kinds in ((), *((kind,) for kind in KINDS)):

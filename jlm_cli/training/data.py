@@ -266,6 +266,7 @@ def _write(
     summary: Json = {
         "rows": {side: len(rows) for side, rows in made.items()},
         "forms": {side: _forms(rows) for side, rows in made.items()},
+        "spoiled": {side: _spoiled(rows) for side, rows in made.items()},
         "left_out": _counts(gathered),
         "seed": config.seed,
     }
@@ -274,6 +275,9 @@ def _write(
     for side, rows in made.items():
         kinds = ", ".join(f"{count} {kind}" for kind, count in _forms(rows).items())
         report.note(f"{folder / side}.jsonl: {len(rows)} rows: {kinds or 'none'}")
+    short = sum(_spoiled(rows).get("empty", 0) for rows in made.values())
+    if short and config.bad_kinds and "empty" not in config.bad_kinds:
+        report.note(f"{short} answers could be spoiled by no --bad-kind given and are empty")
     if gathered.left_out:
         report.note(f"left out, by line in {folder / 'left-out.jsonl'}: {_told(gathered)}")
 
@@ -284,8 +288,14 @@ def _forms(rows: Sequence[Json]) -> dict[str, int]:
         n = len(row["answers"])
         forms["grade" if n == 1 else "pair" if n == 2 else "list"] += 1
         forms["with reference"] += "reference" in row
-        forms["with a spoiled answer"] += not KINDS.keys().isdisjoint(row.get("models", ()))
+        forms["with a spoiled answer"] += bool(_spoiled([row]))
     return {name: count for name, count in sorted(forms.items()) if count}
+
+
+def _spoiled(rows: Sequence[Json]) -> dict[str, int]:
+    """How many answers are spoiled in which way."""
+    kinds = Counter(name for row in rows for name in row.get("models", ()) if name in KINDS)
+    return dict(sorted(kinds.items()))
 
 
 def _counts(gathered: Gathered) -> dict[str, int]:
