@@ -53,9 +53,10 @@ from jlm_cli.reading.recognition import asked_for
 from jlm_cli.reading.rows import Rows
 from jlm_cli.reading.source import spool_stdin
 from jlm_cli.records import Json, Sample, dump, dump_indented
-from jlm_cli.report import Report, TokenCount, exit_status, spoken
+from jlm_cli.report import Report, TokenCount, exit_status
 from jlm_cli.survey import AT_ONCE, Survey, encoded, take_survey
 from jlm_cli.tasks import Task, in_turn
+from jlm_cli.wording import spoken
 
 _RECORDS_SHOWN = 13
 _OF_A_MACHINE = {"model", "batch_tokens"}  # its copy of the weights, its memory

@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from jlm_cli.errors import JOINERS, printable
 
+GAP = 2  # spaces between the columns of a table without lines
+
 
 def shown(text: object, width: int = 60) -> Text:
     """Text from outside, made safe for a terminal: no markup, no control or bidi characters."""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, Jlm, pair, read_rows, write_rows
 
-from jlm_cli import report
+from jlm_cli import report, wording
 
 RECORD_KEYS = [
     "id", "line", "mode", "scores", "verdict", "p", "expected", "text", "reason",
@@ -327,9 +327,9 @@ def test_a_likelier_verdict_is_told_beside_that_of_the_line() -> None:
         "p": {"1": 0.44, "2": 0.51, "tie": 0.05},
         "flags": [],
     }
-    assert report.spoken(record) == "answer 1 (scores 9 2, p 0.44; answer 2 0.51)\n"
+    assert wording.spoken(record) == "answer 1 (scores 9 2, p 0.44; answer 2 0.51)\n"
     sure = {**record, "p": {"1": 0.9, "2": 0.1, "tie": 0.0}}
-    assert report.spoken(sure) == "answer 1 (scores 9 2, p 0.90)\n"
+    assert wording.spoken(sure) == "answer 1 (scores 9 2, p 0.90)\n"
 
 
 def test_a_slip_of_the_pen_is_told_of_before_what_stands_in_the_way(
