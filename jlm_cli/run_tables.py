@@ -90,7 +90,10 @@ def _by_model(summary: Json) -> Iterator[Line]:
         for name, value in models[:_MODELS_SHOWN]:
             yield Text(f"{what} ").append_text(_of_model(name, 40)), _figure(value)
         if len(models) > _MODELS_SHOWN:
-            yield Text(f"… {len(models) - _MODELS_SHOWN} more models", style="dim"), ""
+            yield (
+                Text(f"… {len(models) - _MODELS_SHOWN} more models in the summary", style="dim"),
+                "",
+            )
     for place, above in enumerate(summary.get("position_bias", ()), start=1):
         yield f"above its mean at place {place}", _figure(above)
 
@@ -142,8 +145,7 @@ def leaderboard(board: Json, width: int) -> Iterator[Table | Text]:
         table.add_row(_of_model(name, max(min(left, _LONGEST_NAME), _LEAST_NAME)), *cells)
     yield table
     if len(board) > _MODELS_SHOWN:
-        more = f"… {len(board) - _MODELS_SHOWN} more: jlm metrics --protocol rank --csv"
-        yield Text(more, style="dim")
+        yield Text(f"… {len(board) - _MODELS_SHOWN} more models in the summary", style="dim")
 
 
 def _of_model(name: str, most: int) -> Text:
