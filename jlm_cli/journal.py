@@ -104,6 +104,7 @@ class Journal:
         self._part = folder / f"part-{rank}"
         self._saved = folder / "saved.jsonl"
         self._file: FileIO | None = None
+        self._joined: Json | None = None
 
     def begin(
         self, facts: Json, discard: bool = False, replacing: Path | None = None
@@ -208,9 +209,14 @@ class Journal:
                 f"worker with {self._part.name}: has another {name} than the first worker "
                 f"({_change(before.get(name), facts.get(name))})"
             )
+        self._joined = before
 
     def append(self, records: Sequence[tuple[int, bytes]]) -> None:
-        """Write one batch of (row, record) durably."""
+        """Write one batch of (row, record) durably.
+
+        Raises UsageError for a worker that `check` let join one run, where another has begun."""
+        if self._file is None and self._joined not in (None, self.facts()):
+            raise UsageError(f"{self.folder}: another run has begun there; this worker is of none")
         lines = [
             b"%d\t%08x\t%s\n" % (row, _checksum(b"%d" % row, record), record)
             for row, record in records

@@ -71,6 +71,19 @@ def test_a_worker_of_another_run_is_refused(tmp_path: Path) -> None:
         journal.check({"swap": False, "batch_tokens": 9}, but=["batch_tokens"])
 
 
+def test_a_worker_that_is_late_does_not_write_into_another_run(tmp_path: Path) -> None:
+    """Suspended before its first batch, while --overwrite began anew with another model."""
+    (tmp_path / "j").mkdir()
+    Journal(tmp_path / "j").begin(FACTS)
+    late = Journal(tmp_path / "j", rank=1)
+    late.check(FACTS, but=())
+    other = Journal(tmp_path / "j")
+    other.begin({**FACTS, "model": "another"}, discard=True)
+    with pytest.raises(UsageError, match="another run has begun there"):
+        late.append(RECORDS[:2])
+    assert other.n_records() == 0 and not (tmp_path / "j" / "part-1").exists()
+
+
 def test_side_files_from_pipes_are_told_apart(tmp_path: Path, jlm: Jlm) -> None:
     """A pipe can be read once; what was read of it says which references a run was begun with."""
     pipe = tmp_path / "refs"
