@@ -202,27 +202,37 @@ def by_answer(view: View, values: Sequence[float]) -> dict[int, float]:
 
 
 @dataclass(frozen=True)
-class PairMode:
-    """`judge`: two answers compared, in one order or both; aspects beside the whole."""
+class Asked:
+    """What is asked about answers: how good they are as a whole, or in some `aspects`."""
 
-    main: Templates
-    aspects: Templates | None
-    asked: tuple[tuple[Aspect, ...], ...]
+    templates: Templates
+    aspects: tuple[Aspect, ...] = ()
+
+
+def _all_templates(asked: Sequence[Asked]) -> tuple[Template, ...]:
+    return tuple(template for one in asked for template in one.templates.all)
+
+
+@dataclass(frozen=True)
+class PairMode:
+    """`judge`: two answers compared, in one order or both; the whole first, aspects behind it."""
+
+    asked: tuple[Asked, ...]
     swap: bool
 
     @property
     def templates(self) -> tuple[Template, ...]:
-        return (*self.main.all, *(self.aspects.all if self.aspects else ()))
+        return _all_templates(self.asked)
 
     def views(self, sample: Sample) -> list[View]:
         if (n := len(sample.answers)) != 2:
             raise RowError("n-answers", f"field answers: judge takes two answers, here {_are(n)}")
         orders = [(1, 2), (2, 1)] if self.swap else [(1, 2)]
-        views = [View(self.main.choose(sample), shown) for shown in orders]
-        for asked in self.asked:
-            assert self.aspects is not None
-            views += [View(self.aspects.choose(sample), shown, asked) for shown in orders]
-        return views
+        return [
+            View(one.templates.choose(sample), shown, one.aspects)
+            for one in self.asked
+            for shown in orders
+        ]
 
     def smaller_views(self, sample: Sample) -> list[View]:
         return []
@@ -302,23 +312,17 @@ def _combined(given: Comparison, swapped: Comparison) -> Json:
 class GradeMode:
     """`grade`: one answer, against a reference that has the score 10, or by itself."""
 
-    main: Templates
-    aspects: Templates | None
-    asked: tuple[tuple[Aspect, ...], ...]
+    asked: tuple[Asked, ...]
     pass_mark: float | None
 
     @property
     def templates(self) -> tuple[Template, ...]:
-        return (*self.main.all, *(self.aspects.all if self.aspects else ()))
+        return _all_templates(self.asked)
 
     def views(self, sample: Sample) -> list[View]:
         if (n := len(sample.answers)) != 1:
             raise RowError("n-answers", f"field answers: grade takes one answer, here {_are(n)}")
-        views = [View(self.main.choose(sample), (1,))]
-        for asked in self.asked:
-            assert self.aspects is not None
-            views.append(View(self.aspects.choose(sample), (1,), asked))
-        return views
+        return [View(one.templates.choose(sample), (1,), one.aspects) for one in self.asked]
 
     def smaller_views(self, sample: Sample) -> list[View]:
         return []
@@ -367,15 +371,16 @@ def mode_of(config: Config, taught: str | None = None) -> Mode:
     from jlm_cli.ranking import RankMode
 
     main, aspects = _templates(config, taught)
-    asked = read_aspects(config.aspects, config.aspects_together)
-    if config.command == "grade":
-        return GradeMode(main, aspects, asked, config.pass_mark)
     if config.command == "rank":
         return RankMode(main, config.method, config.permute, config.compare)
-    return PairMode(main, aspects, asked, config.swap)
+    each = read_aspects(config.aspects, config.aspects_together)
+    asked = (Asked(main), *(Asked(aspects, some) for some in each))
+    if config.command == "grade":
+        return GradeMode(asked, config.pass_mark)
+    return PairMode(asked, config.swap)
 
 
-def _templates(config: Config, taught: str | None) -> tuple[Templates, Templates | None]:
+def _templates(config: Config, taught: str | None) -> tuple[Templates, Templates]:
     plain, with_reference = _DEFAULTS[config.command]
     if config.command == "grade" and config.use_reference:
         plain = with_reference  # a row without a reference is then an error that says so
@@ -398,9 +403,7 @@ def _templates(config: Config, taught: str | None) -> tuple[Templates, Templates
     for template in main.all:
         if misfit := _misfit(template, config):
             raise UsageError(f"--template {template.name}: {misfit}")
-    if not config.aspects:
-        return main, None
-    for template in aspects.all:
+    for template in aspects.all if config.aspects else ():
         if misfit := _misfit_of_line(template, config):
             raise UsageError(f"--template {template.name}: {misfit}")
     return main, aspects

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jlm_cli.errors import ModelError
-from jlm_cli.records import VERDICTS, Sample, Verdict
+from jlm_cli.records import VERDICTS, Sample, Verdict, field_of
 from jlm_cli.scoreline import SCORES, Grammar
 
 _FIELD = re.compile(r"\{([A-Za-z_]+(?:_\d+)?)\}")
@@ -146,10 +146,6 @@ def _parts(layout: str) -> tuple[tuple[str, str | None], ...]:
 def _filled(field: str, sample: Sample, aspects: Sequence[Aspect]) -> Piece:
     n = len(sample.answers)
     match field:
-        case "question" | "instruction" | "input":
-            return Piece(getattr(sample, field) or "", field)
-        case "reference":
-            return Piece(sample.reference or "", "reference")
         case "accepted":
             return Piece(accepted(sample.reference or ""), "reference")
         case "count":
@@ -161,8 +157,8 @@ def _filled(field: str, sample: Sample, aspects: Sequence[Aspect]) -> Piece:
         case "definitions":
             meant = [a for a in aspects if a.meaning]
             return Piece("".join(f" Here, {a.name} means: {a.meaning}." for a in meant))
-        case _:  # answer_N: load() admits no other
-            return Piece(sample.answers[int(field.removeprefix("answer_")) - 1], field)
+        case _:  # one of the sample's: load() admits no other
+            return Piece(field_of(sample, field), field)
 
 
 def _enumerated(words: Sequence[str]) -> str:
@@ -195,12 +191,16 @@ def load(name: str) -> Template:
     if unknown := sorted(table.keys() - _KEYS):
         there = ", ".join(sorted(_KEYS))
         raise ModelError(f"{path}: key '{unknown[0]}' is unknown; there are {there}")
-    try:
-        description, source, text = (table[key] for key in ("description", "source", "text"))
-    except KeyError as error:
-        raise ModelError(f"{path}: key {error} is missing") from error
-    plain = Template(path.stem, description, source, text, table.get("answer", ""))
-    template = _with_line(path, plain, table)
+    for key in ("description", "source", "text"):
+        if key not in table:
+            raise ModelError(f"{path}: key '{key}' is missing")
+    texts = {key: table[key] for key in _TEXTS & table.keys() - {"base"}}
+    texts |= {key: _beside(path, texts[key]) for key in _VARIANTS & texts.keys()}
+    if texts.get("reason_first") == "":
+        raise ModelError(f"{path}: key 'reason_first' is what ends the reason; it cannot be empty")
+    values, verdicts = _line_of(path, table.get("line", {}))
+    labels = _labels_of(path, table.get("labels", {}))
+    template = Template(path.stem, **texts, values=values, verdicts=verdicts, labels=labels)
     _check_fields(path, template)
     _check_answers(path, template)
     return template
@@ -259,15 +259,11 @@ def _is_change(given: Any) -> bool:
     return known and all(isinstance(text, str) for text in given.values())
 
 
-def _with_line(path: Path, template: Template, table: dict[str, Any]) -> Template:
-    """The keys that say what the judge writes."""
-    texts = ("lead", "before_reason", "reason_first", "chat_system", "with_reference", "with_input")
-    line, labels = table.get("line", {}), table.get("labels", {})
+def _line_of(path: Path, line: Any) -> tuple[tuple[str, ...], tuple[Verdict, ...] | None]:
+    """What the judge may write for an answer, and what that means where it names a winner."""
     is_table = isinstance(line, dict) and line.keys() <= _LINE_KEYS
     if not (is_table and all(isinstance(one, list) for one in line.values())):
         raise ModelError(f"{path}: [line] is a table with lists of values and verdicts alone")
-    if not (isinstance(labels, dict) and all(type(one) in (int, float) for one in labels.values())):
-        raise ModelError(f"{path}: [labels] need a least score each, a number")
     values = tuple(map(str, line.get("values", SCORES)))
     verdicts = tuple(line["verdicts"]) if "verdicts" in line else None
     if verdicts is not None and (
@@ -283,17 +279,14 @@ def _with_line(path: Path, template: Template, table: dict[str, Any]) -> Templat
             f"{path}: [line] needs values that differ, with no space at their ends; numbers where "
             "no verdicts are"
         )
-    if table.get("reason_first") == "":
-        raise ModelError(f"{path}: key 'reason_first' is what ends the reason; it cannot be empty")
-    labels = sorted(labels.items(), key=lambda item: -item[1])
-    told = {key: table[key] for key in texts if key in table}
-    return replace(
-        template,
-        **told | {key: _beside(path, told[key]) for key in _VARIANTS & told.keys()},
-        values=values,
-        verdicts=verdicts,
-        labels=tuple((name, float(least)) for name, least in labels),
-    )
+    return values, verdicts
+
+
+def _labels_of(path: Path, labels: Any) -> tuple[tuple[str, float], ...]:
+    if not (isinstance(labels, dict) and all(type(one) in (int, float) for one in labels.values())):
+        raise ModelError(f"{path}: [labels] need a least score each, a number")
+    highest_first = sorted(labels.items(), key=lambda item: -item[1])
+    return tuple((name, float(least)) for name, least in highest_first)
 
 
 def _beside(path: Path, name: str) -> str:

@@ -10,7 +10,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from statistics import fmean
 
 import numpy as np
@@ -107,14 +107,13 @@ def _said(sample: Sample, readings: Sequence[Reading], method: str) -> Json:
 
 
 def _means(sample: Sample, readings: Sequence[Reading], greedy: bool) -> tuple[float, ...]:
-    """The mean score of each answer; answers of the same text share theirs."""
+    """The mean score of each answer; of several readings, answers of the same text share theirs."""
+    each = [by_answer(reading.view, _values(reading, greedy)) for reading in readings]
+    if len(each) == 1:
+        return tuple(each[0][number] for number in _given(sample))
     found: dict[str, list[float]] = defaultdict(list)
-    for reading in readings:
-        for number, value in by_answer(reading.view, _values(reading, greedy)).items():
-            found[sample.answers[number - 1]].append(value)
-    if len(readings) == 1:
-        values = by_answer(readings[0].view, _values(readings[0], greedy))
-        return tuple(values[number] for number in _given(sample))
+    for number, value in chain.from_iterable(values.items() for values in each):
+        found[sample.answers[number - 1]].append(value)
     return tuple(fmean(found[answer]) for answer in sample.answers)
 
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import NoReturn
 
 from jlm_cli.errors import Ended
+
+Handler = Callable[[int, FrameType | None], None]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -32,12 +34,18 @@ def unwind() -> None:
     _hear(_unwind)
 
 
-@contextmanager
-def by_the_system() -> Iterator[None]:
+def by_the_system() -> AbstractContextManager[None]:
     """Without a handler of Python's: a signal ends the process at once, wherever it is."""
-    with handlers_kept(*not_ignored()):
-        for name in not_ignored():
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    return handled_by(signal.SIG_DFL)
+
+
+@contextmanager
+def handled_by(handler: Handler | signal.Handlers) -> Iterator[None]:
+    """For a while; signals that the caller ignores stay ignored."""
+    names = not_ignored()
+    with handlers_kept(*names):
+        for name in names:
+            signal.signal(getattr(signal, name), handler)
         yield
 
 

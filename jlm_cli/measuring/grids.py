@@ -171,8 +171,7 @@ def markdown_of(grids: Iterable[Grid]) -> str:
 
 
 def _markdown(text: str) -> str:
-    special = r"([\\`*_{}<>|#~]|!(?=\[)|\](?=\())"
-    text = re.sub(special if text != "---" else r"(\\)", r"\\\1", text)
+    text = re.sub(r"([\\`*_{}<>|#~]|!(?=\[)|\](?=\())", r"\\\1", text)
     return " ".join(text.split())
 
 

@@ -75,7 +75,7 @@ def rank(path: str, config: MetricsConfig) -> Json:
     if not against:
         raise InputError(f"{path}: {_NO_PAIRS}")
     whole = {key: found[key] for key in against}
-    baselines = {"given_order": {key: ranking_of(_falling(o.count)) for key, o in whole.items()}}
+    baselines = {"given_order": {key: [*range(1, o.count + 1)] for key, o in whole.items()}}
     texts = {key: one.sample.get("answers") for key, one in whole.items()}
     if all(isinstance(text, list) for text in texts.values()):
         lengths = {key: [float(len(text)) for text in texts[key] or ()] for key in whole}
@@ -136,25 +136,19 @@ def _check_ranking(ranking: Any, count: int, what: str) -> None:
         raise InputError(f"{what}: the numbers of all {count} answers are needed, each once")
 
 
-def _by_wins(one: Ranked) -> Ranking | None:
-    """The ranking by won pairs; None where not all pairs were judged."""
-    wins = _wins(one)
-    return None if wins is None else ranking_of(wins)
-
-
 def _compared(rankings: dict[Any, Ranking], against: dict[Any, Ranking]) -> Json:
     return compared(Counter(n_moved(rankings[key], wanted) for key, wanted in against.items()))
 
 
-def _wins(one: Ranked) -> list[float] | None:
-    """Won pairs of each answer, half for a tie; None where not all pairs were judged."""
+def _by_wins(one: Ranked) -> Ranking | None:
+    """The ranking by won pairs, half for a tie; None where not all pairs were judged."""
     wins = [0.0] * one.count
     for first, second in combinations(range(one.count), 2):
         if (won := one.won(first, second)) is None:
             return None
         wins[first] += won
         wins[second] += 1 - won
-    return wins
+    return ranking_of(wins)
 
 
 def _read_pairs(found: dict[Any, Ranked], path: Path) -> Json:
@@ -219,7 +213,3 @@ def _pairs_of_scores(one: Ranked, scores: list[float], where: str) -> None:
     for first, second in combinations(range(len(scores)), 2):
         verdict = verdict_of((scores[first], scores[second]))
         one.judge(first, second, _WON[verdict], where)
-
-
-def _falling(count: int) -> list[float]:
-    return [float(count - n) for n in range(count)]

@@ -82,7 +82,7 @@ class TaughtTemplates:
         grade = mode_of(config("grade", shows_one))
         compare = mode_of(config("judge", not shows_one))
         assert isinstance(grade, GradeMode) and isinstance(compare, PairMode)
-        return cls(grade.main, compare.main)
+        return cls(grade.asked[0].templates, compare.asked[0].templates)
 
     @property
     def templates(self) -> tuple[Template, ...]:

@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.utils.import_utils import is_torch_tf32_available
 
-from jlm_cli import loading, vocabularies
+from jlm_cli import loading, signals, vocabularies
 from jlm_cli.errors import GO_ON, Ended, JlmError, UsageError
 from jlm_cli.hf.attention import PRODUCTS
 from jlm_cli.hf.memory import is_out_of_memory
@@ -40,7 +40,7 @@ from jlm_cli.training.examples import LINE, READ, Example
 from jlm_cli.training.low_rank import save_adapter
 from jlm_cli.training.model_folder import draft_of, last_checkpoint, mark_whole, step_of
 from jlm_cli.training.recipes import Recipe
-from jlm_cli.training.watch import Watch, heard_signals, without_adapter_shell
+from jlm_cli.training.watch import Watch, without_adapter_shell
 
 _IGNORED = -100
 _SMALLER = "take a smaller --lr, or --dtype float32"
@@ -69,7 +69,7 @@ def train(course: Course, report: Report) -> Trained:
     watch.trainer = trainer
     checkpoint = last_checkpoint(course.config.partial)
     done = 0 if checkpoint is None else step_of(checkpoint) * course.recipe.batch
-    with heard_signals(watch), report.bar(len(course.schedule.order), done) as watch.bar:
+    with signals.handled_by(watch.hear), report.bar(len(course.schedule.order), done) as watch.bar:
         with _told_of_memory():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if watch.signal is not None:

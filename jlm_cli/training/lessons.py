@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from jlm_cli.errors import RowError
+from jlm_cli.modes import arranged
 from jlm_cli.reading.schemas import Schema, parse_row, read_sample
 from jlm_cli.records import Gold, Json, Sample, read_gold, read_score_line, verdict_of
 
@@ -29,7 +30,6 @@ _ORDINAL = re.compile(
     r"\b(first|second)(?=(?: AI)? (?:assistant|answer|response)\b)", re.IGNORECASE
 )
 _ORDINALS = ("first", "second")
-_ANSWER_FIELD = re.compile(r"answer([1-9]\d*)_(?!body$)(\w+)")
 
 
 @dataclass(frozen=True)
@@ -51,39 +51,19 @@ class Teaching:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A sample with what a teacher said of it, without its reference and with it.
-
-    One of the two may be missing. `about` holds what else the row says of each answer (its id,
-    its metadata).
-    """
+    """A sample with what a teacher said of it, without its reference and with it; one of the two
+    may be missing."""
 
     sample: Sample
     plain: Teaching | None
     with_reference: Teaching | None = None
-    about: tuple[Json, ...] = ()
-
-    def reordered(self, order: Order) -> Lesson:
-        """All that belongs to an answer changes its place together."""
-        sample = self.sample
-        models = sample.models
-        return Lesson(
-            replace(
-                sample,
-                answers=tuple(sample.answers[place] for place in order),
-                models=None if models is None else tuple(models[place] for place in order),
-                gold=_reordered_gold(sample.gold, order),
-            ),
-            None if self.plain is None else self.plain.reordered(order),
-            None if self.with_reference is None else self.with_reference.reordered(order),
-            tuple(self.about[place] for place in order) if self.about else (),
-        )
 
     def shown(self, showing: Showing) -> tuple[Sample, Teaching]:
         """The sample as it is shown, and the judgment that was made of just that."""
-        lesson = self.reordered(showing.order)
-        teaching = lesson.with_reference if showing.with_reference else lesson.plain
-        assert teaching is not None  # showing_of takes only what there is
-        sample = lesson.sample
+        told = self.with_reference if showing.with_reference else self.plain
+        assert told is not None  # showing_of takes only what there is
+        teaching = told.reordered(showing.order)
+        sample = arranged(self.sample, [place + 1 for place in showing.order])
         if not showing.with_reference:
             sample = replace(sample, reference=None)
         scores = tuple(map(float, teaching.scores))
@@ -154,13 +134,6 @@ def renumbered(reason: str, order: Order) -> str:
     return _ORDINAL.sub(by_word, reason) if len(order) == 2 else reason
 
 
-def _reordered_gold(gold: Gold | None, order: Order) -> Gold | None:
-    if gold is None or gold.scores is None:
-        return None
-    scores = tuple(gold.scores[place] for place in order)
-    return Gold(verdict_of(scores) if len(scores) == 2 else None, scores)
-
-
 def read_lesson(raw: bytes, schema: Schema, line: int) -> Lesson:
     """Raises RowError where a row holds nothing to learn from."""
     row = parse_row(raw)
@@ -172,7 +145,7 @@ def read_lesson(raw: bytes, schema: Schema, line: int) -> Lesson:
     taught = [_teaching(value, n) for value in (plain, with_reference)]
     if taught == [None, None]:
         raise RowError("no-judgment", "no teacher's judgment: give scores or a text in gold")
-    return Lesson(sample, taught[0], taught[1], _about(row, n))
+    return Lesson(sample, *taught)
 
 
 def _judgments(row: Json, schema: Schema, sample: Sample) -> tuple[Any, Any]:
@@ -214,15 +187,6 @@ def spelled(scores: Sequence[float]) -> tuple[str, ...]:
         if (scores[low] < scores[high]) != (rounded[low] < rounded[high]):
             raise RowError("scores-off-scale", f"scores {scores} become equal on the scale 1-10")
     return tuple(f"{score:g}" for score in rounded)
-
-
-def _about(row: Json, n: int) -> tuple[Json, ...]:
-    """What a JudgeLM row holds of each answer beside its text."""
-    found: list[Json] = [{} for _ in range(n)]
-    for name, value in row.items():
-        if (match := _ANSWER_FIELD.fullmatch(name)) and int(match[1]) <= n:
-            found[int(match[1]) - 1][match[2]] = value
-    return tuple(found) if any(found) else ()
 
 
 def showings(

@@ -5,9 +5,8 @@ Imported only when a model is trained.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -24,10 +23,9 @@ from jlm_cli.intervals import cells_of_counts
 from jlm_cli.measuring.columns import tally_of
 from jlm_cli.measuring.summary import summary_of
 from jlm_cli.metrics import figures, share_of
-from jlm_cli.modes import Mode, PairMode, record_of
+from jlm_cli.modes import Asked, Mode, PairMode, record_of
 from jlm_cli.records import Json, Sample
 from jlm_cli.report import Report
-from jlm_cli.signals import not_ignored
 from jlm_cli.training.course import Course
 
 _JUDGED_AT_ONCE = 16
@@ -53,7 +51,7 @@ class Watch(TrainerCallback):
         self._engine: Engine | None = None
         self._warned = False
         templates, longest = course.templates.compare, course.recipe.max_length
-        self._mode = PairMode(templates, None, (), swap=True) if course.material.watched else None
+        self._mode = PairMode((Asked(templates),), swap=True) if course.material.watched else None
         self._config = Config((), None, course.config.base, max_length=longest)
 
     def hear(self, number: int, frame: FrameType | None) -> None:
@@ -186,15 +184,3 @@ def _leaning(found: Json) -> float:
 def _sign(gold: Any) -> float:
     """Of a pair of gold scores: 1 where the first is better, -1 where the second is."""
     return float(np.sign(gold[0] - gold[1]))
-
-
-@contextmanager
-def heard_signals(watch: Watch) -> Iterator[None]:
-    """Signals stop the run in an orderly way while it trains; ignored ones (nohup) stay ignored."""
-    numbers = [getattr(signal, name) for name in not_ignored()]
-    before = {number: signal.signal(number, watch.hear) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
