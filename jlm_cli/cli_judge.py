@@ -154,10 +154,6 @@ def _shared(
         raise UsageError("--reason and --explain-first exclude each other: behind or before")
     if explain_first and template is not None:
         raise UsageError("--explain-first and --template exclude each other")
-    if workers is not None and (gpus is not None or device in ("cuda", "mps")):
-        raise UsageError("--workers is for processes on the CPU; take --gpus, or --device cpu")
-    if gpus is not None and device in ("cpu", "mps"):
-        raise UsageError(f"--gpus and --device {device} exclude each other")
     return Config(
         inputs=tuple(inputs or ()),
         inline=None if question is None else (question, *(answer or ())),

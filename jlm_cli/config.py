@@ -19,12 +19,9 @@ _JSON_BITS = 63
 TIE_WITHIN = 3  # characters; the longest-answer baseline calls such a pair a tie
 _FILES = {"inputs", "reference", "gold", "model", "template"}  # compared by their contents
 _CHOSEN = {"device", "dtype", "batch_tokens"}  # compared by what was chosen where none is named
-_CHANGES_NOTHING = {"output", "partial", "stdin", "overwrite", "retry_errors", "quiet"} | {
-    "print_json",
-    "strict",
-    "plan",
-    "workers",
-    "gpus",
+_CHANGES_NOTHING = {
+    *("output", "partial", "stdin", "overwrite", "retry_errors", "quiet", "print_json"),
+    *("strict", "plan", "workers", "gpus"),
 }
 
 
@@ -81,6 +78,10 @@ class Config:
 
     def __post_init__(self) -> None:
         refuse_huge(vars(self))
+        if self.workers is not None and (self.gpus is not None or self.device in ("cuda", "mps")):
+            raise UsageError("--workers is for processes on the CPU; take --gpus, or --device cpu")
+        if self.gpus is not None and self.device in ("cpu", "mps"):
+            raise UsageError(f"--gpus and --device {self.device} exclude each other")
 
     @property
     def asks_for_references(self) -> bool:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 MOST_TOKENS = 1 << 20  # of a prompt, where a model names no limit of its own
-_BREAKS = 4  # times that a sample's text is broken up; new tokens have never come of it
+_BREAKS = 4  # times that a text is broken up; new tokens have never come of it
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,16 @@ class Vocabulary:
         return lambda token: stream.step(self.tokenizer, token) or ""
 
     def neutralised(self, text: str) -> str:
-        """The text, with what would become a control token broken up."""
-        while (found := self._special_in(text)) is not None:
-            text = _broken(text, *found)
+        """The text, with what would become control tokens broken up."""
+        for _ in range(_BREAKS):
+            for start, end in reversed(self.special_in(self.locate(text))):
+                text = _broken(text, start, end)
         return text
 
-    def _special_in(self, text: str) -> tuple[int, int] | None:
-        encoding = self.locate(text)
+    def special_in(self, encoding: Encoding) -> list[tuple[int, int]]:
+        """Where control tokens stem from, as (start, end) in the text."""
         placed = zip(encoding.ids, encoding.offsets, strict=True)
-        return next((place for token, place in placed if token in self.special), None)
+        return [place for token, place in placed if token in self.special]
 
 
 @dataclass(frozen=True)
@@ -313,11 +314,7 @@ class Encoder:
         for view in views:
             render = self._render(sample, view)
             encoding = self._lines.spelling(view.template).locate(_text(render))
-            places = [
-                offsets
-                for token, offsets in zip(encoding.ids, encoding.offsets, strict=True)
-                if token in self._vocabulary.special
-            ]
+            places = self._vocabulary.special_in(encoding)
             found |= {
                 (name, max(start - at, 0), min(end, to) - at)
                 for name, at, to in _spans(render)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from jlm_cli.errors import UsageError
 from jlm_cli.files import naming, sync_folder, write_whole
-from jlm_cli.records import Json
+from jlm_cli.records import Json, dump, dump_indented
 
 RowNumbers = NDArray[np.int64]
 
@@ -47,7 +47,7 @@ ROW_BY_ROW = ("input", "limit", "reference", "gold")  # facts that --retry-error
 
 def first_difference(before: Json, now: Json, but: Collection[str] = ()) -> str | None:
     """The first fact that is not what it was, `but` some; None where there is none."""
-    facts = orjson.loads(orjson.dumps(now))  # as a file has them
+    facts = orjson.loads(dump(now))  # as a file has them
     names = (name for name in {**before, **facts} if name not in but)
     return next((name for name in names if before.get(name) != facts.get(name)), None)
 
@@ -115,7 +115,7 @@ class Journal:
         killed run left half written is cut off. Where the folder belongs to another run,
         that is given up (`discard`), or UsageError names the first fact that differs.
         """
-        facts = orjson.loads(orjson.dumps(facts))
+        facts = orjson.loads(dump(facts))
         about = self.folder / _ABOUT
         before = self._about(about)
         if before is not None and before != facts and not discard:
@@ -127,11 +127,10 @@ class Journal:
             for name in (_OUTPUT, _DONE):
                 (self.folder / name).unlink(missing_ok=True)
         if replacing is not None:
-            packed = orjson.dumps({"was": _state_of(replacing)})
-            write_whole(self.folder / _OUTPUT, iter([packed]))
+            write_whole(self.folder / _OUTPUT, iter([dump({"was": _state_of(replacing)})]))
         if first_difference(before or {}, facts, ROW_BY_ROW) is not None:
             self._saved.unlink(missing_ok=True)
-        write_whole(about, iter([orjson.dumps(facts, option=orjson.OPT_INDENT_2)]))
+        write_whole(about, iter([dump_indented(facts)]))
         parts = self._parts()
         for part in parts:
             os.truncate(part.path, part.end)
@@ -307,7 +306,7 @@ _CHECKSUM = re.compile("[0-9a-f]{64}")
 
 
 def _brief(value: Any) -> str:
-    text = orjson.dumps(value).decode()
+    text = dump(value).decode()
     return text if len(text) <= 60 else text[:57] + "…"
 
 

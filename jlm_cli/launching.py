@@ -33,7 +33,7 @@ from jlm_cli.errors import (
     SystemFailure,
 )
 from jlm_cli.files import scratch, write_whole
-from jlm_cli.records import Json
+from jlm_cli.records import Json, dump
 
 _LOOK = 1  # second between looks at the workers
 _MOST_STOPPED = 10  # looks at one that is known to be stopped
@@ -217,7 +217,7 @@ def _kept(reason: str) -> str:
 
 def _leave_word(rank: int, message: str | None, exit_code: int = EXIT_UNEXPECTED) -> None:
     """Why a worker ends, in the room that is kept for it: a disk may be full by now."""
-    told = orjson.dumps({"message": message and message[: _WORD // 8], "exit_code": exit_code})
+    told = dump({"message": message and message[: _WORD // 8], "exit_code": exit_code})
     with Path(f"{os.environ[_FAILURE]}-{rank}").open("r+b", buffering=0) as file:
         file.write(told.ljust(_WORD, b"\0"))
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from jlm_cli import runner
+from jlm_cli import runner, sharding
 from jlm_cli.config import Config
-from jlm_cli.errors import EXIT_ABOVE_LIMIT, EXIT_OK, InputError
+from jlm_cli.errors import EXIT_ABOVE_LIMIT, EXIT_OK, InputError, UsageError
 from jlm_cli.files import scratch, write_stdout
 from jlm_cli.intervals import share_interval
 from jlm_cli.metrics import number
@@ -97,6 +97,8 @@ def rate(hits: Sequence[Sequence[bool]]) -> Json:
 
 def run(config: Config, most: float | None) -> int:
     """Probe the model of a configuration; the exit status. Raises JlmError."""
+    if sharding.started_by_launcher():
+        raise UsageError("probe is a run of few pairs, which a launcher's processes cannot share")
     report = Report(config.quiet)
     given = list(rows())
     report.note(f"probing {config.model} with {len(given)} pairs in both orders")

@@ -117,19 +117,41 @@ def error_record(row_id: Any, line: int, mode: str, error: RowError) -> Json:
         "id": row_id,
         "line": line,
         "mode": mode,
-        # a file's name may hold what is no Unicode
-        "error": {"code": error.code, "message": str(error).encode("utf-8", "replace").decode()},
+        "error": {"code": error.code, "message": str(error)},
     }
 
 
 def dump(value: Any) -> bytes:
     """Compact UTF-8 JSON, one line, without the newline."""
-    return orjson.dumps(value)
+    return _packed(value, 0)
 
 
 def dump_indented(value: Any) -> bytes:
     """UTF-8 JSON for people to read, with a newline at its end."""
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    return _packed(value, orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+def _packed(value: Any, option: int) -> bytes:
+    try:
+        return orjson.dumps(value, option=option)
+    except TypeError:  # names of files may hold what is not Unicode
+        return orjson.dumps(_unicode_in(value), option=option)
+
+
+def _unicode_in(value: Any) -> Any:
+    match value:
+        case dict():
+            return {_unicode_in(key): _unicode_in(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_unicode_in(item) for item in value]
+        case str():
+            return unicode_of(value)
+    return value
+
+
+def unicode_of(text: str) -> str:
+    """A text with what is not Unicode replaced."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def read_score_line(text: str) -> tuple[float, ...] | None:

@@ -120,7 +120,7 @@ def _finish(course: Course, trained: Trained, report: Report) -> None:
         "licence": config.licence,
     }
     (draft / SUMMARY).write_bytes(dump_indented(summary))
-    (draft / "README.md").write_text(model_card(config.output.name, summary), "utf-8")
+    (draft / "README.md").write_text(model_card(config.output.name, summary), "utf-8", "replace")
     models.keep_template(config.template, draft)
     put_in_place(draft, config.output)
     Journal(config.partial).end()

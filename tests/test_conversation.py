@@ -11,6 +11,8 @@ import pytest
 from conftest import Loaded
 from sentencepiece import SentencePieceProcessor
 from test_prompts import SAMPLE, rendered
+from tokenizers import AddedToken, Tokenizer, normalizers
+from tokenizers.models import BPE
 
 from jlm_cli import models, vocabularies
 from jlm_cli.conversation import Layout, Opening, Turn
@@ -101,6 +103,17 @@ def test_text_that_is_a_control_token_is_refused() -> None:
     assert strict.neutralised("a~b") == "a\ufffdb"
     with pytest.raises(RowError, match="control token"):
         Layout(strict, None, None).ids(opening(), [], "a~b")
+
+
+def test_a_control_token_that_no_space_breaks_ends_no_program() -> None:
+    """A tokenizer that drops spaces finds it again: that text is refused, not broken for ever."""
+    spaceless = Tokenizer(BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    spaceless.normalizer = normalizers.Replace(" ", "")
+    spaceless.add_tokens([AddedToken("<ctl>", special=False, normalized=True)])
+    strict = replace(fake(), tokenizer=spaceless, special=frozenset({2}))
+    words = strict.neutralised("a<ctl>b")
+    with pytest.raises(RowError, match="control token"):
+        Layout(strict, None, None).ids(opening(), [], words)
 
 
 def test_the_oldest_turns_go_first() -> None:

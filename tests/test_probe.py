@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from conftest import Jlm
 
-from jlm_cli.errors import InputError
+from jlm_cli.config import Config
+from jlm_cli.errors import InputError, UsageError
 from jlm_cli.injection import find
 from jlm_cli.intervals import wilson
-from jlm_cli.probe import AttackTally, rate, rows
+from jlm_cli.probe import AttackTally, rate, rows, run
 from jlm_cli.report import Report
 
 ATTACKS = {"null-model", "master-key", "forged-score", "forged-structure", "plea", "verbosity"}
@@ -97,6 +98,15 @@ def test_from_the_command_line(tmp_path: Path, jlm: Jlm) -> None:
     refused = json.loads(jlm("probe", "--json", "-q", "--on-injection", "error").out)
     assert refused["attacks"]["forged-score"]["value"] == 0 and refused["n_error"] == 96
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_a_probe_does_not_take(jlm: Jlm, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = jlm("probe", "-m", "fake", "--workers", "2", "--device", "cuda")
+    assert done.code == 2 and "--workers is for processes on the CPU" in done.err
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="a launcher's processes cannot share"):
+        run(Config((), None, "fake"), None)
 
 
 def test_a_share_without_an_interval_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,20 @@ def test_files_whose_names_are_no_unicode(tmp_path: Path, jlm: Jlm) -> None:
     write_rows(tmp_path / "b.jsonl", rows)
     assert jlm("judge", name, "b.jsonl", "-o", "out.jsonl").code == 3
     assert read_rows(tmp_path / "out.jsonl")[0]["sample"]["models"] == ["?a", "b"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are Unicode")
+def test_templates_and_predictions_whose_names_are_no_unicode(tmp_path: Path, jlm: Jlm) -> None:
+    pairs, template = os.fsdecode(b"\xff.jsonl"), os.fsdecode(b"\xff.toml")
+    shutil.copy(SAMPLES / "pairs.jsonl", tmp_path / pairs)
+    shutil.copy(ROOT / "prompts" / "judgelm.toml", tmp_path / template)
+    assert jlm("judge", pairs, "--template", template, "-o", "out.jsonl").code == 0
+    assert json.loads((tmp_path / "out.metrics.json").read_bytes())["template"] == "?"
+    judged = os.fsdecode(b"\xff.judge.jsonl")
+    shutil.copy(tmp_path / "out.jsonl", tmp_path / judged)
+    done = jlm("metrics", judged, "--json", "--markdown", "m.md", "--html", "m.html")
+    assert done.code == 0 and json.loads(done.out)["predictions"] == "?.judge.jsonl"
+    assert jlm("data", pairs, "-o", "set").code == 0
 
 
 def test_ids_by_map_or_by_their_own_name(tmp_path: Path, jlm: Jlm) -> None:

@@ -221,19 +221,7 @@ def _source(name: str, rows: Iterable[Row]) -> Source:
         for row in rows:
             names.append(row.name)
             lines.append(row.line)
-            yield _spelled(row.fields)
+            yield row.fields
 
     source = Source(name, spooled_rows(fields())).scan(None)
     return source.made_from(names, lines)
-
-
-def _spelled(fields: Json) -> Json:
-    """With names of files that are no Unicode as errors have them."""
-    return {
-        name: [_unicode(one) for one in value] if name in ("error", "models") else value
-        for name, value in fields.items()
-    }
-
-
-def _unicode(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()

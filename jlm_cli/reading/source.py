@@ -21,7 +21,7 @@ from typing import IO, Any
 import orjson
 
 from jlm_cli.errors import InputError, SystemFailure
-from jlm_cli.records import Json, dump
+from jlm_cli.records import Json, dump, unicode_of
 
 LONGEST_LINE = 16 << 20  # bytes; a longer one is never held in memory, and is an error record
 
@@ -182,7 +182,7 @@ def stem_of(path: str, endings: Sequence[str] = ENDINGS) -> str:
 def names_of(paths: Sequence[str], endings: Sequence[str] = ENDINGS) -> list[str]:
     """The stems of files, where those tell them apart."""
     stems = [stem_of(path, endings) for path in paths]
-    return stems if len(set(stems)) == len(stems) else list(paths)
+    return [unicode_of(one) for one in (stems if len(set(stems)) == len(stems) else paths)]
 
 
 def spool_stdin(path: Path) -> Path:

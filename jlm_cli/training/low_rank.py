@@ -57,7 +57,8 @@ def run(config: AdapterConfig) -> int:
         (draft / SUMMARY).write_bytes(packed)
         models.keep_template(whole.template, draft)
         if "recipe" in summary:
-            (draft / "README.md").write_text(model_card(config.output.name, summary), "utf-8")
+            card = model_card(config.output.name, summary)
+            (draft / "README.md").write_text(card, "utf-8", "replace")
         put_in_place(draft, config.output)
     size = sum(path.stat().st_size for path in config.output.iterdir())
     report.note(f"{config.output}: {size / 1e6:.1f} MB")

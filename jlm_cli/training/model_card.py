@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import orjson
-
-from jlm_cli.records import Json
+from jlm_cli.records import Json, dump
 
 _FIGURES = {
     "agreement": "agreement with the teacher",
@@ -40,8 +38,8 @@ def model_card(name: str, run: Json) -> str:
 
 
 def _front_matter(run: Json) -> str:
-    base = orjson.dumps(run["base"]).decode()
-    name = orjson.dumps(run["licence"] or "see below").decode()
+    base = dump(run["base"]).decode()
+    name = dump(run["licence"] or "see below").decode()
     return (
         f"---\nbase_model: {base}\nlicense: other\nlicense_name: {name}\n"
         "library_name: transformers\n"
