@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jlm_cli.intervals import Cells, Counts, Metric, share_interval
+from jlm_cli.intervals import Cells, Counts, Metric, gain_interval, share_interval
 from jlm_cli.records import Json
 
 
@@ -130,18 +130,34 @@ def figure(metric: Metric, cells: Cells) -> Json:
     """A metric of the cells with its 95 % interval: that of a share of rows, or else the resamples'
     percentiles, which say nothing where they are all alike."""
     if metric in _MACRO:
-        return figure_of_classes(metric, cells, occurrences(cells.counts))
+        return figure_of_classes(metric, cells, occurrences)
     of_share = metric in _SHARES
     ends = _ends_of_share(metric, cells) if of_share else _percentiles(metric(cells.resampled))
     return {"value": number(metric(cells.counts)), "ci95": [number(end) for end in ends]}
 
 
-def figure_of_classes(metric: Metric, cells: Cells, occurs: Counts) -> Json:
-    """The same of a mean over classes that occur so often: where one hardly does there is no
-    interval, since resamples without it would be means over the others."""
-    enough = (occurs[occurs > 0] >= _FEWEST).all()
+def figure_of_classes(metric: Metric, cells: Cells, occurs: Metric) -> Json:
+    """The same of a mean over the classes that `occurs` counts, [..., class]: where few questions
+    have one of them there is no interval, since resamples would hardly tell how it may be off, and
+    those without it would be means over the others."""
+    asked, in_row = cells.questions, _of_each_row(occurs, cells) > 0
+    held = np.zeros((len(asked.times), in_row.shape[-1]), bool)
+    np.logical_or.at(held, asked.kind, in_row)
+    n_questions = (asked.times @ held)[occurs(cells.counts) > 0]
+    enough = (n_questions >= _FEWEST).all()
     ends = _percentiles(metric(cells.resampled)) if enough else (np.nan, np.nan)
     return {"value": number(metric(cells.counts)), "ci95": [number(end) for end in ends]}
+
+
+def figure_of_gain(first: Metric, other: Metric, cells: Cells) -> Json:
+    """How much larger one share of rows is than another of the same rows, with its 95 %
+    interval."""
+    asked = cells.questions
+    hits = [_of_each_row(metric, cells) for metric in (first, other)]
+    met = np.isfinite(hits[0]) & (asked.times[asked.kind] > 0)
+    low, high = gain_interval(hits[0][met], hits[1][met], asked.kind[met], asked.times)
+    gain = other(cells.counts) - first(cells.counts)
+    return {"value": number(gain), "ci95": [number(low), number(high)]}
 
 
 def _percentiles(values: Counts) -> tuple[float, float]:
@@ -153,15 +169,20 @@ def _percentiles(values: Counts) -> tuple[float, float]:
 def _ends_of_share(metric: Metric, cells: Cells) -> tuple[float, float]:
     """A row may count half, as a tie does in a win rate: it varies no more than one that counts or
     does not."""
-    asked = cells.questions
-    size = int(np.prod(asked.shape))
-    of_one_row = metric(cells.change(np.eye(size).reshape(size, *asked.shape)))  # in each cell
-    hit = of_one_row[asked.cell]
+    asked, hit = cells.questions, _of_each_row(metric, cells)
     met = np.isfinite(hit) & (asked.times[asked.kind] > 0)
     kind, hit = asked.kind[met], hit[met]
     kinds = len(asked.times)
     hits, rows = (np.bincount(kind, weights, kinds) for weights in (hit, None))
     return share_interval(hits, rows, asked.times * (rows > 0))
+
+
+def _of_each_row(metric: Metric, cells: Cells) -> Counts:
+    """What a metric makes of each row of the questions by itself, [E, ...]."""
+    asked = cells.questions
+    size = int(np.prod(asked.shape))
+    in_each_cell = metric(cells.change(np.eye(size).reshape(size, *asked.shape)))
+    return np.asarray(in_each_cell[asked.cell])
 
 
 def size_of(figure: Json) -> Json:
@@ -285,7 +306,7 @@ def share_of(place: int) -> Metric:
 _SHARES = {agreement, consistency, bias_first, bias_second, win_rate, hit_rate}
 _SHARES |= {hit_rate_with_ties, *map(share_of, range(3))}
 _MACRO = {precision, recall, f1}
-_FEWEST = 5  # rows of a class
+_FEWEST = 20  # questions of a class
 
 
 def row_at(place: int) -> Metric:

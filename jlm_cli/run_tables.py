@@ -66,7 +66,7 @@ def _figures(summary: Json) -> Iterator[Line]:
         names = _COMPARED if section == "compare" else _NAMES
         for name, value in ({section: found} if "ci95" in found else found).items():
             if isinstance(value, dict) and "ci95" in value:
-                order = first if name == "agreement" else ""
+                order = first if section == "objective" else ""
                 yield names.get(name, name.replace("_", " ")) + order, _figure(value)
     for name, found in summary.get("aspects", {}).items():
         said = [f"{key}: {count}" for key, count in found.get("verdicts", {}).items()]

@@ -127,11 +127,11 @@ def test_disagreements_are_about_the_verdicts_that_are_compared(tmp_path: Path, 
 
 
 def test_a_class_that_one_judge_names_counts_in_both_means(tmp_path: Path, jlm: Jlm) -> None:
-    """A judge with one error, a tie, is better in F1 than one with ten; a tie alone is too rare for
-    an interval."""
-    golds = ["1", "2"] * 50
-    wrong = [("2" if gold == "1" else "1") if n < 10 else gold for n, gold in enumerate(golds)]
-    for ties in (1, 6):
+    """A judge whose few errors are ties is better in F1 than one that errs more often; a tie alone
+    is too rare for an interval."""
+    golds = ["1", "2"] * 100
+    wrong = [("2" if gold == "1" else "1") if n < 90 else gold for n, gold in enumerate(golds)]
+    for ties in (1, 25):
         tied = ["tie" if n < ties else gold for n, gold in enumerate(golds)]
         for name, verdicts in (("a", wrong), ("b", tied)):
             rows = [pair(n, gold=golds[n], verdict=said) for n, said in enumerate(verdicts)]
@@ -143,6 +143,21 @@ def test_a_class_that_one_judge_names_counts_in_both_means(tmp_path: Path, jlm: 
             low, high = one["ci95"]
             assert (low is None and high is None) if ties == 1 else low <= one["value"] <= high
     assert found["judges"]["a"]["objective"]["f1"]["ci95"][0] is not None
+
+
+def test_answers_in_the_other_order_are_turned_without_models_too(tmp_path: Path, jlm: Jlm) -> None:
+    """Their lengths tell; gold that says something else all the same is told of."""
+    there = [pair(n, answers=["Long enough.", "Short."], gold="1", verdict="1") for n in range(40)]
+    turned = [pair(n, answers=["Short.", "Long enough."], gold="2", verdict="2") for n in range(40)]
+    write_rows(tmp_path / "a.jsonl", there)
+    write_rows(tmp_path / "b.jsonl", turned)
+    found = compared(jlm, "a.jsonl", "b.jsonl")["comparison"]["against"]["b"]
+    assert found["same_verdict"]["agreement"]["value"] == 1 and "n_other_gold" not in found
+    assert found["difference"]["agreement"]["value"] == 0
+    write_rows(tmp_path / "b.jsonl", [{**row, "gold": "tie"} for row in turned[:3]] + turned[3:])
+    done = jlm("metrics", "a.jsonl", "b.jsonl", "--json")
+    assert json.loads(done.out)["comparison"]["against"]["b"]["n_other_gold"] == 3
+    assert "b: other gold than that of a in 3 of the rows" in done.err
 
 
 def test_consistency_is_compared_on_rows_of_its_own(tmp_path: Path, jlm: Jlm) -> None:

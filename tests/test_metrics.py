@@ -17,7 +17,7 @@ from scipy.stats import t as student_t
 from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
 
 from jlm_cli import metrics
-from jlm_cli.intervals import cells_of, cells_of_counts, student, wilson
+from jlm_cli.intervals import cells_of, cells_of_counts, gain_interval, student, wilson
 from jlm_cli.measuring.columns import PairTally, about_of, judged_of, longest_answer, tally_of
 from jlm_cli.measuring.comparing import sign_test
 from jlm_cli.measuring.standings import Mean, RankTally, against_gold, bradley_terry
@@ -219,6 +219,52 @@ def test_a_share_of_the_same_rows_has_the_same_interval_in_any_table() -> None:
     assert metrics.figure(agreement, alone) == metrics.figure(metrics.hit_rate, hits)
 
 
+def test_a_gain_has_newcombes_interval() -> None:
+    """Newcombe 1998, table II, method 10: of 50 pairs 36, 12, 2 and 0; and where no two differ."""
+    first, other = (np.repeat(hits, [36, 12, 2]).astype(float) for hits in ([1, 0, 1], [1, 1, 0]))
+    alone, once = np.arange(50), np.ones(50)
+    assert gain_interval(first, other, alone, once) == pytest.approx((0.0569, 0.3404), abs=5e-5)
+    low, high = gain_interval(first, first, alone, once)
+    assert low == pytest.approx(-high) and 0 < high < 0.2
+    assert np.isnan(gain_interval(first[:1], other[:1], alone[:1], once[:1])).all()
+
+
+@pytest.mark.parametrize("each", [1, 6])
+@pytest.mark.parametrize("questions", [20, 100])
+def test_intervals_of_a_gain_cover_the_truth(questions: int, each: int) -> None:
+    """Two good judges that often err together, on questions of which some are hard; a bootstrap
+    covers 72 % of 20 rows."""
+    draw, held = np.random.default_rng(questions + each), 0
+    clusters = np.repeat(np.arange(questions), each)
+    for _ in range(300):
+        hard = np.repeat(draw.beta(0.3, 5.4, questions), each)
+        both = draw.random(len(hard)) < hard / 2
+        ours, theirs = (both | (draw.random(len(hard)) < rate * hard) for rate in (0.5, 0.3))
+        gold = np.zeros(len(hard), int)
+        cells = cells_of((3, 3, 3), [gold, ours * 1, theirs * 1], clusters)
+        low, high = _gain(cells)["ci95"]
+        truth = 0.2 * (0.3 / 5.7) - 0.2 * (0.3 * 1.3 / (5.7 * 6.7)) / 2  # mean, mean of squares
+        held += low <= truth <= high
+    assert held >= 276  # 92 %
+
+
+def _gain(cells: Any) -> Any:
+    return metrics.figure_of_gain(
+        lambda cells: agreement(cells.sum(-1)), lambda cells: agreement(cells.sum(-2)), cells
+    )
+
+
+def test_a_class_of_few_questions_leaves_a_mean_without_an_interval() -> None:
+    """However many rows they are: a resample draws questions."""
+    verdict = np.repeat([0, 1, 2], [400, 400, 100])
+    few, many = np.arange(900) // 10, np.concatenate([np.arange(800) // 10, 80 + np.arange(100)])
+    for clusters, there in ((few, False), (many, True)):
+        moved = np.where(np.arange(900) % 7, verdict, 0)
+        cells = cells_of((3, 3), [verdict, moved], clusters)
+        assert (metrics.figure(metrics.f1, cells)["ci95"][0] is not None) == there
+        assert metrics.figure(agreement, cells)["ci95"][0] is not None
+
+
 def test_student_equals_scipy() -> None:
     for freedom in (1, 2, 3, 4, 7, 20, 300):
         assert student(freedom) == pytest.approx(student_t.ppf(0.975, freedom), rel=2e-3)
@@ -378,6 +424,45 @@ def test_questions_change_sides_as_a_whole(steps: list[int]) -> None:
     ]
     wanted = np.mean([abs(one) >= abs(sum(steps)) for one in sums])
     assert sign_test(np.array(steps)) == pytest.approx(wanted, abs=1e-9)
+
+
+def judged_pairs(verdicts: str, **more: Any) -> PairTally:
+    """Pairs with gold 1, in whose records stand such facts."""
+    return tally_of(
+        {"verdict": verdict, "gold": "1", "sample": {"question": f"Q{n}"}, **more}
+        for n, verdict in enumerate(verdicts)
+    )
+
+
+def test_no_interval_of_overconfidence_where_nothing_goes_wrong() -> None:
+    """Ten verdicts that are right say little of how often they are; nor is a p above 1 NaN."""
+    for verdicts, there in (("1" * 10, False), ("1" * 9 + "2", True)):
+        sure = {"p": {"1": 0.9, "2": 0.09, "tie": 0.01}}
+        found = details_of(judged_pairs(verdicts, **sure).columns(), None)["calibration"]
+        assert (found["overconfidence"]["ci95"][0] is not None) == there
+    over = {"p": {"1": 1.000001, "2": 0.0, "tie": 0.0}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = details_of(judged_pairs("1" * 10, **over).columns(), None)["calibration"]
+    assert found["by_chance"] == 0
+
+
+def test_groups_are_the_same_in_any_order_of_rows() -> None:
+    """Of more groups than are shown, all of one size, those with the first names are."""
+    rows = [
+        {"verdict": "1", "gold": "1", "sample": {"question": f"Q{n}", "category": f"c{n:03}"}}
+        for n in range(230)
+    ]
+    for order in (rows, rows[::-1]):
+        found = details_of(tally_of(order).columns(), None)["by"]["category"]
+        assert list(found)[:2] == ["c000", "c001"] and "(30 smaller ones)" in found
+
+
+def test_errors_of_scores_are_not_below_zero() -> None:
+    """Gold may be on a scale of its own."""
+    found = against_gold(np.array([1.0, 2.0, 90.0, 3.0]), np.array([1.0, 2.0, 5.0, 3.0]), None)
+    assert found["mean_absolute_error"]["ci95"][0] == 0
+    assert found["mean_absolute_error"]["ci95"][1] > 21.25
 
 
 def test_no_interval_is_a_point() -> None:

@@ -136,7 +136,8 @@ def test_a_large_run_is_bounded(tmp_path: Path, jlm: Jlm) -> None:
 @pytest.mark.parametrize("protocol", ["judgelm", "pandalm"])
 def test_two_judges_and_protocols(tmp_path: Path, jlm: Jlm, protocol: str) -> None:
     write_rows(tmp_path / "a.jsonl", [judged(n) for n in range(30)])
-    write_rows(tmp_path / "b.jsonl", [judged(n, odd=n == 7) for n in range(30)])
+    odd = [{**judged(n, odd=n == 7), "gold": judged(n)["gold"]} for n in range(30)]
+    write_rows(tmp_path / "b.jsonl", odd)
     words = ["metrics", "a.jsonl", "b.jsonl", "--protocol", protocol, "--html", "report.html"]
     done = jlm(*words)
     assert (done.code, done.err) == (0, "")

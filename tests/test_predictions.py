@@ -251,6 +251,17 @@ def test_a_torn_line_of_the_input_keeps_no_file_from_being_joined(
     assert aligned.rows["other"].tolist() == [0, 2]
 
 
+def test_an_input_with_torn_lines_is_joined_as_it_was_judged(tmp_path: Path, read: Read) -> None:
+    torn = {"id": None, "line": 1, "mode": "judge", "error": {"code": "bad-json", "message": "…"}}
+    pred = write_rows(tmp_path / "p.jsonl", [torn, *minimal({1: "1"})])
+    sample = {"id": 1, "question": "Q", "answers": ["a", "bcd"]}
+    given = write_rows(tmp_path / "in.jsonl", [sample])
+    given.write_bytes(b"{torn\n" + given.read_bytes() + b"[1, 2]\n")
+    assert read(str(pred), more=given).columns.lengths.tolist() == [[-1, -1], [1, 3]]
+    with pytest.raises(InputError, match=r"in\.jsonl:1: not JSON"):
+        read(str(pred), given)
+
+
 def test_input_brings_what_compact_records_leave_out(tmp_path: Path, read: Read) -> None:
     pred = write_rows(tmp_path / "p.jsonl", minimal({1: "1", 2: "2"}))
     samples = [

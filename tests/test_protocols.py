@@ -526,7 +526,7 @@ def test_rankings_are_no_verdicts_on_pairs(tmp_path: Path, jlm: Jlm) -> None:
     assert done.code == 2 and "in.judge.jsonl:1: field score is missing" in done.err
 
 
-@pytest.mark.parametrize("fewest", [1, 8])
+@pytest.mark.parametrize("fewest", [1, 30])
 def test_a_mean_of_subsets_needs_some_rows_of_each(tmp_path: Path, jlm: Jlm, fewest: int) -> None:
     rows = [
         {"id": f"{name}{n}", "gold": "1", "verdict": "21"[n % 3 > 0], "category": name}
@@ -537,6 +537,22 @@ def test_a_mean_of_subsets_needs_some_rows_of_each(tmp_path: Path, jlm: Jlm, few
     found = json.loads(jlm("metrics", "r.jsonl", "--protocol", "rewardbench", "--json").out)
     low, high = found["rewardbench"]["subset_mean"]["ci95"]
     assert (low is high is None) if fewest == 1 else low < high
+
+
+def test_rankings_that_all_failed(tmp_path: Path, jlm: Jlm) -> None:
+    failed = {"id": 1, "line": 1, "mode": "rank", "error": {"code": "n-answers", "message": "…"}}
+    write_rows(tmp_path / "r.jsonl", [failed, failed])
+    done = jlm("metrics", "r.jsonl", "--protocol", "rank")
+    assert done.code == 2 and "r.jsonl: holds no ranking, 2 error records alone" in done.err
+
+
+def test_names_of_subsets_are_told_apart(tmp_path: Path, jlm: Jlm) -> None:
+    """However long they are, and whatever they end in."""
+    names = ["c", "c\0", "c" * 100_000]
+    rows = [{"id": n, "gold": "1", "verdict": "1", "category": names[n % 3]} for n in range(9)]
+    write_rows(tmp_path / "r.jsonl", rows)
+    found = json.loads(jlm("metrics", "r.jsonl", "--protocol", "rewardbench", "--json").out)
+    assert list(found["rewardbench"]["subsets"]) == sorted(names)
 
 
 def test_rankings_without_pairs_have_a_leaderboard(tmp_path: Path, jlm: Jlm) -> None:

@@ -21,9 +21,11 @@ from conftest import Done, Jlm, Loaded, load, pair, read_rows, write_rows
 
 from jlm_cli import models
 from jlm_cli.errors import ModelError, UsageError
+from jlm_cli.intervals import wilson
 from jlm_cli.training.hf_trainer import _frozen, collate, micro_batch
 from jlm_cli.training.model_folder import last_checkpoint
 from jlm_cli.training.recipes import PAPER, fitting
+from jlm_cli.training.watch import figures_of
 
 QUICK = ["--epochs", "1", "--batch", "8", "--max-length", "400", "--checkpoints", "5"]
 BRIEF = ["--template", "judgelm-brief"]
@@ -418,3 +420,22 @@ def test_plain_pairs_are_learnt_by_default(tmp_path: Path, jlm: Jlm) -> None:
             for r, wanted in zip(records, gold, strict=True)
         )
         assert right >= 0.95 * 64, said
+
+
+def test_both_orders_of_a_pair_say_one_thing_of_the_ordering() -> None:
+    """Of 60 pairs, 45 of them right in both orders: Wilson's interval of 60, not of 120."""
+    records = [
+        {
+            "mode": "judge",
+            "verdict": "1",
+            "gold": [9.0, 1.0],
+            "flags": [],
+            "sample": {"question": f"Q{n}", "answers": ["a", "b"]},
+            "expected": [8.0, 2.0] if n < 45 else [2.0, 8.0],
+            "swapped": {"verdict": "1", "expected": [8.0, 2.0] if n < 45 else [2.0, 8.0]},
+        }
+        for n in range(60)
+    ]
+    found = figures_of(records)["ordering"]
+    assert found["value"] == 0.75
+    assert found["ci95"] == pytest.approx(wilson(0.75, 60), abs=0.01)

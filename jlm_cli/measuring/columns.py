@@ -215,10 +215,7 @@ class PairTally:
     def learn(self, row: int, about: About) -> None:
         """Add what another file knows of a row, whichever of its models stands first there; what
         it does not know stays as it was."""
-        known = bool(self.models_of(row) and about.models)
-        if are_turned(self.models_of(row), about.models) or (
-            not known and self._order(row, about.lengths) < 0
-        ):
+        if self.stands_turned(row, about.models, about.lengths):
             about = about.turned()
             self.n_turned += 1
         elif are_others(self.models_of(row), about.models):
@@ -236,6 +233,15 @@ class PairTally:
             self._category[row] = self._category_names.code(about.category)
         if about.question is not None:
             self._question[row] = checksum(about.question)
+
+    def lengths_of(self, row: int) -> Sequence[int]:
+        return self._lengths[2 * row : 2 * row + 2]
+
+    def stands_turned(self, row: int, models: Sequence[str] | None, lengths: Sequence[int]) -> bool:
+        """Whether the answers of such models, of such lengths, are the row's in the other order."""
+        if self.models_of(row) and models:
+            return are_turned(self.models_of(row), models)
+        return self._order(row, lengths) < 0
 
     def _order(self, row: int, lengths: Sequence[int]) -> int:
         """Whether answers that are so long stand as the row's do (1), or turned (-1); 0 where that

@@ -9,20 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jlm_cli.errors import InputError
-from jlm_cli.intervals import Cells, Codes, Counts, cells_of
-from jlm_cli.measuring.columns import NONE, OTHER, TIE, are_turned
+from jlm_cli.intervals import Cells, Codes, Counts, Metric, cells_of
+from jlm_cli.measuring.columns import NONE, OTHER, TIE
 from jlm_cli.measuring.predictions import Predictions
 from jlm_cli.metrics import (
     agreement,
     f1_of_classes,
-    figure,
     figure_of_classes,
+    figure_of_gain,
     figures,
+    hit_rate,
     kappa,
     mean_of_classes,
     number,
     occurrences,
-    ratio,
 )
 from jlm_cli.records import VERDICTS, Json, dump
 
@@ -69,7 +69,8 @@ def align(judges: dict[str, Predictions], measured: str) -> Aligned:
             at = index.find(row_id, other.tally.models_of(row))
             if at is not None:
                 places[n, at] = row
-                turned[n, at] = are_turned(first.tally.models_of(at), other.tally.models_of(row))
+                about = other.tally.models_of(row), other.tally.lengths_of(row)
+                turned[n, at] = first.tally.stands_turned(at, *about)
         if (places[n] < 0).all():
             raise InputError(f"{other.name}: shares no id with {first.name}")
     shared = (places >= 0).all(0)
@@ -106,10 +107,13 @@ def _against(aligned: Aligned, first: str, other: str) -> Json:
     if measured.any():
         codes = [gold[measured], ours[measured], theirs[measured]]
         cells = cells_of((3, 3, 3), codes, _some(clusters, measured))
-        more = figure(_more_often_right, cells)
+        more = figure_of_gain(_first_right, _other_right, cells)
         found["difference"] = {"agreement": more, "f1": _gain_in_f1(cells), "n": cells.n}
         right = [side[measured] == gold[measured] for side in (ours, theirs)]
         found["mcnemar"] = _mcnemar(right[0], right[1], _some(clusters, measured))
+    golds = [aligned.column(judge, "gold") for judge in (first, other)]
+    if n_other := int(((golds[0] != golds[1]) & (np.maximum(*golds) < NONE)).sum()):
+        found["n_other_gold"] = n_other
     if (gain := _steadier(aligned, first, other, clusters)) is not None:
         found.setdefault("difference", {})["consistency"] = gain
     return found
@@ -133,30 +137,39 @@ def _steadier(aligned: Aligned, first: str, other: str, clusters: Codes | None) 
         return None
     stays = [(given == swapped)[judged] * 1 for given, swapped in columns]
     cells = cells_of((2, 2), stays, _some(clusters, judged))
-    return {**figure(_more_often, cells), "n": cells.n}
+    first_stays, other_stays = (_stays(axis) for axis in (-1, -2))
+    return {**figure_of_gain(first_stays, other_stays, cells), "n": cells.n}
 
 
-def _more_often_right(cells: Counts) -> Counts:
-    """The other judge's agreement less the first's, for cells [..., gold, first, other]."""
-    return agreement(cells.sum(-2)) - agreement(cells.sum(-1))
+def _first_right(cells: Counts) -> Counts:
+    """For cells [..., gold, first, other]; so is what follows."""
+    return agreement(cells.sum(-1))
+
+
+def _other_right(cells: Counts) -> Counts:
+    return agreement(cells.sum(-2))
 
 
 def _gain_in_f1(cells: Cells) -> Json:
     """The other judge's F1 less the first's, both over all classes that either has, so that a class
     that just one of them names does not change what the other's is a mean of."""
-    first, other = cells.counts.sum(-1), cells.counts.sum(-2)
-    occurs = np.maximum(occurrences(first), occurrences(other))
+
+    def occurs(cells: Counts) -> Counts:
+        return np.maximum(occurrences(cells.sum(-1)), occurrences(cells.sum(-2)))
+
+    there = occurs(cells.counts)
 
     def gain(cells: Counts) -> Counts:
         by_class = f1_of_classes(cells.sum(-2)) - f1_of_classes(cells.sum(-1))
-        return mean_of_classes(by_class, occurs)
+        return mean_of_classes(by_class, there)
 
     return figure_of_classes(gain, cells, occurs)
 
 
-def _more_often(cells: Counts) -> Counts:
-    """How much more often the other is 1 than the first, for cells [..., first, other]."""
-    return ratio(cells[..., 0, 1] - cells[..., 1, 0], cells.sum((-2, -1)))
+def _stays(others: int) -> Metric:
+    """How often one judge's verdict stays, of cells [..., first, other] added up along the
+    other's axis."""
+    return lambda cells: hit_rate(cells.sum(others))
 
 
 def _mcnemar(ours: Codes, theirs: Codes, clusters: Codes | None) -> Json:

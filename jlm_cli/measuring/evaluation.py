@@ -142,10 +142,15 @@ def _tell(result: Json, report: Report) -> None:
             report.note(f"{name}: {remark}")
         if ids := summary.get("gold", {}).get("without_verdict"):
             report.note(f"{len(ids)} rows have gold without a verdict: {_some(ids)}")
-
-    for name, n in result.get("comparison", {}).get("left_out", {}).items():
+    comparison = result.get("comparison", {})
+    for name, n in comparison.get("left_out", {}).items():
         if n:
             report.note(f"{n} rows of {name} are not among those of all judges, and not compared")
+    for name, found in comparison.get("against", {}).items():
+        if n := found.get("n_other_gold"):
+            first = comparison["first"]
+            told = f"{name}: other gold than that of {first} in {n} of the rows"
+            report.note(f"{told}; the comparison goes by that of {first}, or by --gold")
 
 
 def _some(ids: Sequence[Any]) -> str:

@@ -146,7 +146,7 @@ def read_predictions(
             ids_repeat = index.with_models
             if more is not None:
                 by_line = replace(index, failed=_failed(ids, lines, tally)) if ids_repeat else index
-                sides["input"] = _join(by_line, tally, files, more, _learn)
+                sides["input"] = _join(by_line, tally, files, more, _learn, _readable)
                 if tally.n_gold_learnt:
                     tally.settle_gold(n for n, at in enumerate(sides["input"].rows) if at >= 0)
                 index = _index(path, ids, tally)  # with the models that failed rows have got
@@ -168,6 +168,16 @@ def rows_of(source: Source) -> Iterator[tuple[int, Json, str]]:
         where = source.where(number)
         with At(where):
             yield number, parse_row(raw), where
+
+
+def _readable(source: Source) -> Iterator[tuple[int, Json, str]]:
+    """The same of an input that was judged: a line that is no row has an error record."""
+    for number, raw in enumerate(source):
+        try:
+            row = parse_row(raw)
+        except RowError:
+            continue
+        yield number, row, source.where(number)
 
 
 def records_in(path: str, stdin: Path | None = None) -> Iterator[tuple[Json, str]]:
@@ -245,7 +255,14 @@ def _line_of(row: Json) -> int:
 Take = Callable[[PairTally, int, Json, str], None]
 
 
-def _join(index: Index, tally: PairTally, files: ExitStack, path: Path, take: Take) -> Side:
+def _join(
+    index: Index,
+    tally: PairTally,
+    files: ExitStack,
+    path: Path,
+    take: Take,
+    rows: Callable[[Source], Iterator[tuple[int, Json, str]]] = rows_of,
+) -> Side:
     """Give every row of a file to the prediction with its id; those that failed come last."""
     source = files.enter_context(open_source(str(path)))
     side = Side(source, array("q", [-1]) * len(tally))
@@ -256,7 +273,7 @@ def _join(index: Index, tally: PairTally, files: ExitStack, path: Path, take: Ta
         with At(where):
             take(tally, at, row, where)
 
-    for number, row, where in rows_of(source):
+    for number, row, where in rows(source):
         row_id = _id_of(row)
         if row_id is None and "error" in row:
             continue

@@ -76,20 +76,20 @@ def rewardbench(found: Predictions, config: MetricsConfig) -> Json:
         raise InputError(
             f"{found.name}: protocol rewardbench needs gold 1 or 2, and subsets (category)"
         )
-    name_of = np.array([*columns.category_names.names, _NO_SUBSET])  # of code -1
-    names, subset = np.unique(name_of[columns.category[rows]], return_inverse=True)
+    codes, subset = np.unique(columns.category[rows], return_inverse=True)
+    names = [_NO_SUBSET if code < 0 else columns.category_names[code] for code in codes]
     outcome = np.where(columns.final == columns.gold, 1, np.where(columns.final == TIE, 2, 0))
     places = np.flatnonzero(rows)
-    cells = cells_of((len(names), 3), [subset, outcome[rows]], columns.clusters_of(places))
+    cells = cells_of((len(codes), 3), [subset, outcome[rows]], columns.clusters_of(places))
     each, whole = {}, cells_of((3,), [outcome[rows]], columns.clusters_of(places))
-    for n, name in enumerate(names):
+    for name, n in sorted((name, n) for n, name in enumerate(names)):
         some = places[subset == n]
         alone = cells_of((3,), [outcome[some]], columns.clusters_of(some))
-        each[str(name)] = {"accuracy": figure(hit_rate, alone), "n": alone.n}
+        each[name] = {"accuracy": figure(hit_rate, alone), "n": alone.n}
     overall = {
         "accuracy": figure(hit_rate, whole),
         "ties_half": figure(hit_rate_with_ties, whole),
-        "subset_mean": _mean_of_subsets(cells, names != _NO_SUBSET),
+        "subset_mean": _mean_of_subsets(cells, codes >= 0),
         "n": whole.n,
         "subsets": each,
     }
@@ -111,7 +111,7 @@ def _mean_of_subsets(cells: Cells, named: Codes) -> Json:
         rates = hit_rate(counts)[..., named]
         return ratio(np.nan_to_num(rates).sum(-1), np.isfinite(rates).sum(-1))
 
-    return figure_of_classes(measure, cells, cells.counts.sum(-1)[named])
+    return figure_of_classes(measure, cells, lambda counts: counts.sum(-1)[..., named])
 
 
 # the verdicts that a protocol measures, for judges side by side

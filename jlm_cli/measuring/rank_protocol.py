@@ -64,6 +64,8 @@ def rank(path: str, config: MetricsConfig) -> Json:
         if found.setdefault(key, one) is not one:
             raise InputError(f"{where}: id {row.get('id')!r} stands there twice")
         _count(tally, row, one, where)
+    if not found:
+        raise InputError(f"{path}: holds no ranking, {n_error} error records alone")
     against_pairs = any(one.pairwise is not None for one in found.values())
     joined = {} if config.gold is None else {"joined": {"gold": _read_pairs(found, config.gold)}}
     wanted = {key: o.pairwise if against_pairs else _by_wins(o) for key, o in found.items()}

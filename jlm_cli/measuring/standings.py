@@ -7,6 +7,7 @@ ranking counts as one observation, not as many pairs.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -84,7 +85,7 @@ class Mean:
 def mean_of(values: Codes, clusters: Codes | None, bounds: tuple[float, float]) -> Json:
     """The mean of values [N] with its 95 % interval: Student's, over the questions that they ask,
     and cut at the bounds of their scale where all are within."""
-    mean = values.mean()
+    mean = math.fsum(values) / len(values)  # the same in any order
     off = values - mean if clusters is None else np.bincount(clusters, values - mean)
     half, asked = np.nan, len(off)
     spread = (off**2).sum()
@@ -165,7 +166,7 @@ def against_gold(gold: Codes, scores: Codes, clusters: Codes | None) -> Json:
     cells = cells_of((met.shape[1],), [cell.ravel()], clusters)
     with np.errstate(invalid="ignore", divide="ignore"):
         ranks = figures({"spearman": spearman(*met), "kendall": kendall(*met)}, cells)
-    error = mean_of(np.abs(gold - scores), clusters, SCORES)
+    error = mean_of(np.abs(gold - scores), clusters, (0.0, np.inf))
     return {**ranks, "mean_absolute_error": error, "n": len(gold)}
 
 
@@ -254,7 +255,7 @@ class Wins:
     pair: Codes
     won: Counts
 
-    def of(self, times: Counts) -> Counts:
+    def of(self, times: Codes) -> Counts:
         """Wins of model over model [M, M] where the kinds occur so many times [K]."""
         size = self.n_models**2
         wins = np.bincount(self.pair, self.won * times[self.row], size).astype(float)
@@ -407,8 +408,8 @@ def _strengths(wins: Wins) -> list[Json]:
     """Bradley-Terry's, of each model, with the percentiles of a bootstrap over rankings. That of a
     model whose wins do not vary has none: its resamples only say how often it was drawn."""
     n, times = int(wins.times.sum()), n_resamples(wins.n_models**2)
-    draws = np.random.default_rng(0).multinomial(n, wins.times / n, times).astype(float)
-    drawn, seen = np.stack([wins.of(draw) for draw in draws]), wins.of(wins.times)
+    draws, seen = np.random.default_rng(0), wins.of(wins.times)
+    drawn = np.stack([wins.of(draws.multinomial(n, wins.times / n)) for _ in range(times)])
     strengths, games = bradley_terry(_met(seen)), drawn + np.swapaxes(drawn, -1, -2)
     rates = ratio(drawn.sum(-1), games.sum(-1))
     varies = np.nan_to_num(rates, nan=0).max(0) > np.nan_to_num(rates, nan=1).min(0)

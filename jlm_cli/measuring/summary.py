@@ -6,8 +6,7 @@ the input cannot fill are left out. Fractions, not percent; each figure with its
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -191,7 +190,7 @@ def calibration(columns: Columns, rows: Codes) -> Json:
     The expected calibration error has no interval, as it is never far below what chance makes of a
     few rows; `by_chance` is what a judge that is perfectly calibrated would show on average.
     """
-    sure = confidence(columns.verdict, columns.p)[rows].astype(np.float64)
+    sure = confidence(columns.verdict, columns.p)[rows].astype(np.float64).clip(0, 1)
     right = (columns.verdict == columns.gold)[rows].astype(np.int64)
     place = _step_of(sure, N_BINS)
     cells = cells_of((N_BINS, 2), [place, right], columns.clusters_of(np.flatnonzero(rows)))
@@ -217,10 +216,17 @@ def calibration(columns: Columns, rows: Codes) -> Json:
     return {
         "error": {"value": number(gaps / cells.n), "ci95": [None, None]},
         "by_chance": number(chance / cells.n),
-        "overconfidence": figure(overconfidence(mean), cells),
+        "overconfidence": _overconfidence(mean, cells),
         "n": cells.n,
         "curve": curve,
     }
+
+
+def _overconfidence(mean: Counts, cells: Cells) -> Json:
+    """Without an interval where all verdicts are right, or all wrong: resamples would tell how
+    confidence varies alone."""
+    found = figure(overconfidence(mean), cells)
+    return found if cells.counts.sum(0).all() else {**found, "ci95": [None, None]}
 
 
 def sweep(columns: Columns, rows: Codes) -> list[Json]:
@@ -327,9 +333,9 @@ def _bucket_name(bucket: int) -> str:
     return f"{low}–{LENGTH_BUCKETS[bucket]}"
 
 
-def _by_group(columns: Columns, codes: Codes, name: Any) -> Json:
+def _by_group(columns: Columns, codes: Codes, name: Callable[[int], str]) -> Json:
     rows = np.flatnonzero((codes >= 0) & (columns.verdict != NONE))
-    members = sorted(_members(codes[rows]), key=lambda pair: (-len(pair[1]), pair[0]))
+    members = sorted(_members(codes[rows]), key=lambda pair: (-len(pair[1]), name(pair[0])))
     found = {name(code): _group(columns, rows[places]) for code, places in members[:MOST_GROUPS]}
     if smaller := [places for _, places in members[MOST_GROUPS:]]:
         found[f"({len(smaller)} smaller ones)"] = _group(columns, rows[np.concatenate(smaller)])

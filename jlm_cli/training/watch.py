@@ -19,10 +19,10 @@ from jlm_cli.encoding import Encoder
 from jlm_cli.engine import Engine, Judge
 from jlm_cli.errors import Ended, RowError
 from jlm_cli.hf.trial import make_engine
-from jlm_cli.intervals import cells_of_counts
-from jlm_cli.measuring.columns import tally_of
+from jlm_cli.intervals import cells_of
+from jlm_cli.measuring.columns import checksum, tally_of
 from jlm_cli.measuring.summary import summary_of
-from jlm_cli.metrics import figures, share_of
+from jlm_cli.metrics import figures, hit_rate
 from jlm_cli.modes import Asked, Mode, PairMode, record_of
 from jlm_cli.records import Json, Sample
 from jlm_cli.report import Report
@@ -159,13 +159,13 @@ def figures_of(records: Sequence[Json]) -> Json:
     decided pairs, in both orders, whose better answer has the higher expected score."""
     summary = summary_of(tally_of(records).columns(), swap=True)
     hits = [
-        (_leaning(found) == wanted)
+        (_leaning(found) == wanted, checksum(record["sample"]["question"]))
         for record in records
         if (wanted := _sign(record["gold"]))
         for found in (record, record["swapped"])
     ]
-    counts = np.array([sum(hits), len(hits) - sum(hits)], float)
-    ordering = figures({"ordering": share_of(0)}, cells_of_counts(counts))
+    right, asked = np.array(hits, np.int64).reshape(-1, 2).T
+    ordering = figures({"ordering": hit_rate}, cells_of((2,), [right], asked))
     return {
         "agreement": summary.get("objective", {}).get("agreement", {}),
         "f1": summary.get("objective", {}).get("f1", {}),
