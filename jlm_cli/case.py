@@ -20,7 +20,7 @@ from jlm_cli.records import Json, Sample, digest_of, dump, need_text
 from jlm_cli.terminal import escaped
 
 _MODES = {"judge": ("verdict", "scores"), "grade": ("score", "expected")}
-_NO_JUDGMENT = "is no judgment; give a file that jlm judge or grade wrote"
+_NO_JUDGMENT = "is not a judgment; give a file that jlm judge or grade wrote"
 _IDS_NAMED = 8  # in a message that says what there is
 
 
@@ -85,14 +85,14 @@ class RecordChoice:
         if n and self.line is None:
             lines = _named([record.get("line") for record in seen.wanted])
             if self.row_id is not None:
-                return f"{n} records have the id {self.row_id}; take --line with {lines}"
+                return f"{n} records have the id {self.row_id}; use --line with {lines}"
             which = f"--id with {ids}" if ids else f"--line with {lines}"
             return f"holds {seen.n} records; choose one: {which}"
         if n:
-            return f"{n} records are of line {self.line}: files put together; take --id"
+            return f"{n} records are of line {self.line}: files put together; use --id"
         if self.line is not None:
             return f"no record of line {self.line}; the last one is of line {seen.last_line}"
-        return f"no record with the id {self.row_id}; there are {ids or 'no ids: take --line'}"
+        return f"no record with the id {self.row_id}; there are {ids or 'no ids: use --line'}"
 
     def _checked(self, record: Json) -> Json:
         line = record.get("line")
@@ -157,7 +157,7 @@ def case_of(record: Json, config: Config) -> Case:
         case = Case({**record, "sample": sample.json()}, sample)
         card(case)  # reads all the rest
     except (RowError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{where}: is no sound judgment: {error}") from error
+        raise InputError(f"{where}: is not a sound judgment: {error}") from error
     return case
 
 

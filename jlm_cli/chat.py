@@ -150,7 +150,7 @@ class Chat:
             return True
         except MemoryError:
             n = len(ids) + len(reply)
-            raise UsageError(f"memory ran out at {n} tokens; take a lower --max-length") from None
+            raise UsageError(f"memory ran out at {n} tokens; use a lower --max-length") from None
         return False
 
     def show(self) -> None:

@@ -149,7 +149,7 @@ def _shared(
     if sum((reference is not None, reference_text is not None, no_reference)) > 1:
         raise UsageError("--reference, --reference-text and --no-reference exclude each other")
     if reference_text is not None and not reference_text.strip():
-        raise UsageError("--reference-text is empty; leave it out, or take --no-reference")
+        raise UsageError("--reference-text is empty; leave it out, or use --no-reference")
     if reason and explain_first:
         raise UsageError("--reason and --explain-first exclude each other: behind or before")
     if explain_first and template is not None:
@@ -226,7 +226,7 @@ def _check_unicode(text: str | None) -> None:
     try:
         (text or "").encode()
     except UnicodeEncodeError:
-        raise UsageError(f"an option is no UTF-8 text: {text!a}") from None
+        raise UsageError(f"an option is not UTF-8 text: {text!a}") from None
 
 
 def _with_aspects(config: Config, aspects: list[str] | None, together: bool) -> Config:

@@ -79,7 +79,7 @@ class Config:
     def __post_init__(self) -> None:
         refuse_huge(vars(self))
         if self.workers is not None and (self.gpus is not None or self.device in ("cuda", "mps")):
-            raise UsageError("--workers is for processes on the CPU; take --gpus, or --device cpu")
+            raise UsageError("--workers is for processes on the CPU; use --gpus, or --device cpu")
         if self.gpus is not None and self.device in ("cpu", "mps"):
             raise UsageError(f"--gpus and --device {self.device} exclude each other")
 

@@ -273,7 +273,7 @@ def _check_quantize(files: ModelFiles, device: str, dtype: str, quantize: Quanti
         named = files.gguf or files.name
         raise ModelError(f"--quantize {quantize}: {named} is quantized already")
     if device not in ("cpu", "cuda"):
-        raise ModelError(f"--quantize {quantize}: not on {device}; take --device cpu or cuda")
+        raise ModelError(f"--quantize {quantize}: not on {device}; use --device cpu or cuda")
     if any((getattr(text_config(files), name, 0) or 0) > 1 for name in _EXPERTS):
         raise ModelError(
             f"--quantize {quantize}: the experts of {files.name} would stay whole; take more GPUs "
@@ -290,7 +290,7 @@ def _check_float8(device: str, dtype: str) -> None:
     if device == "cuda" and (on_amd or torch.cuda.get_device_capability() < _FLOAT8_FROM):
         raise ModelError(
             f"--quantize fp8: {torch.cuda.get_device_name()} cannot multiply it; "
-            "take --quantize 8bit for less memory"
+            "use --quantize 8bit for less memory"
         )
 
 

@@ -154,7 +154,7 @@ class Judge:
             return (yield from self._judging(prompts))
         if len(prompts) == 1:
             n = len(prompts[0].ids)
-            return [RowError("out-of-memory", f"its {n} tokens do not fit; take --max-length")]
+            return [RowError("out-of-memory", f"its {n} tokens do not fit; use --max-length")]
         middle = len(prompts) // 2
         first = yield from self._alone(prompts[:middle])
         second = yield from self._alone(prompts[middle:])

@@ -146,7 +146,7 @@ def check_ordinary(path: Path, instead: str) -> None:
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name a file")
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path}: is no ordinary file; {instead}")
+        raise UsageError(f"{path}: is not an ordinary file; {instead}")
     if path.is_symlink():
         raise UsageError(f"{path}: is a link; name the file itself")
 
@@ -156,7 +156,7 @@ def check_new_folder(folder: Path, mark: str, overwrite: bool) -> None:
     `overwrite` it may be if jlm made it, which the file named `mark` in it tells."""
     if folder.exists() and not (overwrite and (folder / mark).is_file()):
         raise UsageError(
-            f"{folder}: exists; name another folder with --output, or take --overwrite where jlm "
+            f"{folder}: exists; name another folder with --output, or use --overwrite where jlm "
             "made it"
         )
     check_folder(folder)

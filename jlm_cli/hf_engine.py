@@ -25,7 +25,7 @@ from jlm_cli.hf.attention import computing, reads_rows_at_once
 from jlm_cli.hf.blocks import Blocks, DraftTrees, Prompts
 from jlm_cli.hf.cuda_graph import MOST_TOKENS, GraphedPasses, chosen
 from jlm_cli.hf.head import exact
-from jlm_cli.hf.kernels import RotaryPatch, ordinary_up_to
+from jlm_cli.hf.kernels import RotaryPatch
 from jlm_cli.hf.last_layer import only
 from jlm_cli.hf.memory import within_memory
 from jlm_cli.hf.packed_attention import ATTENTION, Drafted, Pack
@@ -60,8 +60,7 @@ class PackedEngine(Writer):
         self._prefills: deque[HostCopy] = deque()  # that the device may not have come to
         self.unfed: set[PackedBatch] = set()
         self._latest: PackedBatch | None = None
-        self._up_to = ordinary_up_to(model)
-        self.pads = math.isinf(self._up_to)
+        self.pads = math.isinf(self.up_to)
         self._row_by_row = CachedEngine(model, vocabulary)
         self._rotary = RotaryPatch.of(model)
         self.captures = True  # until a pass of the model has to wait for its GPU
@@ -72,7 +71,7 @@ class PackedEngine(Writer):
     def begin(
         self, prompts: Sequence[Ids], drafts: Sequence[LineDraft], columns: Sequence[int]
     ) -> PackedBatch | ReadAtOnce:
-        if max(map(len, prompts)) + DRAFT_ROOM > self._up_to:
+        if max(map(len, prompts)) + DRAFT_ROOM > self.up_to:
             self._latest = None
             return self._row_by_row.begin(prompts, drafts, columns)
         self._latest = PackedBatch(self, prompts, drafts, columns)
@@ -101,7 +100,7 @@ class PackedEngine(Writer):
     def write(self, prompts: Sequence[Ids], limits: Sequence[int], wrote: Wrote) -> list[Written]:
         """Reasons go on behind prompts of the batch just judged; others are read first."""
         ends = [len(ids) + limit for ids, limit in zip(prompts, limits, strict=True)]
-        if max(ends) + DRAFT_ROOM > self._up_to:
+        if max(ends) + DRAFT_ROOM > self.up_to:
             return super().write(prompts, limits, wrote)
         batch, self._latest = self._latest, None
         rows = batch.rows_of(prompts) if batch and batch.is_over else None
@@ -292,9 +291,11 @@ class PackedBatch:
         if told.keys() != set(layers):
             return "not every layer has ordinary attention"
         kinds = getattr(config, "layer_types", None)
-        windows = getattr(config, "sliding_window", None) is not None
+        window = getattr(config, "sliding_window", None)
+        if window is not None and window >= (self._engine.vocabulary.context or math.inf):
+            return None  # no row reaches beyond it
         for layer in layers:
-            slides = kinds[layer] == "sliding_attention" if kinds else windows
+            slides = kinds[layer] == "sliding_attention" if kinds else window is not None
             if slides != (told[layer].window is not None):
                 return "its sliding windows are not passed to the attention function"
         return None

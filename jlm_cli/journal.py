@@ -93,7 +93,7 @@ def read_part(path: Path) -> Part:
 
 def _check_file(part: Path) -> None:
     if not part.is_file():
-        raise UsageError(f"{part}: is no file; remove {part.parent} to begin anew")
+        raise UsageError(f"{part}: is not a file; remove {part.parent} to begin anew")
 
 
 class Journal:
@@ -163,7 +163,7 @@ class Journal:
                     return
         raise UsageError(
             f"{output}: is not what it was when this run began; what is done is kept: move the "
-            "file away and give the same command again, or take --overwrite"
+            "file away and give the same command again, or use --overwrite"
         )
 
     def save(self, facts: Json) -> bool:
@@ -342,7 +342,7 @@ def _check_ours(folder: Path) -> None:
             "it back, or remove the folder to begin anew"
         )
     if foreign := [name for name in names if not any(fnmatch(name, ours) for ours in _OURS)]:
-        raise UsageError(f"{folder}: is no folder of jlm's ({foreign[0]} is in it); move it away")
+        raise UsageError(f"{folder}: is not jlm's ({foreign[0]} is in it); move it away")
 
 
 def begun(folder: Path) -> bool:

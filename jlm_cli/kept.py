@@ -144,7 +144,7 @@ def _records(output: Path, rows: Rows) -> Iterator[tuple[int, Json]]:
             except (ValueError, LookupError, TypeError, AttributeError, RowError):
                 is_ours = False
             if not is_ours:
-                raise UsageError(f"{output}:{number}: is no record of jlm")
+                raise UsageError(f"{output}:{number}: is not a record of jlm")
             yield start, record
             start += len(raw)
     if not number:

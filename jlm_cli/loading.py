@@ -46,7 +46,7 @@ def load_engine(
         return FakeEngine()
     import torch
 
-    from jlm_cli.hf.trial import make_engine
+    from jlm_cli.hf.trial import NotRunnable, make_engine
     from jlm_cli.hf_engine import PackedEngine
 
     if compute.threads is not None:
@@ -56,6 +56,8 @@ def load_engine(
     try:
         _make_faster(model, compute)
         engine = make_engine(model, vocabulary, say)
+    except NotRunnable as error:
+        raise ModelError(f"--model {files.name}: transformers cannot run it: {error}") from error
     except AssertionError as error:  # how bitsandbytes refuses sizes that it cannot pack
         raise ModelError(f"--model {files.name}: {first_line(error)}") from error
     except IndexError as error:

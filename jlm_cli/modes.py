@@ -140,7 +140,7 @@ class Templates:
             raise RowError(
                 "missing-reference",
                 f"field reference: template {template.name} needs one; give it in the input, by "
-                "--reference FILE or --reference-text TEXT, or take --no-reference",
+                "--reference FILE or --reference-text TEXT, or use --no-reference",
             )
         return template
 
@@ -181,7 +181,7 @@ def read_aspects(texts: Sequence[str], together: bool) -> tuple[tuple[Aspect, ..
         name, colon, meaning = (part.strip() for part in text.partition(":"))
         if not (name and (meaning or name in known)):
             raise UsageError(
-                f"--aspect {text}: there are {', '.join(known)}; "
+                f"--aspect {text}: choose from {', '.join(known)}; "
                 "an aspect of your own is written 'NAME: what it means'"
             )
         if any(name == aspect.name for aspect in found):
@@ -398,7 +398,7 @@ def _templates(config: Config, taught: str | None) -> tuple[Templates, Templates
             main = own
     if config.asks_for_references and not any(t.needs_reference for t in main.all):
         raise UsageError(
-            f"template {main.plain.name} shows no reference; take one that does, or --no-reference"
+            f"template {main.plain.name} shows no reference; use one that does, or --no-reference"
         )
     for template in main.all:
         if misfit := _misfit(template, config):

@@ -48,12 +48,12 @@ def check_output(config: Config) -> None:
         for path in [Path(name) for name in config.inputs if name != "-"]:
             if not path.exists():  # the likelier mistake
                 raise InputError(f"{path}: cannot be read: No such file or directory")
-        raise UsageError(f"{output}: exists; take --overwrite, or another --output")
+        raise UsageError(f"{output}: exists; use --overwrite, or another --output")
     summary, twin = summary_path(output), _twin(output)
     if summary.exists() and not may_replace and made_with(summary) is None:
-        raise UsageError(f"{summary}: exists, and is no summary of jlm; take another --output")
+        raise UsageError(f"{summary}: exists, and is not a summary of jlm; choose another --output")
     if summary.exists() and twin.is_file() and _holds_records(twin):
-        raise UsageError(f"{summary}: is the summary of {twin}; take another --output")
+        raise UsageError(f"{summary}: is the summary of {twin}; choose another --output")
 
 
 def _twin(output: Path) -> Path:
@@ -74,7 +74,7 @@ def _holds_records(path: Path) -> bool:
 def _check_name(path: Path, config: Config) -> None:
     """Raises UsageError where a file of that name must not or cannot be written."""
     if path.suffix in (".gz", ".zst"):
-        raise UsageError(f"{path}: results are not compressed; take --output - and a pipe for that")
+        raise UsageError(f"{path}: results are not compressed; use --output - and a pipe for that")
     if len(os.fsencode(path.name)) > _LONGEST_NAME:
         raise UsageError(
             f"{path}: the name is too long; {_LONGEST_NAME} bytes leave room for drafts"

@@ -228,7 +228,7 @@ def _path_of(name: str) -> Path:
 def _table(path: Path, name: str, variants: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The keys of a file, on top of those of the template it is a variant of."""
     if not path.is_file():
-        raise ModelError(f"--template {name}: not found; there are {', '.join(names())}")
+        raise ModelError(f"--template {name}: not found; choose from {', '.join(names())}")
     try:
         table = tomllib.loads(path.read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -295,7 +295,7 @@ def _beside(path: Path, name: str) -> str:
         raise ModelError(f"{path}: {name} has to lie in the same folder, named without it")
     beside = str(path.with_name(name)) if name.endswith(".toml") else name
     if not _path_of(beside).is_file():
-        raise ModelError(f"{path}: template {name} is not found; there are {', '.join(names())}")
+        raise ModelError(f"{path}: template {name} is not found; choose from {', '.join(names())}")
     return beside
 
 

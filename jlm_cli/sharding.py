@@ -217,7 +217,7 @@ def _check_files(config: Config) -> None:
     """Raises UsageError for a pipe, which only one worker could read."""
     for name in (*config.inputs, config.reference, config.gold):
         if name not in ("-", None) and (path := Path(name)).exists() and not path.is_file():
-            raise UsageError(f"{name}: is no file that several workers can read; write it to one")
+            raise UsageError(f"{name}: is not a file; several workers need one to read")
 
 
 def _in_group(config: Config, work: Work) -> int:

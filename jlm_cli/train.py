@@ -64,8 +64,8 @@ def _begin(course: Course, report: Report) -> None:
     journal, facts = Journal(folder), _facts(course)
     before, found = journal.facts(), last_checkpoint(folder)
     is_other = begun(folder) and first_difference(before, facts) is not None
-    if is_other and not course.config.overwrite:
-        raise journal.other_run(before, facts, f"{step_of(found) if found else 0} steps")
+    if is_other and found is not None and not course.config.overwrite:
+        raise journal.other_run(before, facts, f"{step_of(found)} steps")
     if is_other or not begun(folder):  # or what was not cleared away of a run that is over
         _remove_checkpoints(folder)
     journal.begin(facts, discard=is_other)

@@ -65,11 +65,11 @@ def test_ids_keep_their_type(judged: Path, jlm: Jlm) -> None:
         file.write(json.dumps({**record, "id": "7", "line": 4}) + "\n")
         file.write(json.dumps({**record, "line": 5}) + "\n")
     done = jlm("chat", judged.name, "--id", "7")
-    assert done.code == 2 and "2 records have the id 7; take --line with 2, 4" in done.err
+    assert done.code == 2 and "2 records have the id 7; use --line with 2, 4" in done.err
     for choice in (("--id", '"7"'), ("--line", "4")):  # JSON tells the text from the number
         done = jlm("chat", judged.name, *choice, stdin="/show")
         assert done.code == 0 and "Question   Question a?" in done.out
-    assert "have the id a; take --line with 1, 5" in jlm("chat", judged.name, "--id", "a").err
+    assert "have the id a; use --line with 1, 5" in jlm("chat", judged.name, "--id", "a").err
 
 
 def test_show_and_help(judged: Path, jlm: Jlm) -> None:
@@ -217,7 +217,7 @@ def test_save_never_replaces(judged: Path, jlm: Jlm) -> None:
         (["in.judge.jsonl"], "holds 3 records; choose one: --id with a, 7, h"),
         (["in.judge.jsonl", "--id", "b"], "no record with the id b; there are a, 7, h"),
         (["in.judge.jsonl", "--line", "9"], "no record of line 9; the last one is of line 3"),
-        (["twice.jsonl", "--line", "1"], "2 records are of line 1: files put together; take --id"),
+        (["twice.jsonl", "--line", "1"], "2 records are of line 1: files put together; use --id"),
         (["in.judge.jsonl", "--id", "a", "--line", "1"], "--id and --line exclude each other"),
         (["--id", "a"], "--id, --line and --input belong to a judged file; name it"),
         (["nope.jsonl"], "nope.jsonl: cannot be read: No such file"),
@@ -225,16 +225,16 @@ def test_save_never_replaces(judged: Path, jlm: Jlm) -> None:
         (["-"], "standard input is the conversation; name the file"),
         (["empty.jsonl"], "empty.jsonl: is empty"),
         (["broken.jsonl"], "broken.jsonl:1: not JSON"),
-        (["in.jsonl", "--line", "1"], "in.jsonl: is no judgment; give a file that jlm judge"),
-        (["in.jsonl"], "in.jsonl: is no judgment; give a file that jlm judge or grade wrote"),
-        (["in.jsonl", "--id", "a"], "is no judgment; give a file that jlm judge or grade wrote"),
+        (["in.jsonl", "--line", "1"], "in.jsonl: is not a judgment; give a file that jlm judge"),
+        (["in.jsonl"], "in.jsonl: is not a judgment; give a file that jlm judge or grade wrote"),
+        (["in.jsonl", "--id", "a"], "is not a judgment; give a file that jlm judge or grade wrote"),
         (["odd.jsonl", "--line", "1"], "was not judged (bad-type); choose another"),
         (["odd.jsonl", "--line", "2"], "line 2: is of jlm rank; chat talks about one of judge or"),
-        (["odd.jsonl", "--line", "3"], "line 3: is no sound judgment: field text: a number"),
-        (["odd.jsonl", "--line", "4"], "line 4: is no sound judgment: field question: null"),
-        (["odd.jsonl", "--line", "5"], "line 5: is no sound judgment"),
-        (["odd.jsonl", "--id", "b"], "line None: is no sound judgment: 'line'"),
-        (["odd.jsonl", "--line", "7"], "line 7: is no sound judgment"),
+        (["odd.jsonl", "--line", "3"], "line 3: is not a sound judgment: field text: a number"),
+        (["odd.jsonl", "--line", "4"], "line 4: is not a sound judgment: field question: null"),
+        (["odd.jsonl", "--line", "5"], "line 5: is not a sound judgment"),
+        (["odd.jsonl", "--id", "b"], "line None: is not a sound judgment: 'line'"),
+        (["odd.jsonl", "--line", "7"], "line 7: is not a sound judgment"),
         (["in.judge.jsonl", "--id", "a", "--template", "x"], "--template x: not found"),
         (["in.judge.jsonl", "--id", "a", "-m", "no/such/model"], "--model no/such/model"),
     ],

@@ -76,14 +76,14 @@ def test_bad_lines_among_good_ones(tmp_path: Path, jlm: Jlm) -> None:
     """20 malformed lines among 80 good ones: 80 judged, 20 errors that name line and field."""
     bad = [
         ("{", "not JSON"),
-        ("[1, 2]", "no JSON object"),
+        ("[1, 2]", "not a JSON object"),
         ('{"question": "Q"}', "field answers is missing"),
         ('{"answers": ["a", "b"]}', "field question is missing"),
         ('{"question": null, "answers": ["a", "b"]}', "field question: null"),
         ('{"question": "Q", "answers": ["a"]}', "field answers: judge takes two answers"),
         ('{"question": "Q", "answers": ["a", 5]}', "field answers[1]: a number"),
         ('{"question": "Q", "answers": [NaN, "b"]}', "not JSON"),
-        ('"text"', "no JSON object"),
+        ('"text"', "not a JSON object"),
         ('{"question": "Q", "answers": ["a", "b"], "gold": {}}', "field gold: an object"),
     ] * 2
     good = [json.dumps(pair(n)) for n in range(80)]
@@ -166,7 +166,7 @@ def test_compact_has_the_same_figures(tmp_path: Path, jlm: Jlm) -> None:
         (("missing.jsonl",), "missing.jsonl: cannot be read: No such file"),
         ((".",), ".: is a folder"),
         (("in.jsonl", "-o", "in.jsonl"), "in.jsonl: is the input"),
-        (("in.jsonl", "-o", "there.jsonl"), "there.jsonl: exists; take --overwrite"),
+        (("in.jsonl", "-o", "there.jsonl"), "there.jsonl: exists; use --overwrite"),
         (("in.jsonl", "-o", "sub"), "sub: is a folder"),
         (("in.jsonl", "-o", "none/out.jsonl"), "there is no folder none"),
         (("in.jsonl", "-o", "-", "--json"), "--json and -o -"),
@@ -181,10 +181,10 @@ def test_compact_has_the_same_figures(tmp_path: Path, jlm: Jlm) -> None:
         (("in.jsonl", "--reference", "nope.jsonl"), "nope.jsonl: cannot be read"),
         (("in.jsonl", "--reference", "a", "--no-reference"), "exclude each other"),
         (("in.jsonl", "in.jsonl"), "in.jsonl: the same input is named twice"),
-        (("in.jsonl", "odd.jsonl"), "in.jsonl: is no file of one model's answers; known are"),
+        (("in.jsonl", "odd.jsonl"), "in.jsonl: does not hold one model's answers; known are"),
         (("in.jsonl", "-o", "out.jsonl.gz"), "out.jsonl.gz: results are not compressed"),
-        (("-Q", b"\xff", "-A", "So.", "-A", "No."), "an option is no UTF-8 text: '\\udcff'"),
-        (("in.jsonl", "--aspect", b"\xff: x"), "an option is no UTF-8 text"),
+        (("-Q", b"\xff", "-A", "So.", "-A", "No."), "an option is not UTF-8 text: '\\udcff'"),
+        (("in.jsonl", "--aspect", b"\xff: x"), "an option is not UTF-8 text"),
         (("in.jsonl", "--aspects-together"), "--aspects-together needs aspects"),
         (("in.jsonl", "-o", "."), ".: is a folder"),
         (("in.jsonl", "-o", "-", "--retry-errors"), "--retry-errors needs the output of before"),
@@ -341,7 +341,7 @@ def test_a_slip_of_the_pen_is_told_of_before_what_stands_in_the_way(
         (("--template", "judgelmm"), "--template judgelmm: not found"),
         (("--schema", "natve"), "--schema natve: there are"),
         (("--map", "qestion=q"), "--map qestion=…: no such native field"),
-        ((), "exists; take --overwrite"),
+        ((), "exists; use --overwrite"),
     ):
         done = jlm("judge", "in.jsonl", *words)
         assert done.code == 2 and message in done.err.splitlines()[-1]

@@ -162,7 +162,7 @@ def test_preferences_and_rows_left_out(tmp_path: Path, jlm: Jlm) -> None:
         (["rated.jsonl", "-o", "set", "--form", "trio=1"], "--form trio=1"),
         (
             ["rated.jsonl", "-o", "set", "--bad-kind", "ugly"],
-            "--bad-kind ugly: there are off-topic",
+            "--bad-kind ugly: choose from off-topic",
         ),
         (["rated.jsonl", "-o", "set", "--longest", "3"], "no usable row"),
         (["rated.jsonl", "-o", "set", "--form", "pair=0"], "--form pair=0: no form has a share"),

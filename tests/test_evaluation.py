@@ -169,7 +169,7 @@ def test_missing_ids_are_named(tmp_path: Path, jlm: Jlm) -> None:
 
 
 BAD = [
-    (["p.jsonl", "--protocol", "table1"], "--protocol table1: there are judgelm, pandalm"),
+    (["p.jsonl", "--protocol", "table1"], "--protocol table1: choose from judgelm, pandalm"),
     (["p.jsonl", "--gold", "none.jsonl"], "none.jsonl: cannot be read"),
     (["none.jsonl"], "none.jsonl: cannot be read"),
     (["."], ".: is a folder"),
@@ -185,7 +185,7 @@ BAD = [
     (["p.jsonl", "--csv", "none/t.csv"], "none/t.csv: there is no folder none"),
     (["p.jsonl", "--csv", "-"], "-: name a file; standard output has the tables, or --json"),
     (["p.jsonl", "--csv", "t", "--latex", "t"], "t: is named for two outputs"),
-    (["p.jsonl", "--csv", "/dev/null"], "/dev/null: is no ordinary file; name a file"),
+    (["p.jsonl", "--csv", "/dev/null"], "/dev/null: is not an ordinary file; name a file"),
     (["p.jsonl", "--reversed", "p.jsonl"], "p.jsonl: is named for both orders"),
     (["p.jsonl", "--protocol", "grade", "--abstain", "0.6"], "--abstain is of no use for grade"),
     (["p.jsonl", "--protocol", "pandalm"], "protocol pandalm needs both orders"),

@@ -17,6 +17,7 @@ import torch
 import transformers
 from accelerate import dispatch_model
 from conftest import Loaded
+from transformers import DynamicCache
 
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines, Prompt
@@ -34,7 +35,8 @@ from jlm_cli.hf.attention import AttentionSpec, fused
 from jlm_cli.hf.blocks import Blocks
 from jlm_cli.hf.packing import SHARED_START
 from jlm_cli.hf.row_by_row import CachedEngine, PlainEngine
-from jlm_cli.hf.trial import make_engine
+from jlm_cli.hf.trial import NotRunnable, make_engine
+from jlm_cli.hf.writing import _known
 from jlm_cli.hf_engine import PackedBatch, PackedEngine
 from jlm_cli.modes import Reading, View, mode_of
 from jlm_cli.prompts import load
@@ -307,7 +309,13 @@ def small(family: str, **more: Any) -> Any:
     model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            weight *= 10 if name.endswith(("q_proj.weight", "k_proj.weight", "qkv.weight")) else 1
+            weight *= (
+                10
+                if name.endswith(
+                    ("q_proj.weight", "k_proj.weight", "qkv_proj.weight", "qkv.weight")
+                )
+                else 1
+            )
     return model
 
 
@@ -409,10 +417,11 @@ def test_rows_taken_at_once_are_as_they_are_one_by_one(
 
 
 def test_windows_that_attention_is_not_told_of_are_not_packed(released: Loaded) -> None:
-    """This family has them in its masks alone, and a short trial would not show them."""
-    model = small(
+    """This family has them in its masks alone, and a short trial would not show them. Such that no
+    row reaches beyond are none."""
+    model = functools.partial(
+        small,
         "Qwen2Moe",
-        sliding_window=500,
         use_sliding_window=True,
         max_window_layers=1,
         num_experts=2,
@@ -420,8 +429,12 @@ def test_windows_that_attention_is_not_told_of_are_not_packed(released: Loaded) 
         moe_intermediate_size=32,
     )
     said: list[str] = []
-    assert isinstance(make_engine(model, released.vocabulary, said.append), CachedEngine)
+    narrow = make_engine(model(sliding_window=500), released.vocabulary, said.append)
+    assert isinstance(narrow, CachedEngine)
     assert "sliding windows are not passed to the attention" in said[0]
+    assert released.vocabulary.context is not None
+    wide = model(sliding_window=released.vocabulary.context)
+    assert isinstance(make_engine(wide, released.vocabulary), PackedEngine)
 
 
 @pytest.mark.parametrize(
@@ -499,6 +512,60 @@ def test_long_rows_that_change_what_a_pass_makes_of_others_are_not_packed(
         assert all(words.text for words in engine.write(prompts, [120, 5], unheard))
     if family != "Llama":  # where each path makes anew what is before it, as no text is written
         assert beside[2].p == pytest.approx(plain[2].p, abs=2e-5)
+
+
+@pytest.mark.parametrize("length", [150, 192, 196, 197, 198])
+def test_lines_and_texts_that_cross_into_long_positions(released: Loaded, length: int) -> None:
+    """Longrope turns all of a pass's keys otherwise when one token is behind its limit: what was
+    read before that is not gone on from. The reference reads each path anew."""
+    model = small(
+        "Phi3", original_max_position_embeddings=198, rope_parameters=LONG, sliding_window=None
+    )
+    prompt = prompts_of(released, [TEXTS[0] * 5])[0][:length]
+    engine = make_engine(model, released.vocabulary)
+    plain = PlainEngine(model, released.vocabulary)
+    (found,), (wanted,) = (exactly(one, [prompt], released.tokens) for one in (engine, plain))
+    assert found.text == wanted.text and found.p == pytest.approx(wanted.p, abs=2e-5)
+    streamed = [list(one.stream(prompt, 60, 1)) for one in (engine, plain)]
+    assert streamed[0] == streamed[1]
+
+
+def test_a_chat_goes_on_from_what_can_be_gone_on_from(released: Loaded) -> None:
+    """A model that does not follow its own cache is read anew, as where a cache cannot be cut."""
+    prompt = prompts_of(released)[0]
+    plain = PlainEngine(copy.deepcopy(released.model), released.vocabulary)
+    assert len(list(plain.stream(prompt, 3, 1))) > 0 and plain._read is None
+
+    class Uncut(DynamicCache):
+        pass
+
+    ids = list(range(SHARED_START + 2))
+    for kind, start in ((DynamicCache, SHARED_START), (Uncut, 0)):
+        cache = kind()
+        states = torch.zeros(1, 1, len(ids), 4)
+        cache.update(states, states, 0)
+        assert _known((ids, cache), [*ids[:SHARED_START], 0, 0])[0] == start
+
+
+def test_a_model_that_transformers_cannot_run_is_said_to_be_one(
+    released: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = copy.deepcopy(released.model)
+
+    def forward(*_: Any, **__: Any) -> None:
+        raise ValueError("sdpa attention does not support softcap")
+
+    monkeypatch.setattr(model, "forward", forward)
+    with pytest.raises(NotRunnable, match="does not support softcap"):
+        make_engine(model, released.vocabulary)
+
+
+def test_rounding_of_autocast_costs_no_packed_path(builtin: Loaded) -> None:
+    """As while training: weights in float32, products in bfloat16, which are off by more than
+    those of float32 may be."""
+    model = copy.deepcopy(builtin.model).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert isinstance(make_engine(model, builtin.vocabulary), PackedEngine)
 
 
 @pytest.mark.parametrize("kind", [PackedEngine, CachedEngine, PlainEngine])

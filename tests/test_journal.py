@@ -188,7 +188,7 @@ def test_a_killed_run_goes_on_with_other_rows(tmp_path: Path, jlm: Jlm, more: li
     killed.close()
     write_rows(tmp_path / "in.jsonl", [pair("new"), *rows[::-1]])
     done = jlm(*words)
-    assert done.code == 2 and "or take --retry-errors to keep what is done of rows" in done.err
+    assert done.code == 2 and "or use --retry-errors to keep what is done of rows" in done.err
     code = (
         "import os, sys; from jlm_cli import cli, runner; runner._keep = lambda *_: os._exit(9); "
         "sys.argv = ['jlm', 'judge', 'in.jsonl', '-o', 'out.jsonl', '-m', 'fake', "
@@ -273,7 +273,7 @@ def test_an_output_that_came_in_the_meantime_stays(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", late]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and "in.judge.jsonl: exists; take --overwrite" in done.stderr
+    assert done.returncode == 2 and "in.judge.jsonl: exists; use --overwrite" in done.stderr
     assert (tmp_path / "in.judge.jsonl").read_text() == "theirs"
 
 
@@ -362,7 +362,7 @@ def test_an_output_that_was_edited_is_not_gone_on_from(tmp_path: Path, jlm: Jlm)
     text = (tmp_path / "out.jsonl").read_text()
     (tmp_path / "out.jsonl").write_text(text.replace('"2":', '"3":', 1))
     done = jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q", "--retry-errors")
-    assert done.code == 2 and "out.jsonl:1: is no record of jlm" in done.err
+    assert done.code == 2 and "out.jsonl:1: is not a record of jlm" in done.err
     assert not (tmp_path / "out.jsonl.partial").exists()
 
 
@@ -398,7 +398,7 @@ def test_plan_tells_what_a_run_would_do_with_an_output(tmp_path: Path, jlm: Jlm)
     assert jlm("judge", "in.jsonl", "-q").code == 3
     done = jlm("judge", "in.jsonl", "--plan", "--json")
     assert done.code == 0 and json.loads(done.out)["rows_done"] == 0
-    assert "this run would be refused: in.judge.jsonl: exists; take --overwrite" in done.err
+    assert "this run would be refused: in.judge.jsonl: exists; use --overwrite" in done.err
     again = ("judge", "in.jsonl", "--plan", "--json", "--retry-errors")
     done = jlm(*again)
     assert json.loads(done.out)["rows_done"] == 2 and "refused" not in done.err
@@ -539,7 +539,7 @@ def test_a_file_with_the_summarys_name_is_kept(tmp_path: Path, jlm: Jlm) -> None
     done = jlm("judge", "in.jsonl", "-o", "out.jsonl")
     assert done.code == 2
     assert done.err == (
-        "jlm: out.metrics.json: exists, and is no summary of jlm; take another --output\n"
+        "jlm: out.metrics.json: exists, and is not a summary of jlm; choose another --output\n"
     )
     (tmp_path / "out.metrics.json").unlink()
     assert jlm("judge", "in.jsonl", "-o", "out.jsonl").code == 0
@@ -558,7 +558,7 @@ def test_retrying_what_is_no_output_of_this_input(tmp_path: Path, jlm: Jlm, text
     done = jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q", "--retry-errors")
     assert done.code == 2 and done.err.startswith("jlm: out.jsonl"), done.err
     done = jlm("judge", "in.jsonl", "-o", "out.jsonl", "-q")
-    assert done.code == 2 and "exists; take --overwrite" in done.err
+    assert done.code == 2 and "exists; use --overwrite" in done.err
     assert (tmp_path / "out.jsonl").read_text() == text
 
 
@@ -596,7 +596,7 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path, jlm: Jlm) -> N
     folder.mkdir()
     (folder / "notes.txt").write_text("precious")
     done = jlm("judge", "in.jsonl", "-o", "out.jsonl")
-    assert done.code == 2 and "is no folder of jlm's (notes.txt is in it)" in done.err
+    assert done.code == 2 and "is not jlm's (notes.txt is in it)" in done.err
     assert (folder / "notes.txt").read_text() == "precious"
 
 
@@ -622,7 +622,7 @@ def test_parts_that_are_none(tmp_path: Path, jlm: Jlm) -> None:
     (folder / "part-9").mkdir()
     for more in ([], ["--overwrite", "--swap"]):
         done = jlm("judge", "in.jsonl", "-o", "out.jsonl", *more)
-        assert done.code == 2 and "part-9: is no file; remove" in done.err
+        assert done.code == 2 and "part-9: is not a file; remove" in done.err
     (folder / "part-9").rmdir()
     far = Journal(folder, 9)
     far.append([(99, b"{}")])
@@ -642,7 +642,7 @@ def test_what_a_run_was_killed_at_clearing_away_is_cleared(tmp_path: Path, jlm: 
 def test_a_pipe_is_not_shared_by_workers(tmp_path: Path, jlm: Jlm) -> None:
     os.mkfifo(tmp_path / "pipe")
     done = jlm("judge", "pipe", "-o", "out.jsonl", "--workers", "2")
-    assert done.code == 2 and "pipe: is no file that several workers can read" in done.err
+    assert done.code == 2 and "pipe: is not a file; several workers need one" in done.err
 
 
 @pytest.mark.parametrize("name", ["x.metrics.json", f"{'x' * 236}.jsonl", "y" * 239])
@@ -702,7 +702,7 @@ def test_two_outputs_that_would_share_a_summary(tmp_path: Path, jlm: Jlm) -> Non
     for first, second in (("a.jsonl", "a"), ("c", "c.jsonl")):
         assert jlm("judge", "in.jsonl", "-o", first).code == 0
         done = jlm("judge", "in.jsonl", "-o", second)
-        assert done.code == 2 and f"is the summary of {first}; take another --output" in done.err
+        assert done.code == 2 and f"is the summary of {first}; choose another --output" in done.err
 
 
 def test_a_run_killed_at_its_summary_goes_on_with_more_rows(tmp_path: Path, jlm: Jlm) -> None:

@@ -110,7 +110,7 @@ def test_float8_asks_for_a_gpu_that_multiplies_it(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda at=capability: at)
         if capability == (8, 9):
             devices._check_float8("cuda", "bfloat16")
-    with pytest.raises(ModelError, match="fp8: NVIDIA A100 cannot multiply it; take --quantize"):
+    with pytest.raises(ModelError, match="fp8: NVIDIA A100 cannot multiply it; use --quantize"):
         devices._check_float8("cuda", "bfloat16")
 
 

@@ -197,7 +197,7 @@ def test_aspects_are_summed_up(tmp_path: Path, jlm: Jlm) -> None:
     assert found["mean"]["value"] == pytest.approx(wanted, abs=1e-5)
     assert "aspect fluency" in done.err and "mean" in done.err
     done = jlm("metrics", "in.grade.jsonl")
-    assert done.code == 2 and "take --protocol grade" in done.err
+    assert done.code == 2 and "use --protocol grade" in done.err
 
 
 def test_a_ranking_is_told_by_what_it_follows(jlm: Jlm) -> None:
@@ -220,7 +220,7 @@ _FLUENT = ("in.jsonl", "--aspect", "fluency")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("judge", "in.jsonl", "--aspect", "zest"), "there are factuality, fluency"),
+        (("judge", "in.jsonl", "--aspect", "zest"), "choose from factuality, fluency"),
         (
             ("judge", "in.jsonl", "--aspect", "fluency", "--aspect", "fluency: how it flows"),
             "--aspect fluency: is given twice",
@@ -358,7 +358,7 @@ def test_references_are_shown_or_said_not_to_be(tmp_path: Path, jlm: Jlm) -> Non
     for words in (["-R", "the reference"], ["--reference", "refs.jsonl"]):
         done = jlm("judge", "in.jsonl", "--overwrite", "--template", "pandalm", *words)
         assert done.code == 2
-        assert "template pandalm shows no reference; take one that does" in done.err
+        assert "template pandalm shows no reference; use one that does" in done.err
         assert jlm("judge", "in.jsonl", "--overwrite", *words).code == 0
 
 

@@ -496,7 +496,7 @@ def test_grades_name_the_ids_that_gold_misses(tmp_path: Path, jlm: Jlm) -> None:
     write_rows(tmp_path / "p.jsonl", [{"id": 1, "score": 3, "expected": 3}] * 2)
     write_rows(tmp_path / "gold.jsonl", [{"id": 1, "gold": 3}])
     done = jlm(*words, "gold.jsonl")
-    assert done.code == 2 and "p.jsonl:2: id 1 stands there twice" in done.err
+    assert done.code == 2 and "p.jsonl:2: id 1 appears twice" in done.err
     done = jlm("metrics", "p.jsonl", "--protocol", "grade")
     assert "no gold, so no agreement; give --gold" in done.err
 
@@ -582,5 +582,5 @@ def test_aspects_of_grades_are_grades(tmp_path: Path, jlm: Jlm) -> None:
     assert jlm("grade", "in.jsonl", "--aspect", "fluency", "-q").code == 0
     done = jlm("metrics", "in.grade.jsonl", "--protocol", "aspects")
     assert (done.code, done.err) == (
-        2, "jlm: in.grade.jsonl:1: grades, not verdicts on pairs; take --protocol grade\n"
+        2, "jlm: in.grade.jsonl:1: grades, not verdicts on pairs; use --protocol grade\n"
     )  # fmt: skip

@@ -179,7 +179,7 @@ def test_files_of_other_questions_are_not_joined(tmp_path: Path, jlm: Jlm) -> No
     write_rows(tmp_path / "none.jsonl", [{"answer": "A"}])
     for name, message in (
         ("c", "a.jsonl and c.jsonl: no id is in both; '1' is not in a.jsonl (it has 1: a text"),
-        ("pairs", "pairs.jsonl: is no file of one model's answers"),
+        ("pairs", "pairs.jsonl: does not hold one model's answers"),
         ("none", "none.jsonl:1: has no id and no question to be joined by"),
     ):
         done = jlm("judge", "a.jsonl", f"{name}.jsonl")
@@ -369,7 +369,7 @@ def test_names_of_models(
     ("files", "message"),
     [
         (("a.jsonl",), "a.jsonl:1: one model's answers; give the files of two models"),
-        (("a.jsonl", "twice.jsonl"), "twice.jsonl:2: '1' stands there twice"),
+        (("a.jsonl", "twice.jsonl"), "twice.jsonl:2: '1' appears twice"),
         (("a.jsonl", "b.jsonl", "c.jsonl"), "judge takes two models' answers"),
         (("m.jsonl", "n.jsonl"), "m.jsonl, n.jsonl: a file with the questions is needed"),
     ],

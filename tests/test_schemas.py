@@ -145,7 +145,7 @@ def test_references_and_gold_join_by_id(tmp_path: Path) -> None:
     assert found.find(1) == (Gold("2", (2.0, 8.0)), None, "2 8\nbecause")
     assert found.find("x") == (Gold("tie"), None, "tie")
     twice = write_rows(tmp_path / "twice.jsonl", [gold[0], gold[0]])
-    with pytest.raises(InputError, match="id 1 stands there twice"):
+    with pytest.raises(InputError, match="id 1 appears twice"):
         load_gold(twice, 2)
 
 
@@ -586,7 +586,7 @@ def test_rows_of_side_files_need_ids(tmp_path: Path, jlm: Jlm) -> None:
         )  # fmt: skip
     rows = [{"id": 1, "reference": text} for text in ("R", "R", "S")]
     write_rows(tmp_path / "refs.jsonl", rows)
-    with pytest.raises(InputError, match=r"refs\.jsonl:3: id 1 stands there twice, with two ref"):
+    with pytest.raises(InputError, match=r"refs\.jsonl:3: id 1 appears twice, with two ref"):
         load_references(tmp_path / "refs.jsonl")
     write_rows(tmp_path / "refs.jsonl", rows[:2])
     assert load_references(tmp_path / "refs.jsonl").find(1) == "R"

@@ -232,7 +232,7 @@ def test_a_loss_that_is_no_number_ends_the_run(
 ) -> None:
     """Seen in the next step's loss, or after the last one in the weights."""
     write_rows(data, [taught(n) for n in range(40)])
-    told = "take a smaller --lr, or --dtype float32"
+    told = "use a smaller --lr, or --dtype float32"
     for batch, lr, message in (
         ("8", "1e30", "the weights are lost"),
         ("20", "1e39", "no numbers"),
@@ -324,7 +324,7 @@ def test_bad_options(tmp_path: Path, jlm: Jlm, data: Path, replica: Path) -> Non
     (tmp_path / "mine").mkdir()
     fails(jlm("train", "t.jsonl", "-m", base, "-o", "mine", "--overwrite"), "exists")
     lora = ("--lora", "4", "--freeze-layers", "1")
-    fails(jlm("train", "t.jsonl", "-m", base, "-o", "m", *lora), "take --lora 0 with it")
+    fails(jlm("train", "t.jsonl", "-m", base, "-o", "m", *lora), "use --lora 0 with it")
     both = ("--explain-first", "--template", "judgelm-brief")
     fails(jlm("train", "t.jsonl", "-m", base, "-o", "m", *both), "exclude each other")
     none = ("--weight", "t.jsonl=0")

@@ -110,7 +110,7 @@ def use_float8(model: PreTrainedModel) -> None:
     if not off <= _ANOTHER:  # nor is it a number
         raise ModelError(
             f"--quantize fp8: changes too much of what this model predicts ({off:.2f} of it, at "
-            f"most {_ANOTHER}); take --quantize 8bit for less memory"
+            f"most {_ANOTHER}); use --quantize 8bit for less memory"
         )
 
 

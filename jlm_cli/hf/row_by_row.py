@@ -37,6 +37,17 @@ class RowByRow(Writer):
     def _reader(self, prompts: Sequence[Ids], columns: torch.Tensor) -> Behind:
         raise NotImplementedError
 
+    def _each(self, prompt: Ids, paths: Sequence[Ids], columns: torch.Tensor) -> Floats:
+        """[paths, columns], by a full pass for each."""
+        return np.vstack([self._behind([*prompt, *path], columns) for path in paths])
+
+    @within_memory
+    def _behind(self, ids: list[int], columns: torch.Tensor) -> Floats:
+        """[1, columns]"""
+        with computing(), exact(self.model, columns) as head:
+            logits = self.model(sent([ids], self.device), logits_to_keep=1).logits
+            return HostCopy(head.log_p(logits, _LAST)).wait()
+
 
 class CachedEngine(RowByRow):
     """Each prompt is read once; what is drafted goes on from copies of its keys and values."""
@@ -48,6 +59,9 @@ class CachedEngine(RowByRow):
             if row not in caches:
                 caches[row], known = self._prefill(prompts[row], columns)
                 return known
+            length = len(prompts[row])
+            if length <= self.up_to < length + max(map(len, paths)):
+                return self._each(prompts[row], paths, columns)  # keys would be turned otherwise
             return self._go_on(caches[row], paths, columns)
 
         return behind
@@ -92,14 +106,7 @@ def _goes_on(path: Ids, start: Ids) -> bool:
 class PlainEngine(RowByRow):
     """Scores by a full pass for every path: slow, and right for any causal model."""
 
-    def _reader(self, prompts: Sequence[Ids], columns: torch.Tensor) -> Behind:
-        return lambda row, paths: np.vstack(
-            [self._behind([*prompts[row], *path], columns) for path in paths]
-        )
+    goes_on = False
 
-    @within_memory
-    def _behind(self, ids: list[int], columns: torch.Tensor) -> Floats:
-        """[1, columns]"""
-        with computing(), exact(self.model, columns) as head:
-            logits = self.model(sent([ids], self.device), logits_to_keep=1).logits
-            return HostCopy(head.log_p(logits, _LAST)).wait()
+    def _reader(self, prompts: Sequence[Ids], columns: torch.Tensor) -> Behind:
+        return lambda row, paths: self._each(prompts[row], paths, columns)

@@ -12,7 +12,6 @@ from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Batch, LineDraft, unheard
 from jlm_cli.hf.attention import computing
 from jlm_cli.hf.blocks import Blocks
-from jlm_cli.hf.kernels import ordinary_up_to
 from jlm_cli.hf.last_layer import behind_attention
 from jlm_cli.hf.memory import is_out_of_memory
 from jlm_cli.hf.packed_attention import Pack
@@ -27,7 +26,13 @@ _WRITTEN = 8  # tokens, of a trial
 _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError)
 _TRIAL_TOLERANCE = 0.05  # relative, in log-probability; a mask that is ignored is off by far more
 _IN_FLOAT32 = 0.005  # in which a position that is off by one is to be seen
+_ORDINARY = {"full_attention", "sliding_attention"}
+_MASKED = _ORDINARY | {"linear_attention", "conv", "mamba", "hybrid"}  # what fills up is left out
 _ROUNDING = 0.1  # more of it for states of 16 bits, which alone are off by 0.05, and of 8, by 0.12
+
+
+class NotRunnable(Exception):
+    """A model whose own pass fails."""
 
 
 def make_engine(
@@ -45,7 +50,7 @@ def make_engine(
     if (why := _why_not(cached, plain)) is not None:
         say(f"nor can what it has read be gone on from, it is read anew for each word: {why}")
         engine = plain
-    engine.pads = math.isinf(ordinary_up_to(model)) and _pads(engine)
+    engine.pads = _kinds(model) <= _MASKED and math.isinf(engine.up_to) and _pads(engine)
     return engine
 
 
@@ -83,7 +88,7 @@ def _behind(engine: PackedEngine) -> list[str]:
 
 def _pads(engine: CachedEngine | PlainEngine) -> bool:
     """Whether a row is written alike beside a longer one, which it is filled up to."""
-    texts = ("one two three", "one two three four five six seven eight nine ten eleven")
+    texts = ("one two three", "one two three four five six seven eight nine ten " * 20)
     rows = [encoding.ids for encoding in engine.vocabulary.encode(texts)]
     limits = [_WRITTEN] * len(rows)
     try:
@@ -96,9 +101,13 @@ def _pads(engine: CachedEngine | PlainEngine) -> bool:
 def _unpackable(model: PreTrainedModel) -> str | None:
     """What a short trial would not show: Llama 4 also scales attention by the place in a pass, and
     others choose of a long text what they look at."""
-    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
-    other = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    other = sorted(_kinds(model) - _ORDINARY)
     return f"it has layers of the kind {other[0]}" if other else None
+
+
+def _kinds(model: PreTrainedModel) -> set[str]:
+    """Of layers, where its configuration names them."""
+    return set(getattr(model.config.get_text_config(), "layer_types", None) or ())
 
 
 def _why_not(engine: PackedEngine | CachedEngine, plain: PlainEngine) -> str | None:
@@ -110,15 +119,19 @@ def _why_not(engine: PackedEngine | CachedEngine, plain: PlainEngine) -> str | N
     forks = [DraftToken(columns[n], 1, ()) for n in (0, 1)]
     draft = [*forks, DraftToken(columns[2], 2, (0,))]
     try:
+        wanted = _both(plain.begin(prompts, [draft, [], []], columns), draft)
+    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        raise NotRunnable(first_line(error)) from error
+    try:
         batch = engine.begin(prompts, [draft, [], []], columns)
         found = _both(batch, draft)
         if isinstance(batch, PackedBatch) and (missed := batch.missed()):
             return missed
     except _FAILURES as error:
         return first_line(error)
-    wanted = _both(plain.begin(prompts, [draft, [], []], columns), draft)
-    rounded = (plain.model.dtype.itemsize == 2) + getattr(plain.model, "is_loaded_in_8bit", False)
-    exact = plain.model.dtype.itemsize == 4 and not getattr(plain.model, "is_quantized", False)
+    halved = plain.model.dtype.itemsize == 2 or torch.is_autocast_enabled(plain.device.type)
+    rounded = halved + getattr(plain.model, "is_loaded_in_8bit", False)
+    exact = not (halved or getattr(plain.model, "is_quantized", False))
     allowed = _IN_FLOAT32 if exact else _TRIAL_TOLERANCE + _ROUNDING * rounded
     agree = all(
         bool(np.all(np.abs(a - b) < allowed * (1 + np.abs(b))))

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Ids, Written, Wrote
 from jlm_cli.hf.attention import computing
+from jlm_cli.hf.kernels import ordinary_up_to
 from jlm_cli.hf.memory import within_memory
 from jlm_cli.hf.packing import shared_start
 
@@ -36,11 +37,14 @@ class _Heard(BaseStreamer):
 class Writer:
     """A model that writes: the likeliest tokens, or in a stream samples too."""
 
+    goes_on = True  # from keys and values of what it has read
+
     def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary) -> None:
         self.model = model.eval()  # type: ignore[no-untyped-call]
         self.vocabulary = vocabulary
         self.device = model.device
         self._read: tuple[list[int], Cache] | None = None
+        self.up_to = ordinary_up_to(model)
         self.pads = True  # else it would heed what fills up shorter rows
 
     def may_begin(self) -> bool:
@@ -100,6 +104,8 @@ class Writer:
     def _behind_last(self, ids: list[int]) -> torch.Tensor:
         """Logits behind the last id, [vocabulary]; what was read before is not read again."""
         start, cache = _known(self._read, ids)
+        if start <= self.up_to < len(ids):  # keys were turned otherwise up to there
+            start, cache = 0, None
         self._read = None  # an interrupt must not leave half of a step's keys and values
         with computing():
             out = self.model(
@@ -108,7 +114,7 @@ class Writer:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        if out.get("past_key_values") is not None:
+        if self.goes_on and out.get("past_key_values") is not None:
             self._read = list(ids), out.past_key_values
         logits: torch.Tensor = out.logits[0, -1].float()
         return logits
@@ -133,7 +139,8 @@ def _known(read: tuple[list[int], Cache] | None, ids: list[int]) -> tuple[int, C
     shared = shared_start(before, ids)
     if shared == len(before):
         return shared, cache
-    if shared == 0 or any(type(layer) is not DynamicLayer for layer in cache.layers):
+    plain = type(cache) is DynamicCache and all(type(one) is DynamicLayer for one in cache.layers)
+    if shared == 0 or not plain:
         return 0, None
     cache.crop(shared - len(before))
     return shared, cache

@@ -41,7 +41,7 @@ def check(config: MetricsConfig) -> None:
     """Raises UsageError for options that do not go together, before anything is read."""
     several = len(config.predictions) > 1
     if config.protocol not in PAIRS | RECORDS:
-        raise UsageError(f"--protocol {config.protocol}: there are {', '.join(PAIRS | RECORDS)}")
+        raise UsageError(f"--protocol {config.protocol}: choose from {', '.join(PAIRS | RECORDS)}")
     if config.protocol in RECORDS and (config.reversed or config.samples or config.disagreements):
         raise UsageError(
             f"--reversed, --input and --disagreements are of no use for {config.protocol}"

@@ -39,7 +39,7 @@ def read_judged(row: Json, where: str) -> Judged:
             if "error" in row and "mode" in row:
                 return judged_of(row)
             if row.get("mode") == "rank":
-                raise RowError("no-verdict", "no verdict on a pair; take --protocol rank")
+                raise RowError("no-verdict", "no verdict on a pair; use --protocol rank")
             if "pred_text" in row:
                 return _from_text(row["pred_text"])
             if "verdict" in row or "scores" in row:
@@ -50,7 +50,7 @@ def read_judged(row: Json, where: str) -> Judged:
         raise InputError(f"{where}: a damaged record: {type(error).__name__} {error}") from error
     for name, protocol in _OTHER_RECORDS.items():
         if name in row:
-            raise InputError(f"{where}: no verdict on a pair; take --protocol {protocol}")
+            raise InputError(f"{where}: no verdict on a pair; use --protocol {protocol}")
     raise InputError(
         f"{where}: no prediction; take a record of jlm, pred_text, or id with verdict or scores"
     )

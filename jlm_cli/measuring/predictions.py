@@ -235,7 +235,7 @@ def _index(path: str, ids: list[Any], tally: PairTally, with_models: bool = Fals
         if not models and tally.has_failed(n):
             continue
         if pairs.setdefault(_pair_key(ids[n], models), n) != n:
-            twice = f"id {ids[n]!r} stands there twice"
+            twice = f"id {ids[n]!r} appears twice"
             raise InputError(f"{path}: {twice}; to be joined, ids must be unique")
     return Index(path, pairs, True)
 
@@ -283,7 +283,7 @@ def _join(
         at = index.find(row_id, models, source.line(number))
         key = index.key(row_id, models)
         if key in unknown or (at is not None and side.rows[at] >= 0):
-            raise InputError(f"{where}: id {row_id!r} stands there twice; ids must be unique")
+            raise InputError(f"{where}: id {row_id!r} appears twice; ids must be unique")
         if at is None:
             unknown.add(key)
             side.unknown.append(_label(row_id, _names(models)))

@@ -62,7 +62,7 @@ def rank(path: str, config: MetricsConfig) -> Json:
         one = _ranked(row, where, use_gold=config.gold is None)
         key = number if config.gold is None else key_in(row, where)
         if found.setdefault(key, one) is not one:
-            raise InputError(f"{where}: id {row.get('id')!r} stands there twice")
+            raise InputError(f"{where}: id {row.get('id')!r} appears twice")
         _count(tally, row, one, where)
     if not found:
         raise InputError(f"{path}: holds no ranking, {n_error} error records alone")
@@ -112,7 +112,7 @@ def _count(tally: RankTally, row: Json, one: Ranked, where: str) -> None:
 def _ranked(row: Json, where: str, use_gold: bool) -> Ranked:
     scores: Any = row.get("scores")
     if row.get("mode") == "judge":
-        raise InputError(f"{where}: a verdict on a pair, not a ranking; take --protocol judgelm")
+        raise InputError(f"{where}: a verdict on a pair, not a ranking; use --protocol judgelm")
     if not is_numbers(scores) or len(scores) < 2:
         raise InputError(f"{where}: field scores: a number for each answer is needed")
     ranking = row["ranking"] if isinstance(row.get("ranking"), list) else ranking_of(scores)

@@ -53,7 +53,7 @@ def aspects(path: str, config: MetricsConfig) -> Json:
             n_error += 1
             continue
         if row.get("mode") == "grade":
-            raise InputError(f"{where}: grades, not verdicts on pairs; take --protocol grade")
+            raise InputError(f"{where}: grades, not verdicts on pairs; use --protocol grade")
         if not isinstance(row.get("aspects"), dict):
             raise InputError(f"{where}: field aspects is missing; protocol aspects needs it")
         n_judged += 1
@@ -233,12 +233,12 @@ class _GoldOf:
         self._missed: list[Any] = []
 
     def of(self, row: Json, where: str) -> Any:
-        """Raises InputError where an id that is joined by stands there twice."""
+        """Raises InputError where an id that is joined by appears twice."""
         if self._gold is None:
             return row.get("gold")
         key = key_in(row, where)
         if key in self._met:
-            raise InputError(f"{where}: id {key[1]!r} stands there twice; ids must be unique")
+            raise InputError(f"{where}: id {key[1]!r} appears twice; ids must be unique")
         if key not in self._gold.by_id:
             self._missed.append(key[1])
             return None

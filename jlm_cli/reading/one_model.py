@@ -192,7 +192,7 @@ def read_side(source: Source, pairs: Pairs) -> ModelFile:
         if rows and _is_whole(rows[0]):
             hint = "here are rows of several: judge it by itself, or cat such files | jlm judge -"
         raise InputError(
-            f"{source.name}: is no file of one model's answers; known are {known}, and those with "
+            f"{source.name}: does not hold one model's answers; known are {known}, and those with "
             f"a field answer ({hint})"
         )
     found: dict[Any, Answer] = {}
@@ -205,7 +205,7 @@ def read_side(source: Source, pairs: Pairs) -> ModelFile:
             torn.append((line, str(error)))
             continue
         if key in found:
-            raise InputError(f"{where}: {str(key)[:60]!r} stands there twice")
+            raise InputError(f"{where}: {str(key)[:60]!r} appears twice")
         found[key] = _answer(kind, row, line)
     if torn and not found:
         raise InputError(f"{source.name}:{torn[0][0]}: {torn[0][1]}")

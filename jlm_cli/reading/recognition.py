@@ -151,5 +151,5 @@ def _fitting(row: Json, where: str) -> Schema:
     raise InputError(
         f"{where}: no schema fits the fields {found}; the nearest is {nearest.name}, "
         f"which also needs {missing}; name fields with --map question=FIELD --map answer_1=FIELD, "
-        f"or take --schema {nearest.name} where only some rows lack them"
+        f"or use --schema {nearest.name} where only some rows lack them"
     )

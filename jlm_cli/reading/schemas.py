@@ -245,7 +245,7 @@ def parse_row(raw: bytes) -> Json:
     except orjson.JSONDecodeError as error:
         raise RowError("bad-json", why_no_json(raw, error)) from error
     if not isinstance(row, dict):
-        raise RowError("bad-type", "the line is no JSON object")
+        raise RowError("bad-type", "the line is not a JSON object")
     return row
 
 

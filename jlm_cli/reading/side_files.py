@@ -113,7 +113,7 @@ def load_references(path: Path) -> Joined:
         for index, (key, reference) in enumerate(_side_rows(source, _reference_in)):
             if by_id.setdefault(key, reference) != reference:
                 raise InputError(
-                    f"{source.where(index)}: id {key[1]!r} stands there twice, with two references"
+                    f"{source.where(index)}: id {key[1]!r} appears twice, with two references"
                 )
         return Joined(str(path), by_id, source.sha256())
 
@@ -146,7 +146,7 @@ def load_once(path: Path, value_in: Callable[[Json], Any]) -> Joined:
         for index, (key, value) in enumerate(_side_rows(source, value_in)):
             if key in by_id:
                 raise InputError(
-                    f"{source.where(index)}: id {key[1]!r} stands there twice; gold must be unique "
+                    f"{source.where(index)}: id {key[1]!r} appears twice; gold must be unique "
                     "(jlm metrics also tells pairs by their models)"
                 )
             by_id[key] = value

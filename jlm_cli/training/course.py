@@ -141,7 +141,7 @@ def prepare(config: TrainConfig, report: Report) -> Course:
     recipe = replace(recipe, **changes)
     if recipe.lora and recipe.freeze_layers:
         raise UsageError(
-            "--freeze-layers is for training all weights: take --lora 0 with it (an adapter leaves "
+            "--freeze-layers is for training all weights: use --lora 0 with it (an adapter leaves "
             "the base as it is)"
         )
     maker = ExampleMaker(lines, templates, config.form, recipe.max_length)

@@ -67,7 +67,7 @@ def _check_output(config: DataConfig) -> None:
     check_new_folder(config.output, "data.json", config.overwrite)
     for kind in config.bad_kinds:
         if kind not in KINDS:
-            raise UsageError(f"--bad-kind {kind}: there are {', '.join(KINDS)}")
+            raise UsageError(f"--bad-kind {kind}: choose from {', '.join(KINDS)}")
 
 
 def _sides(gathered: Gathered, config: DataConfig, held_out: set[str]) -> tuple[Gathered, Gathered]:
@@ -312,7 +312,7 @@ def forms_of(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
     for text in texts:
         name, _, share = text.partition("=")
         if name not in FORMS or not _is_share(share):
-            raise UsageError(f"--form {text}: write it as FORM=SHARE; there are {', '.join(FORMS)}")
+            raise UsageError(f"--form {text}: write it as FORM=SHARE, of {', '.join(FORMS)}")
         forms.append((name, float(share)))
     if forms and not any(share for _, share in forms):
         raise UsageError(f"--form {texts[-1]}: no form has a share above 0")

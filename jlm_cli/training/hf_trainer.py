@@ -43,7 +43,7 @@ from jlm_cli.training.recipes import Recipe
 from jlm_cli.training.watch import Watch, without_adapter_shell
 
 _IGNORED = -100
-_SMALLER = "take a smaller --lr, or --dtype float32"
+_SMALLER = "use a smaller --lr, or --dtype float32"
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 _LOGGED = 50  # entries of the loss in a run's history, about
 _MICRO_BATCH = 8  # samples in one pass at most, where nothing else is asked for

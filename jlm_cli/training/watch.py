@@ -5,8 +5,10 @@ Imported only when a model is trained.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+import os
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, suppress
+from itertools import takewhile
 from types import FrameType
 from typing import Any
 
@@ -59,22 +61,26 @@ class Watch(TrainerCallback):
         if self.signal is not None:
             raise Ended(number)
         self.signal = number
+        if not self._report.quiet:
+            with suppress(OSError):  # not by a stream, which the signal may have interrupted
+                os.write(2, b"\njlm: stopping behind this step; a second signal ends at once\n")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
         self.bar.update(state.global_step * self._course.recipe.batch - self.bar.n)
-        if self._agreed_signal():
-            control.should_save = control.should_training_stop = True
-            return
         last = state.global_step >= self._course.schedule.steps
-        if state.global_step % args.save_steps == 0 and not last:
-            found = self.judge_watched()
+        watches = state.global_step % args.save_steps == 0 and not last
+        if watches and not self._agreed_signal():
+            with closing(self._judge_watched()) as records:
+                found = figures_of(list(takewhile(self._goes_on, records)))
             shown = {f"watched_{k}": found[k]["value"] for k in _WATCHED if found.get(k)}
             due = control.should_log  # which a log of our own would clear
-            if shown:
+            if shown and self._goes_on():
                 self.trainer.log(shown)
             control.should_log = due
+        if self._agreed_signal():
+            control.should_save = control.should_training_stop = True
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
@@ -112,11 +118,18 @@ class Watch(TrainerCallback):
             self.signal = int(heard) or None
         return self.signal is not None
 
+    def _goes_on(self, record: Json | None = None) -> bool:
+        """Whether to judge on: several processes, which may share each pass, all do."""
+        return self.signal is None or self.trainer.accelerator.num_processes > 1
+
     def judge_watched(self) -> Json:
         """Agreement and swap consistency on the watched rows, by judging itself."""
+        return figures_of(list(self._judge_watched()))
+
+    def _judge_watched(self) -> Generator[Json]:
         course = self._course
         if self._mode is None or course.config.form.explain_first:
-            return {}
+            return
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         base = without_adapter_shell(model)
         base.eval()
@@ -124,14 +137,13 @@ class Watch(TrainerCallback):
         try:
             with self.trainer.accelerator.autocast():  # for the engine's trial as well
                 if self._engine is None:
-                    self._engine = make_engine(base, course.lines.vocabulary)
+                    self._engine = make_engine(base, course.lines.vocabulary, self._report.note)
                 judge = Judge(self._engine, course.lines, reason=False, new_tokens=0)
-                records = list(judged(course.material.watched, self._mode, encoder, judge))
+                yield from judged(course.material.watched, self._mode, encoder, judge)
         finally:
             if self._engine is not None:
                 self._engine.forget()  # training needs its memory
             model.train()
-        return figures_of(records)
 
 
 def _told(name: str, value: Any) -> bool:
@@ -156,7 +168,10 @@ def judged(samples: Sequence[Sample], mode: Mode, encoder: Encoder, judge: Judge
 
 def figures_of(records: Sequence[Json]) -> Json:
     """Agreement, macro F1, consistency and biases, baselines, and the ordering: the share of
-    decided pairs, in both orders, whose better answer has the higher expected score."""
+    decided pairs, in both orders, whose better answer has the higher expected score. Nothing of
+    no records."""
+    if not records:
+        return {}
     summary = summary_of(tally_of(records).columns(), swap=True)
     hits = [
         (_leaning(found) == wanted, checksum(record["sample"]["question"]))
