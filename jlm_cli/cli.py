@@ -75,7 +75,7 @@ def metrics(
     predictions: Annotated[
         list[str],
         typer.Argument(
-            metavar="PRED…",
+            metavar="PRED...",
             help="Records of jlm, official predictions, or id and "
             "verdict a line; several files are several judges.",
         ),

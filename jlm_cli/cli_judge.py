@@ -55,7 +55,7 @@ def _shared(
     command: str,
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT…", help="JSONL or JSON list; - is standard input."),
+        typer.Argument(metavar="INPUT...", help="JSONL or JSON list; - is standard input."),
     ] = None,
     question: Annotated[
         str | None, typer.Option("-Q", "--question", help="One question instead of a file.")
@@ -138,7 +138,9 @@ def _shared(
     if (question is None) != (answer is None):
         raise UsageError("-Q and -A go together: -Q 'Why?' -A 'Because.' -A 'No idea.'")
     if (question is None) != bool(inputs):
-        raise UsageError("give either input files or one question with -Q and -A")
+        raise UsageError("give either input files (- is standard input) or a question: -Q and -A")
+    if question is not None and not question.strip():
+        raise UsageError("-Q is empty; there is nothing to judge")
     if question is not None and (retry_errors or output not in (None, "-")):
         raise UsageError("-Q prints what it judged; --output and --retry-errors are for files")
     for text in (question, *(answer or ()), reference_text, *(field_map or ())):

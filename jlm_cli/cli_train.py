@@ -14,7 +14,7 @@ EXAMPLES = """[bold]Examples[/bold]
 
   jlm train pairs.jsonl -m tiny-base -o judge        defaults that fit base and data\n
   jlm train judgelm_train_100k.jsonl -m lmsys/vicuna-7b-v1.3 -o judge --recipe paper\n
-  accelerate launch --config_file recipes/7b-zero3.yaml -m jlm_cli train …   several GPUs\n
+  accelerate launch --config_file recipes/7b-zero3.yaml -m jlm_cli train ...   several GPUs\n
 """
 
 _BY_RECIPE = "  \\[default: by the recipe]"
@@ -25,7 +25,7 @@ SaveDtype = Annotated[
 
 def train(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="DATA…", help="Rows with a teacher's judgments.")
+        list[str], typer.Argument(metavar="DATA...", help="Rows with a teacher's judgments.")
     ],
     base: Annotated[str, typer.Option("-m", "--model", metavar="BASE", help="What to start from.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The judge.")],
@@ -192,7 +192,7 @@ DATA_EXAMPLES = """[bold]Examples[/bold]
 def data(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE…", help="Rated answers, judged pairs or preferences."),
+        typer.Argument(metavar="SOURCE...", help="Rated answers, judged pairs or preferences."),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where to.")],
     rows: Annotated[
@@ -207,7 +207,7 @@ def data(
     ] = 0.4,
     bad_kind: Annotated[
         list[str] | None,
-        typer.Option(metavar="KIND", help="off-topic, cut-off, …  \\[default: all]"),
+        typer.Option(metavar="KIND", help="off-topic, cut-off, ...  \\[default: all]"),
     ] = None,
     reference: Annotated[
         float, typer.Option(min=0, max=1, help="Share of rows with a reference, where there is.")

@@ -154,6 +154,8 @@ def check_ordinary(path: Path, instead: str) -> None:
 def check_new_folder(folder: Path, mark: str, overwrite: bool) -> None:
     """Raises UsageError where a folder cannot be made, or is there and must not be replaced: with
     `overwrite` it may be if jlm made it, which the file named `mark` in it tells."""
+    if str(folder) == "-":
+        raise UsageError("-: a folder is made; name one with --output")
     if folder.exists() and not (overwrite and (folder / mark).is_file()):
         raise UsageError(
             f"{folder}: exists; name another folder with --output, or use --overwrite where jlm "

@@ -194,7 +194,7 @@ class Journal:
         keep = "--retry-errors to keep what is done of rows that are still there, or "
         return UsageError(
             f"{self.folder}: was begun with another {name} "
-            f"({_change(before.get(name), now.get(name))}); go on with that, or take "
+            f"({_change(before.get(name), now.get(name))}); go on with that, or use "
             f"{keep if other_rows else ''}--overwrite to begin anew, without the "
             f"{done or f'{self.n_records():,} rows'} that are done"
         )
@@ -361,7 +361,9 @@ def locked(folder: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")  # of file systems without locks: a file stands for one
             held = FileLock(lock).acquire(timeout=0)
     except Timeout:
-        raise UsageError(f"{folder}: another run is writing there") from None
+        raise UsageError(
+            f"{folder}: another run is writing there; wait for it, or name another --output"
+        ) from None
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from error
     with held:

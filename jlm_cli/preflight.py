@@ -10,7 +10,7 @@ from jlm_cli import devices, models, vocabularies
 from jlm_cli.batching import Plan, make_plan
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines
-from jlm_cli.errors import EXIT_OK, UsageError
+from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK, UsageError
 from jlm_cli.files import scratch, write_stdout
 from jlm_cli.journal import Journal, begun, first_difference, folder_of
 from jlm_cli.kept import check_made_with, kept_of
@@ -119,7 +119,8 @@ def facts_of(now: Run, survey: Survey) -> Json:
 
 
 def preflight(config: Config) -> int:
-    """`--plan`: what a run would do, without loading a weight or writing a file."""
+    """`--plan`: what a run would do, without loading a weight or writing a file; the exit status
+    that it would have."""
     report = Report(config.quiet)
     if "-" in config.inputs:
         with scratch() as folder:
@@ -131,17 +132,18 @@ def preflight(config: Config) -> int:
 def _preflight(config: Config, report: Report) -> int:
     now = open_run(config, report)
     survey = take_survey(now.rows, now.encoder, lambda errors: None)
+    status = EXIT_ERROR_RECORDS if survey.errors.total() else EXIT_OK
     try:
         n_done = _n_done(now)
     except UsageError as refusal:  # of the run; a plan writes nothing
-        n_done = 0
+        n_done, status = 0, refusal.exit_code
         report.note(f"this run would be refused: {refusal}")
     facts = {**facts_of(now, survey), "rows_done": n_done}
     if now.config.print_json:
         write_stdout(iter([dump_indented({**facts, **now.compute.sizes()})]))
     else:
         report.plan(facts, now.compute)
-    return EXIT_OK
+    return status
 
 
 def _n_done(now: Run) -> int:

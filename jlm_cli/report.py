@@ -142,6 +142,9 @@ class Report:
         self._console.print(first_judgments(records[:_ROWS_SHOWN], self._console.width))
         if len(records) > _ROWS_SHOWN:
             self._console.print(Text("…", style="dim"))
+        failed = [record["error"] for record in records if "error" in record]
+        for error in {one["code"]: one for one in reversed(failed)}.values():
+            self.note(f"{error['code']}: {error['message']}")  # whole, of the first of each kind
 
     def summary(self, summary: Json, tally: Counted, output: str, untrained: bool) -> None:
         """The figures of the run."""

@@ -112,6 +112,8 @@ def run(config: Config) -> int:
     except (KeyboardInterrupt, Ended):
         if config.output is not None and begun(folder_of(config.output)):
             Report(config.quiet).note(f"ended; what is done is kept: {GO_ON}")
+        elif config.output is None:
+            Report(config.quiet).note("ended; of a run to standard output nothing is kept")
         raise
 
 

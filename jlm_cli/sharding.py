@@ -210,6 +210,9 @@ def run_workers(config: Config, work: Work) -> int:
     if n == 1:
         return work(config, Alone())
     _check_files(config)
+    if config.workers is not None and n > _n_cores():
+        told = f"{n} workers on {_n_cores()} cores: more than one a core are no faster"
+        Report(config.quiet).note(told)
     return launch(partial(_in_group, config, work), n)
 
 
@@ -229,10 +232,16 @@ def _in_group(config: Config, work: Work) -> int:
         group.leave()
 
 
+def _n_cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _share_cores() -> None:
     """Each of a machine's workers computes with its share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    share = max(1, (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    share = max(1, _n_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # OpenMP takes a list
     threads = int(given) if given.isdecimal() and int(given) else share
     os.environ["OMP_NUM_THREADS"] = str(threads)  # accelerate would take 1 where there is none

@@ -15,18 +15,22 @@ _LEAST_CELL = 5  # of any other cell
 
 
 def first_judgments(records: Sequence[Json], width: int) -> Table:
-    """Ids and questions have their room; cells are cut where they do not fit beside them."""
+    """Where the terminal is too narrow for all, questions are left out; then cells are cut."""
     judged = [record for record in records if "error" not in record]
     columns = _COLUMNS[_kind_of(judged[0])] if judged else {}
     columns = {name: cell for name, cell in columns.items() if any(map(cell, judged))}
     ids = [shown(f"line {r['line']}" if r["id"] is None else r["id"], 16) for r in records]
     table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
     table.add_column("id", no_wrap=True)
-    table.add_column("question", no_wrap=True, ratio=1)
     widths = [max(len(name), *(len(cell(r)) for r in judged)) for name, cell in columns.items()]
-    room = width - max(map(len, ids)) - _LEAST_SHOWN - GAP * (1 + len(columns))
-    cut = columns and sum(widths) > room
-    most = max(room // len(columns), _LEAST_CELL) if cut else None
+    room = width - max(map(len, ids)) - GAP * len(columns) - sum(widths)
+    asks = room >= GAP + _LEAST_SHOWN or len(judged) < len(records)  # what failed is told there
+    if asks:
+        table.add_column("question", no_wrap=True, ratio=1)
+        room -= GAP + _LEAST_SHOWN
+    most = (
+        max((sum(widths) + room) // len(columns), _LEAST_CELL) if room < 0 < len(columns) else None
+    )
     for name in columns:
         table.add_column(name, no_wrap=True, max_width=most)
     for row_id, record in zip(ids, records, strict=True):
@@ -35,8 +39,8 @@ def first_judgments(records: Sequence[Json], width: int) -> Table:
             message = shown(told.partition(f":{record['line']}: ")[2] or told, 200)
             table.add_row(row_id, Text.assemble(("error: ", "red"), message))
             continue
-        question = shown(record["sample"]["question"], 200)
-        table.add_row(row_id, question, *(Text(cell(record)) for cell in columns.values()))
+        question = [shown(record["sample"]["question"], 200)] if asks else []
+        table.add_row(row_id, *question, *(Text(cell(record)) for cell in columns.values()))
     return table
 
 
@@ -49,7 +53,7 @@ _ANSWERS = {"1": "answer 1", "2": "answer 2", "tie": "tie"}
 
 def _scores(judgment: Json) -> str:
     scores = judgment["scores"]
-    return "–" if scores is None else " ".join(f"{score:g}" for score in scores)
+    return "–" if scores is None else " ".join(f"{round(score, 2):g}" for score in scores)
 
 
 def _final(record: Json) -> str:

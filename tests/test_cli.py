@@ -185,6 +185,8 @@ def test_compact_has_the_same_figures(tmp_path: Path, jlm: Jlm) -> None:
         (("in.jsonl", "-o", "out.jsonl.gz"), "out.jsonl.gz: results are not compressed"),
         (("-Q", b"\xff", "-A", "So.", "-A", "No."), "an option is not UTF-8 text: '\\udcff'"),
         (("in.jsonl", "--aspect", b"\xff: x"), "an option is not UTF-8 text"),
+        (("-Q", "", "-A", "So.", "-A", "No."), "-Q is empty"),
+        ((), "give either input files (- is standard input) or a question"),
         (("in.jsonl", "--aspects-together"), "--aspects-together needs aspects"),
         (("in.jsonl", "-o", "."), ".: is a folder"),
         (("in.jsonl", "-o", "-", "--retry-errors"), "--retry-errors needs the output of before"),
@@ -360,3 +362,22 @@ def test_tables_of_terminals_too_narrow_for_them(tmp_path: Path, columns: str) -
             capture_output=True,
         )
         assert done.returncode == code, done.stderr.decode()
+
+
+def test_questions_make_way_for_verdicts_on_a_narrow_terminal(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair("an id of some size", question="What is the capital?")])
+    shown = {
+        columns: jlm("judge", "in.jsonl", "--swap", "--overwrite", env={"COLUMNS": columns}).err
+        for columns in ("60", "90")
+    }
+    assert "What is" in shown["90"] and "What is" not in shown["60"]
+    for text in shown.values():
+        assert re.search(r"answer [12] |tie ", text)
+
+
+def test_the_first_error_of_each_kind_is_told_whole(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [{"id": n, "question": "Q", "answer": "A"} for n in range(3)]
+    write_rows(tmp_path / "in.jsonl", rows)
+    done = jlm("grade", "in.jsonl", env={"COLUMNS": "80"})
+    told = [line for line in done.err.splitlines() if line.startswith("jlm: missing-reference: ")]
+    assert len(told) == 1 and told[0].endswith("or use --no-reference")

@@ -378,7 +378,7 @@ def test_plan_as_json(tmp_path: Path, jlm: Jlm) -> None:
     write_rows(tmp_path / "in.jsonl", [pair(1), {"id": 2, "question": "Q"}])
     done = jlm("judge", "in.jsonl", "--plan", "--json", "-q")
     found = json.loads(done.out)
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.err) == (3, "")  # as the run would end
     assert found["rows"] == 2 and found["errors"] == {"missing-field": 1} and "memory" in found
 
 
@@ -397,23 +397,23 @@ def test_plan_tells_what_a_run_would_do_with_an_output(tmp_path: Path, jlm: Jlm)
     write_rows(tmp_path / "in.jsonl", [pair(1), {"id": 2}, pair(3)])
     assert jlm("judge", "in.jsonl", "-q").code == 3
     done = jlm("judge", "in.jsonl", "--plan", "--json")
-    assert done.code == 0 and json.loads(done.out)["rows_done"] == 0
+    assert done.code == 2 and json.loads(done.out)["rows_done"] == 0
     assert "this run would be refused: in.judge.jsonl: exists; use --overwrite" in done.err
     again = ("judge", "in.jsonl", "--plan", "--json", "--retry-errors")
     done = jlm(*again)
     assert json.loads(done.out)["rows_done"] == 2 and "refused" not in done.err
     other = jlm(*again, "--swap")
-    assert other.code == 0 and "would be refused: in.judge.jsonl: was made with an" in other.err
+    assert other.code == 2 and "would be refused: in.judge.jsonl: was made with an" in other.err
     write_rows(tmp_path / "in.jsonl", [pair(1)])
     fewer = jlm(*again)
-    assert fewer.code == 0 and "the input no longer has the rows of 1" in fewer.err
+    assert fewer.code == 2 and "the input no longer has the rows of 1" in fewer.err
 
 
 def test_plan_writes_nothing(tmp_path: Path, jlm: Jlm) -> None:
     given = [pair(1), pair(1), {"question": "Q", "answers": ["a", "b"]}, {"question": "Q"}]
     write_rows(tmp_path / "in.jsonl", given)
     done = jlm("judge", "in.jsonl", "--plan")
-    assert done.code == 0
+    assert done.code == 3
     for name, value in (
         ("rows", 4),
         ("judgeable", 3),

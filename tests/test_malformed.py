@@ -131,7 +131,8 @@ def test_memory_is_bounded_on_a_line_of_100_mb(tmp_path: Path, packed: bool) -> 
 def test_the_longest_line_that_is_read(tmp_path: Path) -> None:
     for extra in (-1, 0, 1):
         start = b'{"id": 1, "question": "Q", "answers": ["", "'
-        body = start + b"a" * (LONGEST_LINE - len(start) - 3 + extra) + b'"]}'
+        body = start + b"a " * ((LONGEST_LINE - len(start) - 3 + extra) // 2)
+        body += b"a" * (LONGEST_LINE - len(body) - 3 + extra) + b'"]}'
         (tmp_path / "in.jsonl").write_bytes(body + b"\n" + GOOD_LINE)
         with open_source(str(tmp_path / "in.jsonl")) as source:
             raw, good = source

@@ -239,10 +239,13 @@ _FLUENT = ("in.jsonl", "--aspect", "fluency")
         ),
         (("judge", "in.jsonl", "--reason", "--explain-first"), "exclude each other"),
         (("judge", "-Q", "Why?"), "go together"),
-        (("judge", "in.jsonl", "-Q", "Why?", "-A", "a", "-A", "b"), "either input files or one"),
+        (
+            ("judge", "in.jsonl", "-Q", "Why?", "-A", "a", "-A", "b"),
+            "either input files (- is standard input) or",
+        ),
         (("rank", "-Q", "Why?", "-A", "a"), "rank takes two or more"),
         (("grade", "-Q", "Why?", "-A", "a"), "--no-reference"),
-        (("judge",), "either input files or one"),
+        (("judge",), "either input files (- is standard input) or"),
     ],
 )
 def test_wrong_use_is_one_line(

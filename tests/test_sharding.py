@@ -475,3 +475,14 @@ def test_workers_leave_nothing_behind(tmp_path: Path, rows: Path) -> None:
         process = start(tmp_path, "--workers", "2", "--overwrite", env=env)
         assert end(process)[0] == 3
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_more_workers_than_cores_are_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sharding, "_n_cores", lambda: 2)
+    monkeypatch.setattr(sharding, "launch", lambda work, n: n)
+    for n, told in ((2, False), (3, True)):
+        config = Config(("in.jsonl",), None, "fake", workers=n)
+        assert sharding.run_workers(config, lambda *_: 0) == n
+        assert ("3 workers on 2 cores" in capsys.readouterr().err) == told

@@ -76,7 +76,8 @@ class Source:
         raw = self._file.readline(LONGEST_LINE + 1)
         if zlib.crc32(raw) != self._sums[index]:
             raise InputError(f"{self.where(index)}: the file has changed since it was opened")
-        return raw.strip()
+        whole = len(raw) <= LONGEST_LINE or raw.endswith(b"\n")
+        return raw.strip() if whole else raw
 
     def __iter__(self) -> Iterator[bytes]:
         return (self.read(index) for index in range(len(self)))
