@@ -20,7 +20,8 @@ from jlm_cli import metrics
 from jlm_cli.intervals import cells_of, cells_of_counts, gain_interval, student, wilson
 from jlm_cli.measuring.columns import PairTally, about_of, judged_of, longest_answer, tally_of
 from jlm_cli.measuring.comparing import sign_test
-from jlm_cli.measuring.standings import Mean, RankTally, against_gold, bradley_terry
+from jlm_cli.measuring.standings import Mean, RankTally, against_gold
+from jlm_cli.measuring.strengths import bradley_terry
 from jlm_cli.measuring.summary import details_of, failures, summary_of
 from jlm_cli.metrics import OBJECTIVE, agreement, figures
 from jlm_cli.records import VERDICTS

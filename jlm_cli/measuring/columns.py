@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from jlm_cli.config import TIE_WITHIN
 from jlm_cli.intervals import Codes
+from jlm_cli.reading.side_files import are_others, are_turned
 from jlm_cli.records import VERDICTS, Json, verdict_of
 
 NONE = 3  # a judgment that failed, an order that was not judged, a row without gold
@@ -311,31 +312,6 @@ class PairTally:
         if models is None:
             return -1, -1
         return self._model_names.code(models[0]), self._model_names.code(models[1])
-
-
-def are_others(models: Sequence[str], other: Any) -> bool:
-    """Whether two lists of names are of other models."""
-    told = bool(models) and bool(other) and isinstance(other, list | tuple)
-    return told and sorted(models) != sorted(map(str, other))
-
-
-def places_of(ours: Any, theirs: Any, count: int) -> list[int]:
-    """Where each of our models stands among theirs; where that is not said, all at their own."""
-    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
-        names, others = [str(one) for one in ours], [str(one) for one in theirs]
-        if sorted(names) == sorted(others) and len(set(names)) == len(names) == count:
-            return [others.index(name) for name in names]
-    return list(range(count))
-
-
-def are_turned(models: Sequence[str], other: Any) -> bool:
-    """Whether the same two models stand the other way round."""
-    return (
-        isinstance(other, list | tuple)
-        and len(models) == len(other) == 2
-        and models[0] != models[1]
-        and list(models) == list(other)[::-1]
-    )
 
 
 def tally_of(records: Iterable[Json]) -> PairTally:

@@ -20,12 +20,11 @@ from jlm_cli.measuring.columns import (
     Columns,
     PairTally,
     about_of,
-    are_turned,
     asked_by,
 )
 from jlm_cli.measuring.lines import about_in, native_fields, read_judged, with_gold
 from jlm_cli.reading.schemas import parse_row
-from jlm_cli.reading.side_files import Key, gold_in, id_in, key_of, twin_hint
+from jlm_cli.reading.side_files import Key, are_turned, gold_in, id_in, key_of, twin_hint
 from jlm_cli.reading.source import Source, open_source
 from jlm_cli.records import Json
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import At, InputError
-from jlm_cli.measuring.columns import PLACE, places_of
+from jlm_cli.measuring.columns import PLACE
 from jlm_cli.measuring.lines import is_numbers, sample_in
 from jlm_cli.measuring.predictions import records_in
 from jlm_cli.measuring.standings import RankTally, compared
 from jlm_cli.ranking import Ranking, n_moved, ranking_of
-from jlm_cli.reading.side_files import Key, key_in, models_in
+from jlm_cli.reading.side_files import Key, key_in, models_in, places_of
 from jlm_cli.records import Json, verdict_of
 
 _WON: dict[str, float] = {"1": 1.0, "2": 0.0, "tie": 0.5}  # of a pair, by its first answer

@@ -20,8 +20,6 @@ from jlm_cli.measuring.columns import (
     Judged,
     PairTally,
     about_of,
-    are_others,
-    are_turned,
     asked_by,
     checksum,
     clusters_of,
@@ -32,7 +30,16 @@ from jlm_cli.measuring.rank_protocol import rank
 from jlm_cli.measuring.standings import GradeTally
 from jlm_cli.measuring.summary import objective, summary_of
 from jlm_cli.prompts import load
-from jlm_cli.reading.side_files import Key, gold_in, key_in, load_once, models_in, twin_hint
+from jlm_cli.reading.side_files import (
+    Key,
+    are_others,
+    are_turned,
+    gold_in,
+    key_in,
+    load_once,
+    models_in,
+    twin_hint,
+)
 from jlm_cli.records import Json, Verdict, read_gold
 
 GRADES = ("right", "half", "wrong")

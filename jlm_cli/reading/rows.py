@@ -8,7 +8,6 @@ from typing import Any
 
 from jlm_cli.config import Config
 from jlm_cli.errors import InputError, RowError, UsageError
-from jlm_cli.measuring.columns import are_others, are_turned, places_of
 from jlm_cli.reading.one_model import is_one_models
 from jlm_cli.reading.pairing import JOINED, joined
 from jlm_cli.reading.recognition import recognise
@@ -18,7 +17,14 @@ from jlm_cli.reading.schemas import (
     read_sample,
     without_reference,
 )
-from jlm_cli.reading.side_files import Joined, load_gold, load_references
+from jlm_cli.reading.side_files import (
+    Joined,
+    are_others,
+    are_turned,
+    load_gold,
+    load_references,
+    places_of,
+)
 from jlm_cli.reading.source import Source, open_source
 from jlm_cli.records import Gold, Json, Sample, error_record, why_no_gold
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,31 @@ def models_in(row: Json) -> Any:
     schema = schema_of(row)
     told = None if schema is None or schema.name == "native-answer" else schema.native(row)
     return told and told.get("models")
+
+
+def are_others(models: Sequence[str], other: Any) -> bool:
+    """Whether two lists of names are of other models."""
+    told = bool(models) and bool(other) and isinstance(other, list | tuple)
+    return told and sorted(models) != sorted(map(str, other))
+
+
+def places_of(ours: Any, theirs: Any, count: int) -> list[int]:
+    """Where each of our models stands among theirs; where that is not said, all at their own."""
+    if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple):
+        names, others = [str(one) for one in ours], [str(one) for one in theirs]
+        if sorted(names) == sorted(others) and len(set(names)) == len(names) == count:
+            return [others.index(name) for name in names]
+    return list(range(count))
+
+
+def are_turned(models: Sequence[str], other: Any) -> bool:
+    """Whether the same two models stand the other way round."""
+    return (
+        isinstance(other, list | tuple)
+        and len(models) == len(other) == 2
+        and models[0] != models[1]
+        and list(models) == list(other)[::-1]
+    )
 
 
 def load_references(path: Path) -> Joined:
