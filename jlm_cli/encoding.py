@@ -13,7 +13,7 @@ from jlm_cli.errors import ModelError, RowError
 from jlm_cli.injection import guard
 from jlm_cli.modes import View, Views, arranged
 from jlm_cli.prompts import Piece, Template
-from jlm_cli.records import Sample, field_names, field_of, with_field
+from jlm_cli.records import Sample, answer_number, field_names, field_of, with_field
 from jlm_cli.scoreline import Grammar, LineTokens
 
 if TYPE_CHECKING:
@@ -374,8 +374,8 @@ def _rendered(sample: Sample, view: View) -> list[Piece]:
     """A view as pieces; its answers' fields in the numbering of the sample."""
     pieces = view.template.render(arranged(sample, view.shown), view.aspects)
     return [
-        replace(piece, field=f"answer_{view.shown[int(piece.field[7:]) - 1]}")
-        if piece.field is not None and piece.field.startswith("answer_")
+        replace(piece, field=f"answer_{view.shown[number - 1]}")
+        if (number := answer_number(piece.field or ""))
         else piece
         for piece in pieces
     ]

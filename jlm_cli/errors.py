@@ -16,6 +16,7 @@ from __future__ import annotations
 import unicodedata
 
 GO_ON = "the same command goes on from there"
+KEPT = f"what is done is kept: {GO_ON}"
 
 EXIT_OK = 0
 EXIT_UNEXPECTED = 1

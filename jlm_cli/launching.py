@@ -26,7 +26,7 @@ from jlm_cli import signals
 from jlm_cli.errors import (
     EXIT_OK,
     EXIT_UNEXPECTED,
-    GO_ON,
+    KEPT,
     Ended,
     JlmError,
     ReaderLeft,
@@ -80,7 +80,7 @@ def launch(work: Callable[[], int], n: int) -> int:
                 raise told from None
             rank, first = error.get_first_failure()
             cause = _cause(first.exitcode)
-            raise JlmError(_kept(f"worker {rank} died ({cause})")) from None
+            raise JlmError(f"worker {rank} died ({cause}); {KEPT}") from None
         return _status(done)
 
 
@@ -175,7 +175,7 @@ def _end_the_stopped() -> None:
                 if process.status() != psutil.STATUS_STOPPED:
                     looks[process.pid] = 0
                 if looks[process.pid] == _MOST_STOPPED:
-                    _leave_word(rank, _kept(f"worker {rank} was stopped and did not go on"))
+                    _leave_word(rank, f"worker {rank} was stopped and did not go on; {KEPT}")
                     process.kill()
 
 
@@ -205,14 +205,10 @@ def _spawned() -> list[Any]:
 def end_for(reason: str) -> NoReturn:
     """End this worker, and so the run; the launcher ends the others."""
     if _FAILURE in os.environ:
-        _leave_word(int(os.environ["RANK"]), _kept(reason))
+        _leave_word(int(os.environ["RANK"]), f"{reason}; {KEPT}")
     else:
-        print(f"jlm: {_kept(reason)}", file=sys.stderr, flush=True)
+        print(f"jlm: {reason}; {KEPT}", file=sys.stderr, flush=True)
     os._exit(EXIT_UNEXPECTED)
-
-
-def _kept(reason: str) -> str:
-    return f"{reason}; what is done is kept: {GO_ON}"
 
 
 def _leave_word(rank: int, message: str | None, exit_code: int = EXIT_UNEXPECTED) -> None:

@@ -68,23 +68,31 @@ class Sample:
         }
 
 
+_ANSWER = "answer_"
+
+
 def field_names(sample: Sample) -> list[str]:
     """The fields that come into a prompt, as flags and errors name them; answers from 1."""
-    answers = [f"answer_{n}" for n in range(1, len(sample.answers) + 1)]
+    answers = [f"{_ANSWER}{n}" for n in range(1, len(sample.answers) + 1)]
     asked = ["instruction", "input"] if sample.input else ["question"]
     return [*asked, *([] if sample.reference is None else ["reference"]), *answers]
 
 
+def answer_number(field: str) -> int | None:
+    """From 1; None for other fields."""
+    return int(field.removeprefix(_ANSWER)) if field.startswith(_ANSWER) else None
+
+
 def field_of(sample: Sample, field: str) -> str:
-    if field.startswith("answer_"):
-        return sample.answers[int(field.removeprefix("answer_")) - 1]
+    if number := answer_number(field):
+        return sample.answers[number - 1]
     return getattr(sample, field) or ""
 
 
 def with_field(sample: Sample, field: str, text: str) -> Sample:
-    if field.startswith("answer_"):
+    if number := answer_number(field):
         answers = list(sample.answers)
-        answers[int(field.removeprefix("answer_")) - 1] = text
+        answers[number - 1] = text
         return replace(sample, answers=tuple(answers))
     if field == "instruction":
         return replace(sample, question=f"{text}\n{sample.input}" if sample.input else text)

@@ -24,6 +24,7 @@ from jlm_cli.engine import Judge
 from jlm_cli.errors import (
     EXIT_OK,
     GO_ON,
+    KEPT,
     Ended,
     InputError,
     JlmError,
@@ -111,7 +112,7 @@ def run(config: Config) -> int:
             return sharding.run_workers(replace(config, partial=partial), work)
     except (KeyboardInterrupt, Ended):
         if config.output is not None and begun(folder_of(config.output)):
-            Report(config.quiet).note(f"ended; what is done is kept: {GO_ON}")
+            Report(config.quiet).note(f"ended; {KEPT}")
         elif config.output is None:
             Report(config.quiet).note("ended; of a run to standard output nothing is kept")
         raise
@@ -157,7 +158,7 @@ def _told_of_disks(config: Config) -> Iterator[None]:
         failure = SystemFailure.of(error)
         if config.output is None:
             raise failure from error
-        raise SystemFailure(f"{failure}; what is done is kept: {GO_ON}") from error
+        raise SystemFailure(f"{failure}; {KEPT}") from error
 
 
 def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:

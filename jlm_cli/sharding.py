@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from jlm_cli import signals, slurm
 from jlm_cli.config import Config
-from jlm_cli.errors import GO_ON, JlmError, ModelError, UsageError
+from jlm_cli.errors import KEPT, JlmError, ModelError, UsageError
 from jlm_cli.launching import end_for, launch
 from jlm_cli.report import Report
 
@@ -137,7 +137,7 @@ class Group:
         try:
             return int(self._store.add(name, number))
         except RuntimeError as error:
-            raise JlmError(f"{_STORE_GONE}; what is done is kept: {GO_ON}") from error
+            raise JlmError(f"{_STORE_GONE}; {KEPT}") from error
 
     def leave(self) -> None:
         """End the watch: Python aborts where it ends while the thread is within the store."""
