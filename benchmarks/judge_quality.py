@@ -34,7 +34,7 @@ from jlm_cli.reading.recognition import recognise
 from jlm_cli.reading.source import open_source
 from jlm_cli.records import read_score_line
 from jlm_cli.scoreline import SCORES
-from jlm_cli.training.bad_answers import spoil
+from jlm_cli.training.bad_answers import Good, spoil
 from jlm_cli.training.data import for_validation
 from jlm_cli.training.gathering import Answered, DataConfig, Gathered, read_source
 from jlm_cli.training.lessons import Lesson, Teaching, question_key, read_lesson
@@ -159,7 +159,7 @@ def grades_fall(
         one = asked[n % len(asked)]
         answer = draw.choice(one.answers).text
         other = draw.choice(asked[(n + 1) % len(asked)].answers).text
-        cases.append((one.question, answer, spoil(draw, answer, one.question, other)))
+        cases.append((one.question, answer, spoil(Good(answer, one.question, other, draw))))
     rows = [
         {"id": f"{n}-{side}", "question": question, "answer": text}
         for n, (question, answer, bad) in enumerate(cases)

@@ -28,7 +28,7 @@ from jlm_cli import loading, preflight, runner
 from jlm_cli.config import Config
 from jlm_cli.devices import choose_device, choose_dtype, version_of_kernels
 from jlm_cli.engine import Judge
-from jlm_cli.hf import kernels, packed_attention
+from jlm_cli.hf import kernels, packed_attention, rotary
 from jlm_cli.hf.attention import AttentionSpec, computing, kernel_for, reads_rows_at_once
 from jlm_cli.hf.blocks import Blocks, Prompts
 from jlm_cli.hf.layers import CpuNorm
@@ -73,11 +73,11 @@ def pieces(config: Any, device: torch.device, dtype: torch.dtype, tokens: int) -
     angle = torch.arange(tokens, device=device)[None, :, None] % ROW * some(size // 2).float()
     waves = [one.repeat(1, 1, 2).to(dtype) for one in (angle.cos(), angle.sin())]
     yield "turning: transformers", lambda: apply_rotary_pos_emb(query, key, *waves)
-    yield "turning: by halves", lambda: kernels._by_halves(query, key, *waves)
+    yield "turning: by halves", lambda: rotary._by_halves(query, key, *waves)
     if kernels.are_usable(device):
         yield "gating: kernel", lambda: kernels.silu_times(gate, up)
         turned = query.clone(), key.clone()
-        yield "turning: kernel", lambda: kernels.by_kernel(*turned, *waves)
+        yield "turning: kernel", lambda: rotary.by_kernel(*turned, *waves)
     yield from attention(query, key, value)
 
 

@@ -25,13 +25,13 @@ from jlm_cli.hf.attention import computing, reads_rows_at_once
 from jlm_cli.hf.blocks import Blocks, DraftTrees, Prompts
 from jlm_cli.hf.cuda_graph import MOST_TOKENS, GraphedPasses, chosen
 from jlm_cli.hf.head import exact
-from jlm_cli.hf.kernels import RotaryPatch
 from jlm_cli.hf.last_layer import only
 from jlm_cli.hf.memory import within_memory
 from jlm_cli.hf.packed_attention import ATTENTION, Drafted, Pack
 from jlm_cli.hf.packing import DraftTree, Segment, Tokens, shared_start
 from jlm_cli.hf.pool import BlockPool
 from jlm_cli.hf.reasons import Step, Text, write_behind
+from jlm_cli.hf.rotary import RotaryPatch
 from jlm_cli.hf.row_by_row import CachedEngine
 from jlm_cli.hf.tiles import Asked, OnDevice, TiledBlocks, are_usable, asked_by, asked_by_texts
 from jlm_cli.hf.transfers import HostCopy, sent

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jlm_cli.errors import InputError
 from jlm_cli.reading.schemas import SCHEMAS
 from jlm_cli.records import Json
-from jlm_cli.training.bad_answers import KINDS, spoil
+from jlm_cli.training.bad_answers import KINDS, Good, spoil
 from jlm_cli.training.data import Scale, _lifted
 from jlm_cli.training.gathering import Answered, RatedAnswer, questions_in
 from jlm_cli.training.lessons import question_key, read_lesson
@@ -217,10 +217,10 @@ def test_answers_too_short_for_a_kind_are_told_of(tmp_path: Path, jlm: Jlm) -> N
 @given(st.text(max_size=300), st.text(max_size=100), st.text(max_size=300), st.integers())
 def test_anything_can_be_spoiled(good: str, question: str, other: str, seed: int) -> None:
     for kinds in ((), *((kind,) for kind in KINDS)):
-        bad = spoil(random.Random(seed), good, question, other, kinds)
+        bad = spoil(Good(good, question, other, random.Random(seed)), kinds)
         assert bad.text != good or not good
         assert 1 <= bad.score <= 4
-        assert bad == spoil(random.Random(seed), good, question, other, kinds)
+        assert bad == spoil(Good(good, question, other, random.Random(seed)), kinds)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1))

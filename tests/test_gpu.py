@@ -16,7 +16,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from jlm_cli.engine import unheard
-from jlm_cli.hf import float8, kernels
+from jlm_cli.hf import float8, kernels, rotary
 from jlm_cli.hf.attention import AttentionSpec, computing, fused, reads_rows_at_once
 from jlm_cli.hf.blocks import Blocks, DraftTrees, Prompts
 from jlm_cli.hf.layers import fuse
@@ -261,8 +261,8 @@ def test_tiles_of_texts(
 
 
 def test_kernels_turn_as_transformers_does() -> None:
-    turning = kernels.RotaryPatch.of(small("Llama").to(DEVICE, torch.bfloat16))
-    assert turning.modules and turning.faster is kernels.by_kernel
+    turning = rotary.RotaryPatch.of(small("Llama").to(DEVICE, torch.bfloat16))
+    assert turning.modules and turning.faster is rotary.by_kernel
 
 
 @pytest.mark.parametrize("dtype", KINDS)
@@ -278,7 +278,7 @@ def test_heads_are_turned_where_they_lie(dtype: torch.dtype, size: int) -> None:
         for part in (wide[..., : 6 * size], wide[..., 6 * size :])
     )
     wanted = apply_rotary_pos_emb(query.float(), key.float(), *(one.float() for one in waves))
-    found = kernels.by_kernel(query, key, *waves)
+    found = rotary.by_kernel(query, key, *waves)
     for one, other in zip(found, wanted, strict=True):
         rounding = 1e-6 if dtype == torch.float32 else 0.01
         assert (one.float() - other).norm() <= rounding * other.norm()

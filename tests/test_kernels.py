@@ -19,7 +19,7 @@ from transformers.models.llama import modeling_llama
 from jlm_cli import devices, hf
 from jlm_cli.encoding import Lines, Prompt
 from jlm_cli.engine import Judge
-from jlm_cli.hf import kernels
+from jlm_cli.hf import kernels, rotary
 from jlm_cli.hf.joint import Joint, JointGated, JointPart
 from jlm_cli.hf.layers import fuse
 from jlm_cli.hf_engine import PackedEngine
@@ -86,14 +86,14 @@ def engines_of(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pack
     """As the model turns, in a few passes, and by the kernel."""
     for faster, are_there in (
         (None, False),
-        (kernels._by_halves, False),
-        (kernels.by_kernel, True),
+        (rotary._by_halves, False),
+        (rotary.by_kernel, True),
     ):
         monkeypatch.setattr(kernels, "are_usable", lambda *_, there=are_there: there)
         engine = PackedEngine(loaded.model, loaded.vocabulary)
         assert engine._rotary.modules == [modeling_llama]
         if faster is None:
-            engine._rotary = kernels.RotaryPatch((), kernels._by_halves)
+            engine._rotary = rotary.RotaryPatch((), rotary._by_halves)
         else:
             assert engine._rotary.faster is faster
         yield engine
@@ -148,7 +148,7 @@ def test_only_what_turns_as_llama_does_is_turned_faster(
         num_attention_heads=4, num_heads=4, **more,
     )  # fmt: skip
     model = getattr(transformers, f"{family}ForCausalLM")(config)
-    found = kernels.RotaryPatch.of(model).modules
+    found = rotary.RotaryPatch.of(model).modules
     assert [one.__name__ for one in found] == usual * [type(model).__module__]
 
 
@@ -160,7 +160,7 @@ def test_other_ways_to_turn_stay_the_models_own(
     taken.clear()
     query, key = torch.randn(2, 1, 2, 7, 8).unbind()
     waves = torch.randn(2, 1, 7, 8).unbind()
-    turned = functools.partial(kernels._rotated, own, kernels.by_kernel)
+    turned = functools.partial(rotary._rotated, own, rotary.by_kernel)
     assert turned(query.clone(), key.clone(), *waves) is not None
     assert taken == ["turn"]
     wanted = own(query, key, *waves, 1)
@@ -170,7 +170,7 @@ def test_other_ways_to_turn_stay_the_models_own(
     def turns_a_part(query: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return query, query
 
-    turned = functools.partial(kernels._rotated, turns_a_part, kernels.by_kernel)
+    turned = functools.partial(rotary._rotated, turns_a_part, rotary.by_kernel)
     assert turned(query, key, *part)[0] is query
     assert taken == ["turn"]
 
@@ -178,9 +178,9 @@ def test_other_ways_to_turn_stay_the_models_own(
         raise RuntimeError("no C compiler")
 
     usual = [modeling_llama]
-    assert kernels.RotaryPatch.of(builtin.model) == kernels.RotaryPatch(usual, kernels.by_kernel)
+    assert rotary.RotaryPatch.of(builtin.model) == rotary.RotaryPatch(usual, rotary.by_kernel)
     monkeypatch.setattr(sys.modules["jlm_cli.hf.layer_kernel"], "turn", fails)
-    assert kernels.RotaryPatch.of(builtin.model) == kernels.RotaryPatch(usual, kernels._by_halves)
+    assert rotary.RotaryPatch.of(builtin.model) == rotary.RotaryPatch(usual, rotary._by_halves)
 
 
 def test_a_run_is_gone_on_with_on_the_same_kernels_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ from transformers.generation.streamers import BaseStreamer
 from jlm_cli.encoding import Vocabulary
 from jlm_cli.engine import Ids, Written, Wrote
 from jlm_cli.hf.attention import computing
-from jlm_cli.hf.kernels import ordinary_up_to
 from jlm_cli.hf.memory import within_memory
 from jlm_cli.hf.packing import shared_start
+from jlm_cli.hf.rotary import ordinary_up_to
 
 
 class _Heard(BaseStreamer):

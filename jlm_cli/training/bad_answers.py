@@ -10,8 +10,18 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# draw, the good answer, its question, an answer to another question
-Spoil = Callable[[random.Random, str, str, str], str | None]
+
+@dataclass(frozen=True)
+class Good:
+    """An answer to be spoiled, its question, an answer to another one, and what chance decides."""
+
+    text: str
+    question: str
+    other: str
+    draw: random.Random
+
+
+Spoil = Callable[[Good], str | None]
 
 
 @dataclass(frozen=True)
@@ -31,89 +41,88 @@ class BadAnswer:
     why: str
 
 
-def spoil(
-    draw: random.Random, good: str, question: str, other: str, kinds: Sequence[str] = ()
-) -> BadAnswer:
+def spoil(good: Good, kinds: Sequence[str] = ()) -> BadAnswer:
     """By one of the kinds (of all, if none is named) that this answer can be spoiled by, each as
     likely as the others; an empty answer where it can be spoiled by none."""
     names = list(kinds or KINDS)
-    draw.shuffle(names)
+    good.draw.shuffle(names)
     for name in (*names, "empty"):
         kind = KINDS[name]
-        text = kind.spoil(draw, good, question, other)
-        if text is not None and text != good:
+        text = kind.spoil(good)
+        if text is not None and text != good.text:
             return BadAnswer(text, name, kind.score, kind.why)
     return BadAnswer("", "empty", KINDS["empty"].score, KINDS["empty"].why)
 
 
-def _off_topic(draw: random.Random, good: str, question: str, other: str) -> str | None:
-    return other or None
+def _off_topic(good: Good) -> str | None:
+    return good.other or None
 
 
-def _cut_off(draw: random.Random, good: str, question: str, other: str) -> str | None:
+def _cut_off(good: Good) -> str | None:
     """A beginning, cut within a sentence."""
-    words = list(re.finditer(r"\S+", good))
+    words = list(re.finditer(r"\S+", good.text))
     if len(words) < 16:
         return None
-    last = words[draw.randrange(3, max(4, len(words) // 5))]
-    return good[: last.end()].rstrip(".!?:;,")
+    last = words[good.draw.randrange(3, max(4, len(words) // 5))]
+    return good.text[: last.end()].rstrip(".!?:;,")
 
 
-def _repeated(draw: random.Random, good: str, question: str, other: str) -> str | None:
-    words = good.split()
+def _repeated(good: Good) -> str | None:
+    words = good.text.split()
     if len(words) < 6:
         return None
-    size = draw.randint(2, min(9, len(words) // 2))
-    start = draw.randrange(len(words) - size)
-    return " ".join(words[start : start + size] * draw.randint(5, 15))
+    size = good.draw.randint(2, min(9, len(words) // 2))
+    start = good.draw.randrange(len(words) - size)
+    return " ".join(words[start : start + size] * good.draw.randint(5, 15))
 
 
-def _shuffled(draw: random.Random, good: str, question: str, other: str) -> str | None:
-    words = good.split()
+def _shuffled(good: Good) -> str | None:
+    words = good.text.split()
     if len(set(words)) < 6:
         return None
-    draw.shuffle(words)
+    good.draw.shuffle(words)
     return " ".join(words)
 
 
-def _refusal(draw: random.Random, good: str, question: str, other: str) -> str | None:
-    return draw.choice(_REFUSALS)
+def _refusal(good: Good) -> str | None:
+    return good.draw.choice(_REFUSALS)
 
 
-def _empty(draw: random.Random, good: str, question: str, other: str) -> str | None:
-    return draw.choice(("", "", ".", "...", "N/A", "-"))
+def _empty(good: Good) -> str | None:
+    return good.draw.choice(("", "", ".", "...", "N/A", "-"))
 
 
-def _other_language(draw: random.Random, good: str, question: str, other: str) -> str | None:
-    sentences = list(draw.choice(_LANGUAGES))
-    draw.shuffle(sentences)
-    return " ".join(sentences[: draw.randint(1, len(sentences))])
+def _other_language(good: Good) -> str | None:
+    sentences = list(good.draw.choice(_LANGUAGES))
+    good.draw.shuffle(sentences)
+    return " ".join(sentences[: good.draw.randint(1, len(sentences))])
 
 
-def _echo(draw: random.Random, good: str, question: str, other: str) -> str | None:
-    lead = draw.choice(("", "", "The question is: ", "You asked: ", "Instruction: "))
-    return lead + " ".join([question] * draw.choice((1, 1, 2)))
+def _echo(good: Good) -> str | None:
+    lead = good.draw.choice(("", "", "The question is: ", "You asked: ", "Instruction: "))
+    return lead + " ".join([good.question] * good.draw.choice((1, 1, 2)))
 
 
-def _half_off_topic(draw: random.Random, good: str, question: str, other: str) -> str | None:
+def _half_off_topic(good: Good) -> str | None:
     """Begins well and goes on about something else."""
-    mine, theirs = good.split(), other.split()
+    mine, theirs = good.text.split(), good.other.split()
     if len(mine) < 20 or len(theirs) < 10:
         return None
     return " ".join(mine[: len(mine) // 3] + theirs[: max(10, len(mine) // 2)])
 
 
-def _wrong_numbers(draw: random.Random, good: str, question: str, other: str) -> str | None:
-    if len(re.findall(r"\d+", good)) < 3:
+def _wrong_numbers(good: Good) -> str | None:
+    if len(re.findall(r"\d+", good.text)) < 3:
         return None
-    return re.sub(r"\d+", lambda found: str(int(found[0][:6]) * 3 + draw.randint(1, 40)), good)
+    draw = good.draw
+    return re.sub(r"\d+", lambda found: str(int(found[0][:6]) * 3 + draw.randint(1, 40)), good.text)
 
 
-def _gibberish(draw: random.Random, good: str, question: str, other: str) -> str | None:
-    letters = draw.choice((_VOWELS + _CONSONANTS, _CONSONANTS, _VOWELS + _CONSONANTS + _SIGNS))
-    sizes = (draw.randint(2, 9) for _ in range(draw.randint(4, 40)))
-    words = ["".join(draw.choices(letters, k=size)) for size in sizes]
-    return draw.choice((" ", " ", " ", "")).join(words)
+def _gibberish(good: Good) -> str | None:
+    letters = good.draw.choice((_VOWELS + _CONSONANTS, _CONSONANTS, _VOWELS + _CONSONANTS + _SIGNS))
+    sizes = (good.draw.randint(2, 9) for _ in range(good.draw.randint(4, 40)))
+    words = ["".join(good.draw.choices(letters, k=size)) for size in sizes]
+    return good.draw.choice((" ", " ", " ", "")).join(words)
 
 
 _VOWELS, _CONSONANTS, _SIGNS = "aeiou", "bcdfghjklmnpqrstvwxyz", "0123456789;,.#/"

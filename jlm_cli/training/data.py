@@ -21,7 +21,7 @@ from jlm_cli.files import check_new_folder, write_whole
 from jlm_cli.reading.source import open_source
 from jlm_cli.records import Json, dump, dump_indented
 from jlm_cli.report import Report
-from jlm_cli.training.bad_answers import KINDS, spoil
+from jlm_cli.training.bad_answers import KINDS, Good, spoil
 from jlm_cli.training.gathering import (
     Answered,
     DataConfig,
@@ -213,7 +213,7 @@ def _with_spoiled(
     made = []
     for _ in range(count - len(chosen)):
         source = draw.choice(chosen).text if chosen else good
-        spoiled = spoil(draw, source, one.question, other, config.bad_kinds)
+        spoiled = spoil(Good(source, one.question, other, draw), config.bad_kinds)
         made.append(ChosenAnswer(spoiled.text, spoiled.score, spoiled.kind, spoiled.why))
     floor = max(choice.score for choice in made) + _AHEAD
     scores = _lifted([choice.score for choice in chosen], floor)
