@@ -187,7 +187,8 @@ def read_gold(value: Any, n_answers: int) -> Gold | None:
         value = [value] if n_answers == 1 else value
     numbers = isinstance(value, list) and all(type(item) in (int, float) for item in value)
     if not numbers:
-        raise RowError("bad-type", f"field gold: {_kind(value)}; give {_GOLD_FORMS}")
+        what = f"the number {value}" if type(value) in (int, float) else _kind(value)
+        raise RowError("bad-type", f"field gold: {what}; give {_GOLD_FORMS}")
     if len(value) != n_answers or not all(0 <= item <= 10 for item in value):
         raise RowError("bad-value", f"field gold: {value} is not one score 0-10 per answer")
     return _gold_from_scores(tuple(float(item) for item in value), n_answers)
@@ -214,7 +215,7 @@ _PLAIN: dict[str, Verdict] = {
     **dict.fromkeys(("2", "model_b"), "2"),
     **dict.fromkeys(("tie", "tie (bothbad)"), "tie"),
 }
-_GOLD_FORMS = '"1", "2", "tie", a list of scores, or a teacher\'s text'
+_GOLD_FORMS = '1, 2, "tie", a list of scores, or a teacher\'s text'
 
 
 def _gold_from_scores(scores: tuple[float, ...] | None, n_answers: int) -> Gold | None:

@@ -168,7 +168,7 @@ def test_a_text_and_a_number_are_two_ids(tmp_path: Path, jlm: Jlm) -> None:
         ({"answers": "a"}, "field answers"),
         ({"answers": ["a", ["b"]]}, "field answers[1]: a list"),
         ({"reference": {"text": "R"}}, "field reference: an object"),
-        ({"gold": 3}, "field gold: a number"),
+        ({"gold": 3}, "field gold: the number 3"),
         ({"gold": [1, 2, 3]}, "field gold"),
         ({"gold": [11, 2]}, "field gold"),
         ({"models": ["one"]}, "field models"),
