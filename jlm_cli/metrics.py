@@ -130,23 +130,27 @@ def figure(metric: Metric, cells: Cells) -> Json:
     """A metric of the cells with its 95 % interval: that of a share of rows, or else the resamples'
     percentiles, which say nothing where they are all alike."""
     if metric in _MACRO:
-        return figure_of_classes(metric, cells, occurrences)
+        return figure_of_classes(metric, cells, questions_with(occurrences, cells))
     of_share = metric in _SHARES
     ends = _ends_of_share(metric, cells) if of_share else _percentiles(metric(cells.resampled))
     return {"value": number(metric(cells.counts)), "ci95": [number(end) for end in ends]}
 
 
-def figure_of_classes(metric: Metric, cells: Cells, occurs: Metric) -> Json:
-    """The same of a mean over the classes that `occurs` counts, [..., class]: where few questions
-    have one of them there is no interval, since resamples would hardly tell how it may be off, and
-    those without it would be means over the others."""
+def figure_of_classes(metric: Metric, cells: Cells, n_questions: Counts) -> Json:
+    """The same of a mean over classes that so many questions have: where few have one of them there
+    is no interval, since resamples would hardly tell how it may be off, and those without it would
+    be means over the others."""
+    enough = (n_questions[n_questions > 0] >= _FEWEST).all()
+    ends = _percentiles(metric(cells.resampled)) if enough else (np.nan, np.nan)
+    return {"value": number(metric(cells.counts)), "ci95": [number(end) for end in ends]}
+
+
+def questions_with(occurs: Metric, cells: Cells) -> Counts:
+    """How many questions have each of the classes that `occurs` counts, [class]."""
     asked, in_row = cells.questions, _of_each_row(occurs, cells) > 0
     held = np.zeros((len(asked.times), in_row.shape[-1]), bool)
     np.logical_or.at(held, asked.kind, in_row)
-    n_questions = (asked.times @ held)[occurs(cells.counts) > 0]
-    enough = (n_questions >= _FEWEST).all()
-    ends = _percentiles(metric(cells.resampled)) if enough else (np.nan, np.nan)
-    return {"value": number(metric(cells.counts)), "ci95": [number(end) for end in ends]}
+    return np.asarray(asked.times @ held)
 
 
 def figure_of_gain(first: Metric, other: Metric, cells: Cells) -> Json:

@@ -235,7 +235,7 @@ class PairTally:
         if about.question is not None:
             self._question[row] = checksum(about.question)
 
-    def lengths_of(self, row: int) -> Sequence[int]:
+    def lengths_of(self, row: int) -> array[int]:
         return self._lengths[2 * row : 2 * row + 2]
 
     def stands_turned(self, row: int, models: Sequence[str] | None, lengths: Sequence[int]) -> bool:
@@ -247,7 +247,7 @@ class PairTally:
     def _order(self, row: int, lengths: Sequence[int]) -> int:
         """Whether answers that are so long stand as the row's do (1), or turned (-1); 0 where that
         does not tell."""
-        ours, theirs = self._lengths[2 * row : 2 * row + 2], array("i", lengths)
+        ours, theirs = self.lengths_of(row), array("i", lengths)
         return 0 if ours[0] == ours[1] else (theirs == ours) - (theirs == ours[::-1])
 
     def settle_gold(self, rows: Iterable[int]) -> None:

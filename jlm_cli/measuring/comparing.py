@@ -23,6 +23,7 @@ from jlm_cli.metrics import (
     mean_of_classes,
     number,
     occurrences,
+    questions_with,
 )
 from jlm_cli.records import VERDICTS, Json, dump
 
@@ -163,7 +164,7 @@ def _gain_in_f1(cells: Cells) -> Json:
         by_class = f1_of_classes(cells.sum(-2)) - f1_of_classes(cells.sum(-1))
         return mean_of_classes(by_class, there)
 
-    return figure_of_classes(gain, cells, occurs)
+    return figure_of_classes(gain, cells, questions_with(occurs, cells))
 
 
 def _stays(others: int) -> Metric:

@@ -81,15 +81,17 @@ def rewardbench(found: Predictions, config: MetricsConfig) -> Json:
     outcome = np.where(columns.final == columns.gold, 1, np.where(columns.final == TIE, 2, 0))
     places = np.flatnonzero(rows)
     cells = cells_of((len(codes), 3), [subset, outcome[rows]], columns.clusters_of(places))
+    n_questions = np.zeros(len(codes))
     each, whole = {}, cells_of((3,), [outcome[rows]], columns.clusters_of(places))
     for name, n in sorted((name, n) for n, name in enumerate(names)):
         some = places[subset == n]
         alone = cells_of((3,), [outcome[some]], columns.clusters_of(some))
+        n_questions[n] = alone.questions.times.sum()
         each[name] = {"accuracy": figure(hit_rate, alone), "n": alone.n}
     overall = {
         "accuracy": figure(hit_rate, whole),
         "ties_half": figure(hit_rate_with_ties, whole),
-        "subset_mean": _mean_of_subsets(cells, codes >= 0),
+        "subset_mean": _mean_of_subsets(cells, codes >= 0, n_questions),
         "n": whole.n,
         "subsets": each,
     }
@@ -104,14 +106,14 @@ def rewardbench(found: Predictions, config: MetricsConfig) -> Json:
 _NO_SUBSET = "(no subset)"
 
 
-def _mean_of_subsets(cells: Cells, named: Codes) -> Json:
+def _mean_of_subsets(cells: Cells, named: Codes, n_questions: Counts) -> Json:
     """Of [..., subset, (wrong, right, tie)], all alike; rows without a subset are none."""
 
     def measure(counts: Counts) -> Counts:
         rates = hit_rate(counts)[..., named]
         return ratio(np.nan_to_num(rates).sum(-1), np.isfinite(rates).sum(-1))
 
-    return figure_of_classes(measure, cells, lambda counts: counts.sum(-1)[..., named])
+    return figure_of_classes(measure, cells, n_questions[named])
 
 
 # the verdicts that a protocol measures, for judges side by side
