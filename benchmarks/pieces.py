@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from jlm_cli import loading, preflight, runner
+from jlm_cli import loading, models, preflight, runner
 from jlm_cli.config import Config
 from jlm_cli.devices import choose_device, choose_dtype, version_of_kernels
 from jlm_cli.engine import Judge
@@ -162,7 +162,8 @@ def main() -> None:
     dtype = getattr(torch, choose_dtype(options.dtype, kind))
     keep_memory()  # as a run does
     tokens = options.tokens or (GPU_PACK if kind == "cuda" else CPU_PACK_BYTES // dtype.itemsize)
-    config = AutoConfig.from_pretrained(options.model).get_text_config()
+    folder = models.find(options.model, Report().note).folder
+    config = AutoConfig.from_pretrained(folder).get_text_config()
     with computing():
         found = {
             name: milliseconds(work, device) for name, work in pieces(config, device, dtype, tokens)
@@ -190,7 +191,7 @@ def _options() -> argparse.Namespace:
     root = Path(__file__).resolve().parent.parent
     parser.add_argument("--input", type=Path, default=root / "samples" / "pairs.jsonl")
     parser.add_argument("--rows", type=int, default=520)
-    parser.add_argument("--model", required=True, help="a folder; of shapes.py, or a real one")
+    parser.add_argument("--model", required=True, help="as of jlm, or a folder of shapes.py")
     parser.add_argument("--tokens", type=int, help="of a pass")
     parser.add_argument("--device")
     parser.add_argument("--dtype")

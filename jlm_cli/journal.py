@@ -245,9 +245,12 @@ class Journal:
             self._file.close()
             self._file = None
 
+    def done(self) -> RowNumbers:
+        """The rows that have a record, in order."""
+        return np.unique(_rows_of(self._parts()))
+
     def n_records(self) -> int:
-        """How many rows have a record."""
-        return len(np.unique(_rows_of(self._parts())))
+        return len(self.done())
 
     def records(self) -> Iterator[bytes]:
         """All records in input order, each with its newline; memory for their places only. Of a

@@ -15,7 +15,6 @@ from itertools import islice
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 
 from jlm_cli import loading, sharding
 from jlm_cli.batching import Plan
@@ -33,29 +32,21 @@ from jlm_cli.errors import (
     UsageError,
 )
 from jlm_cli.files import naming, scratch, write_stdout, write_whole
-from jlm_cli.journal import Journal, begun, first_difference, folder_of, locked
-from jlm_cli.kept import Kept, check_made_with, kept_of
+from jlm_cli.journal import Journal, begun, folder_of, locked
 from jlm_cli.measuring.columns import PairTally
 from jlm_cli.measuring.standings import TALLIES, Tally
 from jlm_cli.measuring.summary import summary_of
 from jlm_cli.modes import Reading, mode_of, record_of
-from jlm_cli.output import MADE_WITH, check_output, made_with, summary_path
-from jlm_cli.preflight import (
-    Run,
-    as_begun,
-    begun_with,
-    facts_of,
-    fingerprint,
-    open_run,
-    plan_of,
-    preflight,
-)
+from jlm_cli.output import MADE_WITH, check_output, summary_path
+from jlm_cli.planning import tell_plan
+from jlm_cli.preflight import Run, facts_of, fingerprint, open_run, plan_of
 from jlm_cli.reading.recognition import asked_for
 from jlm_cli.reading.rows import Rows
 from jlm_cli.reading.source import spool_stdin
 from jlm_cli.records import Json, Sample, dump, dump_indented
 from jlm_cli.report import Report, TokenCount, exit_status
-from jlm_cli.survey import AT_ONCE, Survey, encoded, take_survey
+from jlm_cli.resuming import as_begun, computing_as, go_on
+from jlm_cli.survey import Survey, encoded, take_survey
 from jlm_cli.tasks import Task, in_turn
 from jlm_cli.wording import spoken
 
@@ -71,7 +62,7 @@ def start(config: Config) -> int:
     """Do what a command line asks for; the exit status. Raises JlmError."""
     if config.inline is not None:
         return run_inline(config, config.inline)
-    return preflight(config) if config.plan else run(config)
+    return tell_plan(config) if config.plan else run(config)
 
 
 def run_inline(config: Config, inline: tuple[str, ...]) -> int:
@@ -85,7 +76,7 @@ def run_inline(config: Config, inline: tuple[str, ...]) -> int:
         output = folder / "said.jsonl"
         there = replace(config, inputs=(str(given),), inline=None, output=output)
         if config.plan:
-            return preflight(there)
+            return tell_plan(there)
         status = run(replace(there, quiet=True, print_json=False))
         record = orjson.loads(output.read_bytes())
     if "error" in record:
@@ -137,7 +128,7 @@ def work(config: Config, workers: sharding.Workers) -> int:
         return EXIT_OK
     with locked(config.partial), _told_of_disks(config):
         check_output(config)  # once more: another run may just have finished
-        own, now = now, _as_begun(now, journal)
+        own, now = now, as_begun(now, journal)
         if (threads := now.compute.threads) != own.compute.threads:
             report.note(f"threads: {threads}, as many as the run was begun with")
         n_left, survey = _begin(now, journal, report)
@@ -164,9 +155,7 @@ def _told_of_disks(config: Config) -> Iterator[None]:
 def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
     """Survey all rows, and leave for every worker the plan of what is still to be judged; how many
     rows that are, and the survey."""
-    if now.config.overwrite:
-        _check_overwrite(now)
-    left = _left(now, journal, report)
+    left = go_on(now, journal, report)
     if not left.all():
         report.note(f"going on: {int((~left).sum()):,} of {len(left):,} rows are done")
     try:
@@ -192,30 +181,6 @@ def _begin(now: Run, journal: Journal, report: Report) -> tuple[int, Survey]:
     return int(left.sum()), survey
 
 
-def _left(now: Run, journal: Journal, report: Report) -> NDArray[np.bool_]:
-    """Begin the run, or go on with it: which rows are still to be judged."""
-    left = np.ones(len(now.rows), bool)
-    facts = fingerprint(now)
-    aside = now.config.retry_errors and journal.save(facts)
-    kept = _kept_of(now, journal, facts)
-    if not aside and (n := _n_given_up(now, journal, facts)) > 0:
-        report.note(f"{n:,} rows that another run had judged in {journal.folder} are given up")
-    output = now.config.output
-    may_replace = now.config.overwrite or now.config.retry_errors or not journal.knows_output()
-    replacing = output if may_replace else None
-    done = journal.begin(facts, now.config.overwrite or aside, replacing)
-    if output is not None and not may_replace:
-        journal.check_output(output)
-    if len(done) and done.max() >= len(left):
-        raise UsageError(f"{journal.folder}: holds rows that there are none of; remove it")
-    left[done] = False
-    for one in kept:
-        _keep(now, journal, one.of(left))
-        left[one.rows] = False
-    journal.forget_saved()
-    return left
-
-
 def _tell_of_gold(now: Run, survey: Survey, report: Report) -> None:
     """Where a file was given and no row has any."""
     gold, n_known = now.rows.gold, survey.n_with_gold + survey.n_unreadable_gold
@@ -226,67 +191,12 @@ def _tell_of_gold(now: Run, survey: Survey, report: Report) -> None:
         report.note(f"no row has gold: {why}")
 
 
-def _check_overwrite(now: Run) -> None:
-    """Raises InputError where errors alone would replace what was judged before: a wrong --map,
-    another file. The first row that can be judged ends the search."""
-    output = now.config.output
-    if output is None or not (output.exists() or begun(folder_of(output))):
-        return
-    if not len(now.rows) and output.exists() and output.stat().st_size:
-        raise InputError(f"{now.rows.source.name}: has no rows, and {output} is left as it is")
-    first: RowError | None = None
-    for row in range(len(now.rows)):
-        ((_, _, found),) = encoded(now.rows, now.encoder, [row])
-        if not isinstance(found, RowError):
-            return
-        first = first or found
-    if first is not None:
-        raise InputError(f"no row can be judged, and {output} is left as it is: {first}")
-
-
-def _as_begun(now: Run, journal: Journal) -> Run:
-    """As the run was begun that is gone on with, or whose errors are judged again."""
-    config, facts = now.config, begun_with(now.config, journal)
-    same = as_begun(now, facts)
-    anew = config.overwrite and not config.retry_errors
-    return now if anew and first_difference(facts, fingerprint(same)) is not None else same
-
-
-def _n_given_up(now: Run, journal: Journal, facts: Json) -> int:
-    """How many rows of another run's `--overwrite` throws away."""
-    before = journal.facts() if now.config.overwrite else {}
-    return journal.n_records() if before and first_difference(before, facts) else 0
-
-
-def _kept_of(now: Run, journal: Journal, facts: Json) -> list[Kept]:
-    """What --retry-errors leaves as it is: of a run that was killed, and of the output."""
-    output, found, retries = now.config.output, [], now.config.retry_errors
-    goes_on = first_difference(journal.facts(), facts) is None
-    if goes_on and journal.n_records() == len(now.rows):
-        return []  # a run that failed when all was done, perhaps with the output replaced
-    if (retries or goes_on) and (saved := journal.saved(facts)) is not None:
-        found.append(saved)
-    there = output if retries and output is not None and output.exists() else None
-    # a run that was killed as it replaced an output has taken away its summary, and all is saved
-    if there is not None and not (found and made_with(summary_path(there)) is None):
-        check_made_with(there, facts)
-        found.append(there)
-    return [kept_of(path, now.rows, give_up=now.config.overwrite) for path in found]
-
-
-def _keep(now: Run, journal: Journal, kept: Kept) -> None:
-    """Take its records over, a few at a time."""
-    records = kept.records(now.rows)
-    while some := list(islice(records, AT_ONCE)):
-        journal.append(some)
-
-
 def _judge_share(now: Run, journal: Journal, workers: sharding.Workers, report: Report) -> None:
     """Judge batches until none is left."""
     workers.ready()
     if workers.rank > 0:
         _await((journal.folder / _PLAN).exists)
-        now = as_begun(now, journal.facts())
+        now = computing_as(now, journal.facts())
         journal.check(fingerprint(now), but=_OF_A_MACHINE)
     with np.load(journal.folder / _PLAN) as saved:
         plan, todo, left = Plan(saved["order"], saved["cuts"]), saved["todo"], saved["left"]

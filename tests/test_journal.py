@@ -190,7 +190,8 @@ def test_a_killed_run_goes_on_with_other_rows(tmp_path: Path, jlm: Jlm, more: li
     done = jlm(*words)
     assert done.code == 2 and "or use --retry-errors to keep what is done of rows" in done.err
     code = (
-        "import os, sys; from jlm_cli import cli, runner; runner._keep = lambda *_: os._exit(9); "
+        "import os, sys; from jlm_cli import cli, resuming\n"
+        "resuming._keep = lambda *_: os._exit(9)\n"
         "sys.argv = ['jlm', 'judge', 'in.jsonl', '-o', 'out.jsonl', '-m', 'fake', "
         "'--retry-errors']; cli.main()"
     )
@@ -314,7 +315,8 @@ def test_retrying_that_was_killed_early_keeps_the_good_rows(tmp_path: Path, jlm:
     assert jlm("judge", "in.jsonl", "-q").code == 3
     before = (tmp_path / "in.judge.jsonl").read_bytes()
     killed = (
-        "import os, sys; from jlm_cli import cli, runner; runner._keep = lambda *_: os._exit(9); "
+        "import os, sys; from jlm_cli import cli, resuming\n"
+        "resuming._keep = lambda *_: os._exit(9)\n"
         "sys.argv = ['jlm', 'judge', 'in.jsonl', '-m', 'fake', '-q', '--retry-errors']; cli.main()"
     )
     assert subprocess.run([sys.executable, "-c", killed], cwd=tmp_path).returncode == 9
@@ -388,7 +390,8 @@ def test_plan_tells_what_is_done(tmp_path: Path, jlm: Jlm) -> None:
     in_the_way = tmp_path / "in.judge.jsonl.partial" / "plan.tmp.npz"
     in_the_way.mkdir(parents=True)
     assert jlm("judge", "in.jsonl").code == 1
-    for words, done in (((), 1), (("--swap",), 0)):
+    anew = ("--overwrite",)  # of the same run, which goes on
+    for words, done in (((), 1), (("--swap",), 0), (anew, 1), ((*anew, "--swap"), 0)):
         facts = json.loads(jlm("judge", "in.jsonl", "--plan", "--json", "-q", *words).out)
         assert facts["rows_done"] == done
 
@@ -407,6 +410,15 @@ def test_plan_tells_what_a_run_would_do_with_an_output(tmp_path: Path, jlm: Jlm)
     write_rows(tmp_path / "in.jsonl", [pair(1)])
     fewer = jlm(*again)
     assert fewer.code == 2 and "the input no longer has the rows of 1" in fewer.err
+
+
+def test_plan_tells_that_nothing_would_be_replaced(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    assert jlm("judge", "in.jsonl", "-q").code == 0
+    words = ("judge", "in.jsonl", "--map", "question=typo", "--overwrite")
+    planned = jlm(*words, "--plan")
+    assert planned.code == jlm(*words).code == 2
+    assert "this run would be refused: no row can be judged, and in.judge.jsonl" in planned.err
 
 
 def test_plan_writes_nothing(tmp_path: Path, jlm: Jlm) -> None:

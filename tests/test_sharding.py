@@ -21,7 +21,7 @@ import torch
 from conftest import TORCHRUN, Jlm, pair, read_rows, write_rows
 from filelock import FileLock
 
-from jlm_cli import loading, preflight, runner, sharding, slurm
+from jlm_cli import loading, preflight, resuming, runner, sharding, slurm
 from jlm_cli.config import Config
 from jlm_cli.devices import THREADS
 from jlm_cli.journal import Journal
@@ -426,16 +426,16 @@ def test_a_run_goes_on_computing_as_it_began(tmp_path: Path, replica: Path) -> N
     now, journal = preflight.open_run(config, Report(True)), Journal(tmp_path / "out.jsonl.partial")
     journal.folder.mkdir()
     assert now.compute.threads == torch.get_num_threads()
-    assert runner._as_begun(now, journal) == now
+    assert resuming.as_begun(now, journal) == now
     before = replace(now, compute=replace(now.compute, threads=7, batch_tokens=5000))
     journal.begin(preflight.fingerprint(before))
     for overwrite in (False, True):  # the same run, once more
         again = replace(now, config=replace(config, overwrite=overwrite))
-        assert runner._as_begun(again, journal).compute == before.compute
+        assert resuming.as_begun(again, journal).compute == before.compute
     asked = replace(now, config=replace(config, batch_tokens=4096))
-    assert runner._as_begun(asked, journal).compute == replace(now.compute, threads=7)
+    assert resuming.as_begun(asked, journal).compute == replace(now.compute, threads=7)
     other = replace(now, config=replace(config, limit=2, overwrite=True))
-    assert runner._as_begun(other, journal) == other
+    assert resuming.as_begun(other, journal) == other
     now.rows.source.__exit__()
 
 
