@@ -287,11 +287,12 @@ def rank(
 
 
 def _output(inputs: list[str], output: str | None, command: str) -> Path | None:
-    """Where results go: None is standard output, the default where the input is standard input."""
-    if output == "-" or (output is None and inputs[0] == "-"):
-        return None
+    """Where results go: None is standard output, the default where the input is a pipe without a
+    name."""
     if output is not None:
-        return Path(output)
+        return None if output == "-" else Path(output)
+    if inputs[0] == "-" or inputs[0].startswith(("/dev/", "/proc/")):
+        return None
     from jlm_cli.reading.source import stem_of  # not for --help
 
     return Path(f"{stem_of(inputs[0])}.{command}.jsonl")

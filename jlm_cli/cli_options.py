@@ -35,7 +35,13 @@ Bits = Annotated[
         "Hopper on multiply twice as fast."
     ),
 ]
-Schema = Annotated[str, typer.Option(help="Input format, told by its fields.")]
+Schema = Annotated[
+    str,
+    typer.Option(
+        help="Input format: native, native-answer, judgelm, pandalm, alpaca, rewardbench; auto is "
+        "told by its fields."
+    ),
+]
 FieldMap = Annotated[
     list[str] | None,
     typer.Option("--map", metavar="NATIVE=FIELD", help="Name the fields of another format."),

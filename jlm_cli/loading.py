@@ -57,16 +57,16 @@ def load_engine(
         _make_faster(model, compute)
         engine = make_engine(model, vocabulary, say)
     except NotRunnable as error:
-        raise ModelError(f"--model {files.name}: transformers cannot run it: {error}") from error
+        raise ModelError(f"model {files.name}: transformers cannot run it: {error}") from error
     except AssertionError as error:  # how bitsandbytes refuses sizes that it cannot pack
-        raise ModelError(f"--model {files.name}: {first_line(error)}") from error
+        raise ModelError(f"model {files.name}: {first_line(error)}") from error
     except IndexError as error:
         raise ModelError(
-            f"--model {files.name}: its tokenizer has tokens that its weights do not know"
+            f"model {files.name}: its tokenizer has tokens that its weights do not know"
         ) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelError(
-            f"--model {files.name}: its weights leave no memory to judge with; take more GPUs "
+            f"model {files.name}: its weights leave no memory to judge with; take more GPUs "
             "(--gpus-per-model) or --quantize"
         ) from error
     if compute.quantize == "fp8":
@@ -152,9 +152,9 @@ def load_model(
             say(f"{files.name}: its config.json does not count all layers of its files: {more}")
         return model if files.adapter is None else _with_adapter(model, files.adapter, quantize)
     except MemoryError as error:
-        raise ModelError(f"--model {files.name}: its weights find no memory") from error
+        raise ModelError(f"model {files.name}: its weights find no memory") from error
     except LOADING_ERRORS as error:
-        raise ModelError(f"--model {files.name}: {first_line(error)}{files.remedy}") from error
+        raise ModelError(f"model {files.name}: {first_line(error)}{files.remedy}") from error
 
 
 def _check_whole(files: ModelFiles, missing: Sequence[str]) -> None:
@@ -162,7 +162,7 @@ def _check_whole(files: ModelFiles, missing: Sequence[str]) -> None:
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(
-            f"--model {files.name}: its files lack the weights {missing[0]}{more}; is this a whole "
+            f"model {files.name}: its files lack the weights {missing[0]}{more}; is this a whole "
             "model that writes text?"
         )
 

@@ -149,7 +149,7 @@ def find(name: str, say: Say) -> ModelFiles:
     hub_id, _, revision = name.partition("@")
     if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
         raise ModelError(
-            f"--model {name}: no such file or folder, and no hub id (OWNER/NAME[@REVISION]); "
+            f"model {name}: no such file or folder, and no hub id (OWNER/NAME[@REVISION]); "
             f"the built-in model is called {TINY}"
         )
     return ModelFiles(name, from_hub(hub_id, revision or None, say))
@@ -169,7 +169,7 @@ def _local(name: str, path: Path, say: Say) -> ModelFiles:
         except ModelError as error:
             raise ModelError(f"{path}/adapter_config.json: its base: {error}") from error
         return ModelFiles(name, below.folder, below.gguf, adapter=path)
-    raise ModelError(f"--model {name}: neither a .gguf file nor a folder with config.json")
+    raise ModelError(f"model {name}: neither a .gguf file nor a folder with config.json")
 
 
 def adapter_facts(adapter: Path) -> tuple[str, int]:

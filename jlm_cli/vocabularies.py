@@ -30,7 +30,7 @@ def load_vocabulary(files: ModelFiles) -> Vocabulary:
     tokenizer = _tokenizer(files)
     config = text_config(files)
     if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(f"--model {files.name}: its tokenizer has no fast form")
+        raise ModelError(f"model {files.name}: its tokenizer has no fast form")
     ends = _ends(files, tokenizer, config)
     return _vocabulary(files.name, tokenizer, config, ends, _tells_of_marks(files.folder))
 
@@ -58,7 +58,7 @@ def _tokenizer(files: ModelFiles) -> Any:
     try:
         return AutoTokenizer.from_pretrained(files.folder, **LOCKED_DOWN, **source)
     except LOADING_ERRORS as error:
-        raise ModelError(f"--model {files.name}: {first_line(error)}{files.remedy}") from error
+        raise ModelError(f"model {files.name}: {first_line(error)}{files.remedy}") from error
 
 
 def text_config(files: ModelFiles) -> Any:
@@ -75,7 +75,7 @@ def whole_config(files: ModelFiles) -> Any:
     try:
         return AutoConfig.from_pretrained(files.folder, **LOCKED_DOWN, **source)
     except (*LOADING_ERRORS, StrictDataclassError) as error:
-        raise ModelError(f"--model {files.name}: {first_line(error)}{files.remedy}") from error
+        raise ModelError(f"model {files.name}: {first_line(error)}{files.remedy}") from error
 
 
 def chat_layout(files: ModelFiles) -> Callable[[int, str | None], list[str]] | None:
@@ -105,10 +105,10 @@ def _around(name: str, tokenizer: Any, count: int, system: str | None) -> list[s
             failure = error
     else:
         reason = first_line(failure)
-        raise ModelError(f"--model {name}: its chat template fails: {reason}")
+        raise ModelError(f"model {name}: its chat template fails: {reason}")
     parts = re.split("(\ue000\\d+\ue001)", text)
     if parts[1::2] != marks:
-        raise ModelError(f"--model {name}: its chat template leaves messages out")
+        raise ModelError(f"model {name}: its chat template leaves messages out")
     return parts[::2]
 
 

@@ -194,7 +194,7 @@ def test_a_poisoned_pickle_does_not_run(tmp_path: Path, jlm: Jlm, replica: Path,
     (folder / file).write_bytes(pickle.dumps({"model.norm.weight": Poison()}))
     write_rows(tmp_path / "in.jsonl", [pair(1)])
     done = jlm("judge", "in.jsonl", "-m", "model", "-q")
-    assert done.code == 2 and done.err.startswith("jlm: --model model: "), done.err
+    assert done.code == 2 and done.err.startswith("jlm: model model: "), done.err
     assert "hold more than tensors" in done.err
     assert done.err.count("\n") == 1 and not (tmp_path / "poisoned").exists()
 
@@ -223,7 +223,7 @@ def test_code_in_a_model_folder_does_not_run(
     assert not (tmp_path / "poisoned").exists()
     assert "Traceback" not in done.err
     if done.code != 0:
-        assert done.code == 2 and done.err.startswith("jlm: --model model: "), done.err
+        assert done.code == 2 and done.err.startswith("jlm: model model: "), done.err
         assert done.err.count("\n") == 1
     assert known or where != "config.json" or done.code == 2
 

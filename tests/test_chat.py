@@ -236,7 +236,7 @@ def test_save_never_replaces(judged: Path, jlm: Jlm) -> None:
         (["odd.jsonl", "--id", "b"], "line None: is not a sound judgment: 'line'"),
         (["odd.jsonl", "--line", "7"], "line 7: is not a sound judgment"),
         (["in.judge.jsonl", "--id", "a", "--template", "x"], "--template x: not found"),
-        (["in.judge.jsonl", "--id", "a", "-m", "no/such/model"], "--model no/such/model"),
+        (["in.judge.jsonl", "--id", "a", "-m", "no/such/model"], "model no/such/model"),
     ],
 )
 def test_bad_input_is_one_line(judged: Path, jlm: Jlm, words: list[str], message: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, Jlm, pair, read_rows, write_rows
 
 from jlm_cli import report, wording
+from jlm_cli.reading.schemas import SCHEMAS
 
 RECORD_KEYS = [
     "id", "line", "mode", "scores", "verdict", "p", "expected", "text", "reason",
@@ -70,6 +71,7 @@ def test_pipe(jlm: Jlm) -> None:
     assert done.code == 0
     assert [json.loads(line)["id"] for line in done.out.splitlines()] == list(range(5))
     assert jlm("judge", "-", stdin=rows).out == done.out
+    assert jlm("judge", "/dev/stdin", stdin=rows).out == done.out  # as of <(…), it is no name
 
 
 def test_bad_lines_among_good_ones(tmp_path: Path, jlm: Jlm) -> None:
@@ -251,6 +253,8 @@ def test_help_and_readme_name_the_same_options(jlm: Jlm) -> None:
     readme = (ROOT / "README.md").read_text()
     table = readme.split("## Options", 1)[1].split("\n## ", 1)[0]
     assert shown - {"--help"} == set(re.findall(r"--[a-z][a-z-]+", table))
+    schemas = {schema.name for schema in SCHEMAS}
+    assert all(schemas <= set(re.findall(r"[a-z-]+", text)) for text in texts)
 
 
 def test_version(jlm: Jlm) -> None:

@@ -147,7 +147,7 @@ def test_a_chat_template_that_shows_no_message(
     folder = tmp_path / "replica"
     shutil.copytree(replica, folder, ignore=shutil.ignore_patterns("*.bin"))
     vocabulary = load_vocabulary(judge_with(folder, template))
-    with pytest.raises(ModelError, match=f"--model replica: {why}"):
+    with pytest.raises(ModelError, match=f"model replica: {why}"):
         encoder_of(vocabulary, template="chat-pair").encode([SAMPLE])
 
 

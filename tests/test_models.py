@@ -149,7 +149,7 @@ def test_broken_gguf_is_one_line(tmp_path: Path, jlm: Jlm) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     write_rows(tmp_path / "in.jsonl", [pair(1)])
     done = jlm("judge", "in.jsonl", "-m", "model.gguf")
-    assert done.code == 2 and "--model model.gguf" in done.err and "Traceback" not in done.err
+    assert done.code == 2 and "model model.gguf" in done.err and "Traceback" not in done.err
 
 
 def test_adapter_folder(tmp_path: Path, replica: Path, released: Loaded) -> None:
