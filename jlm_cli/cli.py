@@ -12,7 +12,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from jlm_cli import __version__, cli_judge, cli_train, signals
-from jlm_cli.cli_options import Bits, Device, Dtype, ModelName, TemplateName
+from jlm_cli.cli_options import PROTOCOLS, Bits, Device, Dtype, ModelName, TemplateName
 from jlm_cli.config import TIE_WITHIN, Config, MetricsConfig
 from jlm_cli.errors import (
     EXIT_OK,
@@ -90,7 +90,8 @@ def metrics(
         typer.Option("--input", help="What was judged, where the predictions leave it out."),
     ] = None,
     protocol: Annotated[
-        str, typer.Option(help="judgelm, pandalm, rewardbench, rank, mmvet, grade or aspects.")
+        str,
+        typer.Option(help=f"One of {', '.join(PROTOCOLS)}.", autocompletion=lambda: [*PROTOCOLS]),
     ] = "judgelm",
     abstain: Annotated[
         float | None,

@@ -9,6 +9,17 @@ import typer
 from jlm_cli.config import Quantize
 from jlm_cli.errors import UsageError
 
+# of tables whose import takes long; tests hold them to these
+PROTOCOLS = ("judgelm", "pandalm", "rewardbench", "rank", "mmvet", "grade", "aspects")
+SCHEMAS = ("native", "native-answer", "judgelm", "pandalm", "alpaca", "rewardbench")
+
+
+def _templates() -> list[str]:
+    from jlm_cli.prompts import names  # not for --help
+
+    return names()
+
+
 ModelName = Annotated[
     str | None,
     typer.Option(
@@ -16,10 +27,14 @@ ModelName = Annotated[
         "--model",
         help="tiny, tiny-base, a folder, a .gguf file or a hub id with @REVISION.  "
         "\\[default: $JLM_MODEL, else JudgeLM-7B on CUDA, else tiny]",
+        autocompletion=lambda: ["tiny", "tiny-base"],
     ),
 ]
 TemplateName = Annotated[
-    str | None, typer.Option(help="Prompt template: a name from prompts/ or a .toml file.")
+    str | None,
+    typer.Option(
+        help="Prompt template: a name from prompts/ or a .toml file.", autocompletion=_templates
+    ),
 ]
 Device = Annotated[
     Literal["cpu", "cuda", "mps"] | None, typer.Option(help="Where to compute: a GPU, if any.")
@@ -38,8 +53,8 @@ Bits = Annotated[
 Schema = Annotated[
     str,
     typer.Option(
-        help="Input format: native, native-answer, judgelm, pandalm, alpaca, rewardbench; auto is "
-        "told by its fields."
+        help=f"Input format: {', '.join(SCHEMAS)}; auto is told by its fields.",
+        autocompletion=lambda: ["auto", *SCHEMAS],
     ),
 ]
 FieldMap = Annotated[

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, Jlm, pair, read_rows, write_rows
 
-from jlm_cli import report, wording
-from jlm_cli.reading.schemas import SCHEMAS
+from jlm_cli import cli_options, report, wording
 
 RECORD_KEYS = [
     "id", "line", "mode", "scores", "verdict", "p", "expected", "text", "reason",
@@ -253,8 +252,37 @@ def test_help_and_readme_name_the_same_options(jlm: Jlm) -> None:
     readme = (ROOT / "README.md").read_text()
     table = readme.split("## Options", 1)[1].split("\n## ", 1)[0]
     assert shown - {"--help"} == set(re.findall(r"--[a-z][a-z-]+", table))
-    schemas = {schema.name for schema in SCHEMAS}
-    assert all(schemas <= set(re.findall(r"[a-z-]+", text)) for text in texts)
+
+
+def test_shells_complete_names(tmp_path: Path) -> None:
+    def completed(*words: str) -> list[str]:
+        line = " ".join(("jlm", *words))
+        asked = {
+            "_JLM_COMPLETE": "complete_bash",
+            "COMP_WORDS": line,
+            "COMP_CWORD": str(len(words)),
+        }
+        code = "import sys; sys.argv = ['jlm']; from jlm_cli import cli; cli.main()"
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(
+            command, env={**os.environ, **asked}, capture_output=True, text=True, cwd=tmp_path
+        )
+        return done.stdout.split()
+
+    assert completed("judge", "x", "--template", "pan") == ["pandalm", "pandalm-input"]
+    assert completed("train", "x", "--schema", "n") == ["native", "native-answer"]
+    assert completed("metrics", "x", "--protocol", "r") == ["rewardbench", "rank"]
+    assert completed("rank", "-m", "./mo") == []  # the shell's own: files
+    assert completed("judge", "x", "--swa") == ["--swap"]
+
+
+def test_options_name_what_there_is() -> None:
+    from jlm_cli.measuring.protocols import PAIRS
+    from jlm_cli.measuring.record_protocols import RECORDS
+    from jlm_cli.reading.schemas import SCHEMAS
+
+    assert tuple(schema.name for schema in SCHEMAS) == cli_options.SCHEMAS
+    assert set(PAIRS | RECORDS) == set(cli_options.PROTOCOLS)
 
 
 def test_version(jlm: Jlm) -> None:
