@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -236,6 +237,7 @@ def main() -> NoReturn:
                 stream.flush()
         except OSError:  # the reader has left; Python would complain once more at its end
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    gc.freeze()  # all of it goes with the process; to look it through before takes a second
     sys.exit(code)
 
 

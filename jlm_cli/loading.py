@@ -24,6 +24,7 @@ from jlm_cli.hub import (
     first_line,
     quiet_transformers,
     unsaid,
+    without_gc,
 )
 from jlm_cli.models import FAKE, ModelFiles
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _USUAL = 1.2  # places of a batch for each of its tokens, as most batches have them
 
 
+@without_gc()
 def load_engine(
     files: ModelFiles, vocabulary: Vocabulary, compute: Compute, say: Say = unsaid
 ) -> Engine:

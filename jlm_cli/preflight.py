@@ -10,6 +10,7 @@ from jlm_cli import devices, models, vocabularies
 from jlm_cli.batching import Plan, make_plan
 from jlm_cli.config import Config
 from jlm_cli.encoding import Encoder, Lines
+from jlm_cli.hub import without_gc
 from jlm_cli.modes import Mode, identity, mode_of, writes_first
 from jlm_cli.reading.rows import Rows, open_rows
 from jlm_cli.records import Json
@@ -30,6 +31,7 @@ class Run:
     compute: devices.Compute
 
 
+@without_gc()
 def open_run(config: Config, report: Report) -> Run:
     """Input, schema, tokenizer and templates of a run. Raises JlmError."""
     mode_of(config)  # what is asked for wrongly is told before a model is fetched

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import json
 import pickle
 import re
@@ -20,13 +21,14 @@ from conftest import ROOT, Jlm, Loaded, load, pair, read_rows, write_rows
 from safetensors.torch import save_file
 
 from jlm_cli import builtin as builtin_model
-from jlm_cli import devices, hub, loading, models
-from jlm_cli.config import Quantize
+from jlm_cli import devices, hub, loading, models, preflight
+from jlm_cli.config import Config, Quantize
 from jlm_cli.engine import reading_lines
 from jlm_cli.errors import ModelError
 from jlm_cli.hf.trial import make_engine
 from jlm_cli.hf_engine import PackedEngine
 from jlm_cli.modes import Templates, identity
+from jlm_cli.report import Report
 from jlm_cli.scoreline import LineDistribution
 from jlm_cli.tasks import finish
 
@@ -504,3 +506,16 @@ def test_a_damaged_built_in_model_says_what_helps(tmp_path: Path) -> None:
     files = models.ModelFiles(models.TINY, tmp_path)
     with pytest.raises(ModelError, match=f"remove {tmp_path}, and it is built anew"):
         loading.load_model(files, "float32", "cpu")
+
+
+def test_the_collector_is_on_again_when_a_model_is_there(tmp_path: Path, replica: Path) -> None:
+    with pytest.raises(ModelError), hub.without_gc():
+        assert not gc.isenabled()
+        raise ModelError("of a broken file")
+    assert gc.isenabled()
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    config = Config(inputs=(str(tmp_path / "in.jsonl"),), output=None, model=str(replica))
+    now = preflight.open_run(config, Report(quiet=True))
+    loading.load_engine(now.files, now.lines.vocabulary, now.compute)
+    assert gc.isenabled()
+    now.rows.source.__exit__()
