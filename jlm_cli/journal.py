@@ -166,15 +166,17 @@ class Journal:
             "file away and give the same command again, or use --overwrite"
         )
 
-    def save(self, facts: Json) -> bool:
-        """Put the records of a run with other rows aside, before `begin` gives them up, for the run
-        that `facts` describe to keep what is of its rows; whether it was such a run."""
+    def has_other_rows(self, facts: Json) -> bool:
+        """Whether the run is like that of `facts`, but of other rows."""
         before = self.facts()
         differs = first_difference(before, facts) is not None
-        other_rows = differs and first_difference(before, facts, ROW_BY_ROW) is None
-        if other_rows and self.n_records() and not self._saved.exists():
+        return differs and first_difference(before, facts, ROW_BY_ROW) is None
+
+    def save(self) -> None:
+        """Put the records aside, before `begin` gives them up for a run with other rows, which
+        keeps what is of its own."""
+        if self.n_records() and not self._saved.exists():
             write_whole(self._saved, self.records())
-        return other_rows
 
     def saved(self, facts: Json) -> Path | None:
         """The file of records that were put aside for a run like that of `facts`."""

@@ -95,11 +95,11 @@ def kept_of(output: Path, rows: Rows, give_up: bool) -> Kept:
     if not give_up:
         changed = unjudged - (failed - broken)  # these rows are still there
         gone = left.ids - changed
-        _check_given_up(output, gone, n_judged, bool((starts == _NOWHERE).all()))
+        _check_given_up(rows.config.output, gone, n_judged, bool((starts == _NOWHERE).all()))
     return Kept(output, starts)
 
 
-def _check_given_up(output: Path, gone: Counter[Key], n_judged: int, nothing: bool) -> None:
+def _check_given_up(output: Path | None, gone: Counter[Key], n_judged: int, nothing: bool) -> None:
     if gone:
         key = next(iter(gone))
         one = "without id" if key[1] is None else f"id {str(key[1])[:60]!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from jlm_cli import devices
 from jlm_cli.config import Config
 from jlm_cli.errors import InputError, RowError, UsageError
+from jlm_cli.files import scratch, write_whole
 from jlm_cli.journal import Journal, RowNumbers, begun, first_difference, folder_of
 from jlm_cli.kept import Kept, check_made_with, kept_of
 from jlm_cli.output import check_output, made_with, summary_path
@@ -48,8 +50,7 @@ def as_begun(now: Run, journal: Journal) -> Run:
 
 
 def n_done(now: Run) -> int:
-    """How many rows `go_on` would find done (what a run with other rows has done, which
-    --retry-errors keeps, aside). Raises UsageError where the run would be refused."""
+    """How many rows `go_on` would find done. Raises UsageError and InputError as that does."""
     check_output(now.config)
     if (output := now.config.output) is None:
         return 0
@@ -58,13 +59,19 @@ def n_done(now: Run) -> int:
     now = as_begun(now, journal)
     facts, before = fingerprint(now), journal.facts()
     goes_on = first_difference(before, facts) is None
-    if before and not (goes_on or now.config.overwrite or now.config.retry_errors):
+    aside = now.config.retry_errors and journal.has_other_rows(facts)
+    if before and not (goes_on or aside or now.config.overwrite):
         raise journal.other_run(before, facts)
     if goes_on and not _may_replace(now, journal):
         journal.check_output(output)
     left = _left(now, journal, journal.done() if goes_on else np.empty(0, np.int64))
-    for one in _kept_of(now, journal, facts):
-        left[one.rows] = False
+    with scratch() as folder:
+        saved = journal.saved(facts)
+        if aside and saved is None and journal.n_records():
+            saved = folder / "saved"
+            write_whole(saved, journal.records())
+        for one in _kept_of(now, journal, facts, saved):
+            left[one.rows] = False
     return int((~left).sum())
 
 
@@ -73,8 +80,9 @@ def go_on(now: Run, journal: Journal, report: Report) -> NDArray[np.bool_]:
     it is another run, and InputError where it would replace results by errors alone."""
     _check_overwrite(now)
     facts = fingerprint(now)
-    aside = now.config.retry_errors and journal.save(facts)
-    kept = _kept_of(now, journal, facts)
+    if aside := now.config.retry_errors and journal.has_other_rows(facts):
+        journal.save()
+    kept = _kept_of(now, journal, facts, journal.saved(facts))
     if not aside and (n := _n_given_up(now, journal, facts)) > 0:
         report.note(f"{n:,} rows that another run had judged in {journal.folder} are given up")
     output = now.config.output
@@ -111,13 +119,13 @@ def _n_given_up(now: Run, journal: Journal, facts: Json) -> int:
     return journal.n_records() if before and first_difference(before, facts) else 0
 
 
-def _kept_of(now: Run, journal: Journal, facts: Json) -> list[Kept]:
+def _kept_of(now: Run, journal: Journal, facts: Json, saved: Path | None) -> list[Kept]:
     """What --retry-errors leaves as it is: of a run that was killed, and of the output."""
     output, found, retries = now.config.output, [], now.config.retry_errors
     goes_on = first_difference(journal.facts(), facts) is None
     if goes_on and journal.n_records() == len(now.rows):
         return []  # a run that failed when all was done, perhaps with the output replaced
-    if (retries or goes_on) and (saved := journal.saved(facts)) is not None:
+    if (retries or goes_on) and saved is not None:
         found.append(saved)
     there = output if retries and output is not None and output.exists() else None
     # a run that was killed as it replaced an output has taken away its summary, and all is saved

@@ -421,6 +421,28 @@ def test_plan_tells_that_nothing_would_be_replaced(tmp_path: Path, jlm: Jlm) -> 
     assert "this run would be refused: no row can be judged, and in.judge.jsonl" in planned.err
 
 
+def test_plan_counts_what_a_killed_run_has_done_of_other_rows(tmp_path: Path, jlm: Jlm) -> None:
+    rows = [pair(n) for n in range(6)]
+    write_rows(tmp_path / "in.jsonl", rows)
+    killed = (
+        "import os, sys; from jlm_cli import cli, runner; runner._sum_up = lambda *_: os._exit(9)\n"
+        "sys.argv = ['jlm', 'judge', 'in.jsonl', '-m', 'fake', '-q']; cli.main()"
+    )
+    assert subprocess.run([sys.executable, "-c", killed], cwd=tmp_path).returncode == 9
+    (tmp_path / "in.judge.jsonl").unlink()
+    write_rows(tmp_path / "in.jsonl", [pair("new"), *rows[:4]])
+    again = ("judge", "in.jsonl", "--retry-errors")
+    gone = "in.judge.jsonl: the input no longer has the rows of 2 of its judgments (id '4' first)"
+    for words in ((*again, "--plan"), again):
+        refused = jlm(*words)
+        assert refused.code == 2 and gone in refused.err
+    swapped = jlm(*again, "--plan", "--swap")
+    assert swapped.code == 2 and "was begun with another swap" in swapped.err
+    planned = jlm(*again, "--overwrite", "--plan", "--json")
+    assert planned.code == 0 and json.loads(planned.out)["rows_done"] == 4
+    assert "going on: 4 of 5 rows are done" in jlm(*again, "--overwrite").err
+
+
 def test_plan_writes_nothing(tmp_path: Path, jlm: Jlm) -> None:
     given = [pair(1), pair(1), {"question": "Q", "answers": ["a", "b"]}, {"question": "Q"}]
     write_rows(tmp_path / "in.jsonl", given)
