@@ -143,6 +143,11 @@ def _shared(
         raise UsageError("-Q is empty; there is nothing to judge")
     if question is not None and (retry_errors or output not in (None, "-")):
         raise UsageError("-Q prints what it judged; --output and --retry-errors are for files")
+    of_files = {
+        "--reference": reference, "--gold": gold, "--map": field_map, "--limit": limit,
+    }  # fmt: skip
+    if question is not None and (named := [name for name, given in of_files.items() if given]):
+        raise UsageError(f"-Q is one question; {named[0]} is for files")
     for text in (question, *(answer or ()), reference_text, *(field_map or ())):
         _check_unicode(text)
     target = _output(inputs or ["-"], output, command)

@@ -376,8 +376,16 @@ def mode_of(config: Config, taught: str | None = None) -> Mode:
     each = read_aspects(config.aspects, config.aspects_together)
     asked = (Asked(main), *(Asked(aspects, some) for some in each))
     if config.command == "grade":
+        _check_pass_mark(config.pass_mark, main)
         return GradeMode(asked, config.pass_mark)
     return PairMode(asked, config.swap)
+
+
+def _check_pass_mark(mark: float | None, templates: Templates) -> None:
+    """Raises UsageError for one that no answer could reach."""
+    for template in templates.all:
+        if mark is not None and mark > (most := max(map(float, template.values))):
+            raise UsageError(f"--pass-mark {mark:g}: {template.name} gives {most:g} at most")
 
 
 def _templates(config: Config, taught: str | None) -> tuple[Templates, Templates]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from jlm_cli.config import Config
-from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK, InputError, UsageError
+from jlm_cli.errors import EXIT_ERROR_RECORDS, EXIT_OK, JlmError
 from jlm_cli.files import scratch, write_stdout
 from jlm_cli.preflight import facts_of, open_run
 from jlm_cli.reading.source import spool_stdin
 from jlm_cli.records import dump_indented
 from jlm_cli.report import Report
 from jlm_cli.resuming import n_done
+from jlm_cli.sharding import n_workers
 from jlm_cli.survey import take_survey
 
 
@@ -30,8 +31,9 @@ def _tell(config: Config, report: Report) -> int:
     survey = take_survey(now.rows, now.encoder, lambda errors: None)
     status = EXIT_ERROR_RECORDS if survey.errors.total() else EXIT_OK
     try:
+        n_workers(config)
         done = n_done(now)
-    except (InputError, UsageError) as refusal:  # of the run; a plan writes nothing
+    except JlmError as refusal:  # of the run; a plan writes nothing
         done, status = 0, refusal.exit_code
         report.note(f"this run would be refused: {refusal}")
     facts = {**facts_of(now, survey), "rows_done": done}

@@ -192,6 +192,8 @@ def test_compact_has_the_same_figures(tmp_path: Path, jlm: Jlm) -> None:
         (("in.jsonl", "-o", "."), ".: is a folder"),
         (("in.jsonl", "-o", "-", "--retry-errors"), "--retry-errors needs the output of before"),
         (("-Q", "Why?", "-A", "So.", "-A", "No.", "-o", "q.jsonl"), "-Q prints what it judged"),
+        (("-Q", "Why?", "-A", "So.", "-A", "No.", "--map", "question=q"), "--map is for files"),
+        (("in.jsonl", "--schema", "pandalm", "--map", "category="), "leave out --schema"),
         (("in.jsonl", "-"), "-: standard input cannot be one of several inputs"),
         (("in.jsonl", "--max-length", "9" * 20), f"--max-length {'9' * 20}: is too large"),
     ],

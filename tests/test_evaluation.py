@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -182,6 +183,7 @@ BAD = [
     (["p.jsonl", "q.jsonl", "--reversed", "r.jsonl"], "--reversed belongs to one"),
     (["p.jsonl", "--html", "p.jsonl"], "p.jsonl: is an input"),
     (["p.jsonl", "--csv", "in.jsonl"], "in.jsonl: exists, and looks like a file of rows"),
+    (["p.jsonl", "q.jsonl", "--disagreements", "in.jsonl"], "in.jsonl: exists, and looks like"),
     (["p.jsonl", "--csv", "none/t.csv"], "none/t.csv: there is no folder none"),
     (["p.jsonl", "--csv", "-"], "-: name a file; standard output has the tables, or --json"),
     (["p.jsonl", "--csv", "t", "--latex", "t"], "t: is named for two outputs"),
@@ -400,3 +402,18 @@ def test_a_file_that_is_not_reversed_is_told_of(tmp_path: Path, jlm: Jlm) -> Non
         done = jlm("metrics", "a.jsonl", "--reversed", f"{name}.jsonl", "--json")
         assert json.loads(done.out)["reliability"]["consistency"]["value"] == steady
         assert "same order" not in done.err
+
+
+def test_judgments_of_rows_without_gold_are_no_gold(tmp_path: Path, jlm: Jlm) -> None:
+    """Records as a gold file: what the judge said of a row is not what it is measured by."""
+    rows = [{**pair(n), **({"gold": "1"} if n < 2 else {})} for n in range(4)]
+    write_rows(tmp_path / "in.jsonl", rows)
+    assert jlm("judge", "in.jsonl", "-q").code == 0
+    alone = json.loads(jlm("metrics", "in.judge.jsonl", "--json").out)
+    shutil.copy(tmp_path / "in.judge.jsonl", tmp_path / "gold.jsonl")
+    beside = json.loads(jlm("metrics", "in.judge.jsonl", "--gold", "gold.jsonl", "--json").out)
+    assert beside["gold"]["n"] == alone["gold"]["n"] == 2
+    assert beside["objective"] == alone["objective"]
+    assert jlm("judge", "in.jsonl", "-o", "again.jsonl", "--gold", "gold.jsonl").code == 0
+    again = read_rows(tmp_path / "again.jsonl")
+    assert [record["gold"] for record in again] == ["1", "1", None, None]

@@ -384,6 +384,13 @@ def test_plan_as_json(tmp_path: Path, jlm: Jlm) -> None:
     assert found["rows"] == 2 and found["errors"] == {"missing-field": 1} and "memory" in found
 
 
+def test_plan_refuses_the_gpus_that_a_run_would(tmp_path: Path, jlm: Jlm) -> None:
+    write_rows(tmp_path / "in.jsonl", [pair(1)])
+    planned = jlm("judge", "in.jsonl", "--gpus", "999", "--plan")
+    assert planned.code == jlm("judge", "in.jsonl", "--gpus", "999").code == 2
+    assert "this run would be refused: --gpus 999: there are" in planned.err
+
+
 def test_plan_tells_what_is_done(tmp_path: Path, jlm: Jlm) -> None:
     """Of a run that ended with a bad row in its journal."""
     write_rows(tmp_path / "in.jsonl", [pair(1), {"id": 2}, pair(3)])

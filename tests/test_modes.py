@@ -34,7 +34,10 @@ def listed(row_id: Any, *answers: str, **more: Any) -> dict[str, Any]:
 
 def test_grade_record(tmp_path: Path, jlm: Jlm) -> None:
     write_rows(tmp_path / "in.jsonl", [graded(n, gold=n) for n in range(1, 10)])
-    done = jlm("grade", "in.jsonl", "--pass-mark", "6")
+    words = ("grade", "in.jsonl", "--pass-mark", "6")
+    never = jlm(*words, "--template", "prometheus-absolute")
+    assert never.code == 2 and "prometheus-absolute gives 5 at most" in never.err
+    done = jlm(*words)
     assert done.code == 0, done.err
     records = read_rows(tmp_path / "in.grade.jsonl")
     for record in records:

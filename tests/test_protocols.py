@@ -492,7 +492,7 @@ def test_grades_name_the_ids_that_gold_misses(tmp_path: Path, jlm: Jlm) -> None:
     assert "1 rows have gold without a verdict: 2" in done.err
     write_rows(tmp_path / "gold.jsonl", [{"id": str(n), "gold": n} for n in range(6)])
     done = jlm(*words, "gold.jsonl")
-    assert done.code == 2 and "p.jsonl: shares no id with gold.jsonl (it has '0'" in done.err
+    assert done.code == 2 and "p.jsonl: shares no id with gold.jsonl (which has '0'" in done.err
     write_rows(tmp_path / "p.jsonl", [{"id": 1, "score": 3, "expected": 3}] * 2)
     write_rows(tmp_path / "gold.jsonl", [{"id": 1, "gold": 3}])
     done = jlm(*words, "gold.jsonl")

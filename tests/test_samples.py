@@ -178,7 +178,7 @@ def test_files_of_other_questions_are_not_joined(tmp_path: Path, jlm: Jlm) -> No
     write_rows(tmp_path / "pairs.jsonl", [pair(1)])
     write_rows(tmp_path / "none.jsonl", [{"answer": "A"}])
     for name, message in (
-        ("c", "a.jsonl and c.jsonl: no id is in both; '1' is not in a.jsonl (it has 1: a text"),
+        ("c", "a.jsonl and c.jsonl: no id is in both; '1' is not in a.jsonl (which has 1: a text"),
         ("pairs", "pairs.jsonl: does not hold one model's answers"),
         ("none", "none.jsonl:1: has no id and no question to be joined by"),
     ):

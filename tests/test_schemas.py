@@ -156,7 +156,7 @@ def test_a_text_and_a_number_are_two_ids(tmp_path: Path, jlm: Jlm) -> None:
     assert done.code == 3
     (record,) = read_rows(tmp_path / "in.judge.jsonl")
     assert record["error"]["code"] == "missing-reference"
-    assert "in.jsonl:1: id 1 is not in refs.jsonl (it has '1'" in record["error"]["message"]
+    assert "in.jsonl:1: id 1 is not in refs.jsonl (which has '1'" in record["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_gold_files_are_read_alike(tmp_path: Path, jlm: Jlm) -> None:
     assert done.code == 0 and json.loads(done.out)["gold"]["n"] == 1
     write_rows(tmp_path / "other.jsonl", [{"id": "0", "gold": "1"}])
     done = jlm("judge", "in.jsonl", "--gold", "other.jsonl", "--overwrite")
-    assert "no row has gold: id 0 is not in other.jsonl (it has '0': a text" in done.err
+    assert "no row has gold: id 0 is not in other.jsonl (which has '0': a text" in done.err
     write_rows(tmp_path / "none.jsonl", [{"id": n, "gold": None} for n in range(4)])
     done = jlm("judge", "in.jsonl", "--gold", "none.jsonl", "--overwrite")
     assert "no row has gold: there is none in none.jsonl" in done.err

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from jlm_cli.errors import InputError
@@ -25,6 +27,7 @@ from jlm_cli.metrics import (
     occurrences,
     questions_with,
 )
+from jlm_cli.reading.source import LONGEST_LINE
 from jlm_cli.records import VERDICTS, Json, dump
 
 
@@ -226,6 +229,18 @@ def disagreements(aligned: Aligned) -> Iterator[bytes]:
     for place in order[: int((distance > 0).sum())].tolist():
         row = _disagreement(aligned, place, float(distance[place]), int(gold[place]))
         yield dump(row) + b"\n"
+
+
+def holds_disagreements(path: Path) -> bool:
+    """Whether the first line of a file is one of these; an empty one is of judges that agree."""
+    try:
+        with path.open("rb") as file:
+            if not (line := file.readline(LONGEST_LINE)):
+                return True
+            first = orjson.loads(line)
+    except (OSError, orjson.JSONDecodeError):
+        return False
+    return isinstance(first, dict) and {"distance", "judges", "sample"} <= first.keys()
 
 
 def _disagreement(aligned: Aligned, place: int, distance: float, gold: int) -> Json:

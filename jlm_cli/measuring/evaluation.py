@@ -11,7 +11,13 @@ from typing import Any
 from jlm_cli.config import MetricsConfig
 from jlm_cli.errors import EXIT_OK, UsageError
 from jlm_cli.files import check_folder, check_ordinary, scratch, write_stdout, write_whole
-from jlm_cli.measuring.comparing import Aligned, align, comparison_of, disagreements
+from jlm_cli.measuring.comparing import (
+    Aligned,
+    align,
+    comparison_of,
+    disagreements,
+    holds_disagreements,
+)
 from jlm_cli.measuring.grids import Grid, csv_of, latex_of, markdown_of, printed
 from jlm_cli.measuring.predictions import Predictions, read_predictions
 from jlm_cli.measuring.protocols import PAIRS, VERDICTS_OF
@@ -71,7 +77,8 @@ def check(config: MetricsConfig) -> None:
         check_folder(output)
         if any(output.resolve() == path.resolve() for path in inputs):
             raise UsageError(f"{output}: is an input; name another file")
-        if output.exists() and output != config.disagreements and output.suffix in ENDINGS:
+        ours = output == config.disagreements and holds_disagreements(output)
+        if output.exists() and output.suffix in ENDINGS and not ours:
             raise UsageError(f"{output}: exists, and looks like a file of rows; name another file")
 
 
@@ -88,7 +95,7 @@ def _run(config: MetricsConfig) -> int:
         aligned = align(judges, measured) if len(judges) > 1 else None
         if aligned is not None:
             result["comparison"] = comparison_of(aligned)
-        _tell(result, Report(config.quiet))
+        _tell(config, result, Report(config.quiet))
         grids = grids_of(result)
         _write(config, result, grids, judges, aligned)
     said = _packed(config, result) if config.print_json else printed(grids).encode()
@@ -125,8 +132,10 @@ def _packed(config: MetricsConfig, result: Json) -> bytes:
     return dump_indented(result)
 
 
-def _tell(result: Json, report: Report) -> None:
+def _tell(config: MetricsConfig, result: Json, report: Report) -> None:
     """The ids that are missing on one side; the JSON summary holds all of them."""
+    has_sides = config.samples is not None or config.gold is not None
+    way_out = ", nor does what was given" if has_sides else "; --input or --gold can bring it"
     for name, summary in result["judges"].items():
         for side, missing in summary.get("joined", {}).items():
             for kind, text in _TOLD.items():
@@ -137,7 +146,7 @@ def _tell(result: Json, report: Report) -> None:
             what = "that of --gold has none for its rows" if given else "give --gold"
             report.note(f"{name}: no gold, so no agreement; {what}")
         if n := summary.get("failures", {}).get("n_without_gold"):
-            report.note(f"{name}: {n} failed rows hold no gold; --input or --gold can bring it")
+            report.note(f"{name}: {n} failed rows hold no gold{way_out}")
         for remark in summary.get("remarks", ()):
             report.note(f"{name}: {remark}")
         if ids := summary.get("gold", {}).get("without_verdict"):

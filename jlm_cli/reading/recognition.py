@@ -120,6 +120,8 @@ def check_named(sources: Sequence[Source], pairs: Pairs) -> None:
 def asked_for(name: str, pairs: Pairs) -> Schema | None:
     """The schema of `--map`, or of `--schema`; None where an input is to tell it. Raises InputError
     for a name that does not exist."""
+    if pairs and name != "auto":
+        raise InputError("--map names the fields of its own format; leave out --schema")
     if pairs:
         return mapped(pairs)
     by_name = {schema.name: schema for schema in SCHEMAS}

@@ -54,7 +54,7 @@ def twin_hint(row_id: Any, keys: Container[Key]) -> str:
         if key_of(twin) != key_of(row_id) and key_of(twin) in keys:
             alike = isinstance(row_id, str) or isinstance(twin, str)
             why = "a text and a number" if alike else "a whole number and another"
-            return f" (it has {twin!r}: {why} are two ids)"
+            return f" (which has {twin!r}: {why} are two ids)"
     return ""
 
 
@@ -80,8 +80,8 @@ def _reference_in(row: Json) -> str | None:
 
 
 def gold_in(row: Json) -> Any | None:
-    """What a line of a gold file says, under any of gold's names; None where that is nothing.
-    Raises RowError where it has none of them."""
+    """What a line of a gold file says, under the first of gold's names that it has; None where that
+    is nothing. Raises RowError where it has none of them."""
     if not any(name in row for name in GOLD_FIELDS):
         if any(name.startswith("annotator") for name in row):
             return gold_of_votes(row)
@@ -90,6 +90,8 @@ def gold_in(row: Json) -> Any | None:
                 raise RowError("missing-field", "chosen and rejected of no named models")
             return fields["gold"]
         raise RowError("missing-field", "field gold (or verdict, text, score) is missing")
+    if "gold" in row:  # a judgment of a row without gold is no gold
+        return row["gold"]
     return next((row[name] for name in GOLD_FIELDS if row.get(name) is not None), None)
 
 
