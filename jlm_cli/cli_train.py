@@ -226,7 +226,7 @@ def data(
         typer.Option(metavar="FILE", help="Questions that must be on neither side."),
     ] = None,
     longest: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer in characters.")
+        int | None, typer.Option(min=1, help="Longest answer that is taken, in characters.")
     ] = None,
     answers: Annotated[int, typer.Option(min=3, max=10, help="Most answers in a list.")] = 4,
     schema: Schema = "auto",

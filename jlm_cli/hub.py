@@ -46,6 +46,7 @@ def from_hub(hub_id: str, revision: str | None, say: Say) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    what = f"model {hub_id} (there is no such folder here)"
     try:
         if (folder := _fetched(hub_id, revision)) is not None:
             return folder
@@ -58,13 +59,13 @@ def from_hub(hub_id: str, revision: str | None, say: Say) -> Path:
         say(f"fetching {hub_id}: {sum(sizes[file] for file in wanted) / 1e9:.1f} GB")
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
     except HfHubHTTPError as error:
-        raise ModelError(f"model {hub_id}: the hub says: {first_line(error)}") from error
+        raise ModelError(f"{what}: the hub says: {first_line(error)}") from error
     except (OSError, RuntimeError, ImportError) as error:
-        raise ModelError(no_network(f"model {hub_id}", error)) from error
+        raise ModelError(no_network(what, error)) from error
     except Exception as error:  # the hub's client raises its HTTP library's own errors
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore2"):
             raise
-        raise ModelError(no_network(f"model {hub_id}", error)) from error
+        raise ModelError(no_network(what, error)) from error
 
 
 def _fetched(hub_id: str, revision: str | None) -> Path | None:

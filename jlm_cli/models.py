@@ -147,7 +147,7 @@ def find(name: str, say: Say) -> ModelFiles:
     if path.exists():
         return _local(name, path, say)
     hub_id, _, revision = name.partition("@")
-    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+    if hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")) or hub_id.endswith("/"):
         raise ModelError(
             f"model {name}: no such file or folder, and no hub id (OWNER/NAME[@REVISION]); "
             f"the built-in model is called {TINY}"
