@@ -259,3 +259,34 @@ def test_questions_are_held_out_of_every_format(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "none.jsonl", [{"answer": "Apple."}])
     with pytest.raises(InputError, match="--hold-out: no question in this row"):
         questions_in(str(path))
+
+
+@pytest.mark.parametrize("command", ["judge", "grade", "rank"])
+def test_a_judge_teaches_by_its_records(tmp_path: Path, jlm: Jlm, command: str) -> None:
+    """What it wrote is the gold of the rows that it judged; what a person said of them is not."""
+    n_answers = {"judge": 2, "grade": 1, "rank": 3}[command]
+    rows: list[Json] = [
+        {"id": n, "question": f"Q{n}", "answers": [f"A{n}.{k}" for k in range(n_answers)]}
+        for n in range(6)
+    ]
+    rows[0]["reference"], rows[1]["gold"], rows[2]["question"] = "R", [5] * n_answers, ""
+    write_rows(tmp_path / "in.jsonl", [*rows, {"id": "bad"}])
+    more = ("--no-reference",) if command == "grade" else ()
+    assert jlm(command, "in.jsonl", "-o", "said.jsonl", "--reason", "-q", *more).code == 3
+    done = jlm("data", "said.jsonl", "-o", "set", "--validation", "0")
+    assert done.code == 0, done.err
+    said = [record for record in read_rows(tmp_path / "said.jsonl") if "error" not in record]
+    train, _ = made(tmp_path / "set")
+    train_questions = [row["question"] for row in train]
+    assert {row["question"]: row["gold"] for row in train} == {
+        record["sample"]["question"]: f"{record['text']}\n{record['reason']}" for record in said
+    }
+    assert [row.get("reference") for row in train].count("R") == int(command != "grade")
+    (left,) = read_rows(tmp_path / "set" / "left-out.jsonl")
+    assert left["code"] == "no-judgment"
+    write_rows(tmp_path / "test.jsonl", said)  # records keep their questions out, too
+    assert len(questions_in(str(tmp_path / "test.jsonl"))) == len(train_questions)
+    again = (command, "in.jsonl", "-o", "bare.jsonl", "-q", "--compact", "--limit", "6", *more)
+    assert jlm(*again).code == 0
+    refused = jlm("data", "bare.jsonl", "-o", "none")
+    assert refused.code == 2 and "field sample is missing; --compact leaves it" in refused.err

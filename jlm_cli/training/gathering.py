@@ -1,8 +1,8 @@
 """What the sources of training data give: answers of known quality, and judgments.
 
 An Answered question has several answers, each with a quality; pairs, lists and graded answers
-are drawn from it. A JudgedRow is a pair or list that somebody judged already. A row without
-either is left out by name; a teacher model that judges such rows would come in at `read_row`.
+are drawn from it. A JudgedRow is a pair or list that somebody judged already: people, or a model,
+in its records. A row without either is left out by name.
 """
 
 from __future__ import annotations
@@ -114,8 +114,26 @@ def _schema_of(source: Source, config: DataConfig) -> Schema | None:
             continue
         if _is_rated(row) and not config.field_map:
             return None
+        if _RECORDS.fields <= row.keys() and not config.field_map and config.schema == "auto":
+            return _RECORDS
         break
     return recognise(source, config.schema, config.field_map)
+
+
+def _as_taught(record: Json) -> Json:
+    """What a judge read and wrote, as a native row whose teacher it is."""
+    if "error" in record or "low-mass" in (record.get("flags") or ()):
+        raise RowError("no-judgment", "the judge said nothing that counts")
+    if not isinstance(sample := record.get("sample"), dict):
+        raise RowError("missing-field", "field sample is missing; --compact leaves it out")
+    if not isinstance(said := record.get("text"), str):
+        raise RowError("no-scores", "field text: the judge wrote no score line")
+    names_a_winner = "verdict" in record and record.get("scores") is None
+    gold = record["verdict"] if names_a_winner else f"{said}\n{record.get('reason') or ''}"
+    return {**sample, "id": record.get("id"), "gold": gold}
+
+
+_RECORDS = Schema("jlm", frozenset({"mode", "line"}), _as_taught)
 
 
 def _is_rated(row: Json) -> bool:
@@ -218,6 +236,7 @@ def questions_in(name: str) -> set[str]:
 
 def _questions_of(row: Json) -> list[str]:
     """In every format, and of MT-bench's questions the first turn; with what goes with it."""
+    row = row["sample"] if isinstance(row.get("sample"), dict) else row
     turns = row.get("turns")
     given = [row.get(name) for name in ("question", "question_body", "instruction", "prompt")]
     given += turns[:1] if isinstance(turns, list) else []
