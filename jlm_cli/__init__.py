@@ -1,3 +1,3 @@
 """jlm: a command-line judge for language-model answers."""
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"
