@@ -12,7 +12,7 @@ from jlm_cli.config import Config
 from jlm_cli.errors import InputError, UsageError
 from jlm_cli.files import check_folder, check_ordinary
 from jlm_cli.journal import begun, folder_of
-from jlm_cli.reading.source import LONGEST_LINE
+from jlm_cli.reading.source import first_fields
 from jlm_cli.records import Json
 
 MADE_WITH = "made_with"  # in the summary: all that could have changed a byte of the output
@@ -52,7 +52,7 @@ def check_output(config: Config) -> None:
     summary, twin = summary_path(output), _twin(output)
     if summary.exists() and not may_replace and made_with(summary) is None:
         raise UsageError(f"{summary}: exists, and is not a summary of jlm; choose another --output")
-    if summary.exists() and twin.is_file() and _holds_records(twin):
+    if summary.exists() and twin.is_file() and {"mode", "line"} <= first_fields(twin):
         raise UsageError(f"{summary}: is the summary of {twin}; choose another --output")
 
 
@@ -60,15 +60,6 @@ def _twin(output: Path) -> Path:
     """Another output, whose summary would have the same name."""
     bare = output.name.removesuffix(".jsonl")
     return output.with_name(bare if bare not in ("", output.name) else f"{output.name}.jsonl")
-
-
-def _holds_records(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            first = orjson.loads(file.readline(LONGEST_LINE))
-    except (OSError, orjson.JSONDecodeError):
-        return False
-    return isinstance(first, dict) and {"mode", "line"} <= first.keys()
 
 
 def _check_name(path: Path, config: Config) -> None:

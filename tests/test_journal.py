@@ -136,6 +136,16 @@ def test_another_run_is_refused_by_the_name_of_what_differs(tmp_path: Path) -> N
     assert len(Journal(tmp_path / "j").begin({**FACTS, "input": "xyz"}, discard=True)) == 0
 
 
+def killed_at(place: str, folder: Path, *words: str) -> None:
+    """`jlm judge in.jsonl` that dies where a function of the command is called."""
+    code = (
+        "import os, sys; from jlm_cli import cli, resuming, runner\n"
+        f"{place} = lambda *_: os._exit(9)\n"
+        "sys.argv = ['jlm', 'judge', 'in.jsonl', '-m', 'fake', *sys.argv[1:]]; cli.main()"
+    )
+    assert subprocess.run([sys.executable, "-c", code, *words], cwd=folder).returncode == 9
+
+
 @pytest.fixture
 def begun(tmp_path: Path, jlm: Jlm) -> Path:
     """A run of three rows that was ended by a bad plan file before it judged."""
@@ -189,13 +199,7 @@ def test_a_killed_run_goes_on_with_other_rows(tmp_path: Path, jlm: Jlm, more: li
     write_rows(tmp_path / "in.jsonl", [pair("new"), *rows[::-1]])
     done = jlm(*words)
     assert done.code == 2 and "or use --retry-errors to keep what is done of rows" in done.err
-    code = (
-        "import os, sys; from jlm_cli import cli, resuming\n"
-        "resuming._keep = lambda *_: os._exit(9)\n"
-        "sys.argv = ['jlm', 'judge', 'in.jsonl', '-o', 'out.jsonl', '-m', 'fake', "
-        "'--retry-errors']; cli.main()"
-    )
-    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 9
+    killed_at("resuming._keep", tmp_path, "-o", "out.jsonl", "--retry-errors")
     assert jlm(*words, "--retry-errors", "--swap").code == 2  # which leaves all as it is
     assert jlm(*words, "--limit", "3").code == 2
     done = jlm(*words, *more)
@@ -314,12 +318,7 @@ def test_retrying_that_was_killed_early_keeps_the_good_rows(tmp_path: Path, jlm:
     write_rows(tmp_path / "in.jsonl", [*(pair(n) for n in range(5)), {"id": 6, "question": "Q"}])
     assert jlm("judge", "in.jsonl", "-q").code == 3
     before = (tmp_path / "in.judge.jsonl").read_bytes()
-    killed = (
-        "import os, sys; from jlm_cli import cli, resuming\n"
-        "resuming._keep = lambda *_: os._exit(9)\n"
-        "sys.argv = ['jlm', 'judge', 'in.jsonl', '-m', 'fake', '-q', '--retry-errors']; cli.main()"
-    )
-    assert subprocess.run([sys.executable, "-c", killed], cwd=tmp_path).returncode == 9
+    killed_at("resuming._keep", tmp_path, "-q", "--retry-errors")
     done = jlm("judge", "in.jsonl", "--retry-errors")
     assert done.code == 3 and "going on: 5 of 6 rows are done" in done.err
     assert (tmp_path / "in.judge.jsonl").read_bytes() == before
@@ -431,11 +430,7 @@ def test_plan_tells_that_nothing_would_be_replaced(tmp_path: Path, jlm: Jlm) -> 
 def test_plan_counts_what_a_killed_run_has_done_of_other_rows(tmp_path: Path, jlm: Jlm) -> None:
     rows = [pair(n) for n in range(6)]
     write_rows(tmp_path / "in.jsonl", rows)
-    killed = (
-        "import os, sys; from jlm_cli import cli, runner; runner._sum_up = lambda *_: os._exit(9)\n"
-        "sys.argv = ['jlm', 'judge', 'in.jsonl', '-m', 'fake', '-q']; cli.main()"
-    )
-    assert subprocess.run([sys.executable, "-c", killed], cwd=tmp_path).returncode == 9
+    killed_at("runner._sum_up", tmp_path, "-q")
     (tmp_path / "in.judge.jsonl").unlink()
     write_rows(tmp_path / "in.jsonl", [pair("new"), *rows[:4]])
     again = ("judge", "in.jsonl", "--retry-errors")
@@ -708,25 +703,13 @@ def test_a_closed_output_is_told_before_anything_is_judged(
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 
-KILLED_AT_ITS_SUMMARY = (
-    "import os, sys; from jlm_cli import cli, runner; runner._sum_up = lambda *_: os._exit(9); "
-    "sys.argv = ['jlm', 'judge', 'in.jsonl', '-o', 'out.jsonl', '-m', 'fake', *sys.argv[1:]]; "
-    "cli.main()"
-)
-
-
-def killed_at_its_summary(folder: Path, *words: str) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED_AT_ITS_SUMMARY, *words], cwd=folder)
-    assert done.returncode == 9
-
-
 def test_an_output_is_never_beside_another_one_s_summary(tmp_path: Path, jlm: Jlm) -> None:
     """Else --retry-errors would take judgments of another template for those of its own."""
     write_rows(tmp_path / "in.jsonl", [pair(n) for n in range(6)])
     words = ("judge", "in.jsonl", "-o", "out.jsonl")
     brief = ("--template", "judgelm-brief", "--overwrite")
     assert jlm(*words).code == 0
-    killed_at_its_summary(tmp_path, *brief)
+    killed_at("runner._sum_up", tmp_path, "-o", "out.jsonl", *brief)
     assert not (tmp_path / "out.metrics.json").exists()
     done = jlm(*words, "--retry-errors", "--overwrite")
     assert "going on: 6 of 6" not in done.err
@@ -749,7 +732,7 @@ def test_two_outputs_that_would_share_a_summary(tmp_path: Path, jlm: Jlm) -> Non
 def test_a_run_killed_at_its_summary_goes_on_with_more_rows(tmp_path: Path, jlm: Jlm) -> None:
     rows: list[Any] = [pair(n) for n in range(6)]
     write_rows(tmp_path / "in.jsonl", rows)
-    killed_at_its_summary(tmp_path)
+    killed_at("runner._sum_up", tmp_path, "-o", "out.jsonl")
     write_rows(tmp_path / "in.jsonl", [*rows, pair(7), pair(8)])
     words = ("judge", "in.jsonl", "-o", "out.jsonl")
     assert jlm(*words).code == 2

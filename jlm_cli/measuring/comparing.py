@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from jlm_cli.errors import InputError
@@ -27,7 +26,7 @@ from jlm_cli.metrics import (
     occurrences,
     questions_with,
 )
-from jlm_cli.reading.source import LONGEST_LINE
+from jlm_cli.reading.source import first_fields
 from jlm_cli.records import VERDICTS, Json, dump
 
 
@@ -233,14 +232,7 @@ def disagreements(aligned: Aligned) -> Iterator[bytes]:
 
 def holds_disagreements(path: Path) -> bool:
     """Whether the first line of a file is one of these; an empty one is of judges that agree."""
-    try:
-        with path.open("rb") as file:
-            if not (line := file.readline(LONGEST_LINE)):
-                return True
-            first = orjson.loads(line)
-    except (OSError, orjson.JSONDecodeError):
-        return False
-    return isinstance(first, dict) and {"distance", "judges", "sample"} <= first.keys()
+    return not path.stat().st_size or {"distance", "judges", "sample"} <= first_fields(path)
 
 
 def _disagreement(aligned: Aligned, place: int, distance: float, gold: int) -> Json:

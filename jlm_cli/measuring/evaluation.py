@@ -77,8 +77,9 @@ def check(config: MetricsConfig) -> None:
         check_folder(output)
         if any(output.resolve() == path.resolve() for path in inputs):
             raise UsageError(f"{output}: is an input; name another file")
-        ours = output == config.disagreements and holds_disagreements(output)
-        if output.exists() and output.suffix in ENDINGS and not ours:
+        if not (output.exists() and output.suffix in ENDINGS):
+            continue
+        if output != config.disagreements or not holds_disagreements(output):
             raise UsageError(f"{output}: exists, and looks like a file of rows; name another file")
 
 

@@ -180,6 +180,16 @@ def stem_of(path: str, endings: Sequence[str] = ENDINGS) -> str:
     return stem
 
 
+def first_fields(path: Path) -> set[str]:
+    """The fields of a file's first line; none where that is no JSON object."""
+    try:
+        with path.open("rb") as file:
+            first = orjson.loads(file.readline(LONGEST_LINE))
+    except (OSError, orjson.JSONDecodeError):
+        return set()
+    return set(first) if isinstance(first, dict) else set()
+
+
 def names_of(paths: Sequence[str], endings: Sequence[str] = ENDINGS) -> list[str]:
     """The stems of files, where those tell them apart."""
     stems = [stem_of(path, endings) for path in paths]
